@@ -1,0 +1,86 @@
+"""The one place where configuration is read: environment first, then `.env`. `.env.example` lists every variable."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class SettingsError(Exception):
+    """A variable is missing or malformed. The text is one line that names it."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_file=PROJECT / ".env", env_ignore_empty=True, extra="ignore")
+
+    # Where things listen. All of them on `host`, which is loopback unless told otherwise.
+    host: str = "127.0.0.1"
+    gateway_port: int = Field(default=8000, ge=1, le=65535)
+    postgrest_port: int = Field(default=3000, ge=1, le=65535)
+    postgres_port: int = Field(default=54329, ge=1, le=65535)
+    state_dir: Path = PROJECT / ".goldleaves"
+
+    # What the sidecar talks to. The embedded stack fills these in itself.
+    database_url: str | None = None  # the `sidecar` role
+    migration_database_url: str | None = None  # the `goldleaves_migrator` role
+    postgrest_url: str | None = None
+    postgrest_bin: Path | None = None
+    database_pool_size: int = Field(default=4, ge=1)
+
+    jwt_secret: SecretStr | None = None
+    jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
+    jwt_expiration_minutes: int = Field(default=60, ge=1)
+
+    environment: Literal["development", "production"] = "development"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    billable_routes: Annotated[tuple[str, ...], NoDecode] = (
+        "/api/v1/documents",
+        "/api/v1/cases",
+        "/api/v1/clients",
+        "/api/v1/forms",
+        "/api/v1/ai",
+        "/api/v1/search",
+    )
+    usage_rate_cents: Decimal = Field(default=Decimal(25), ge=0)
+    max_ingest_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+
+    spool_dir: Path | None = None  # default: <state_dir>/spool
+    spool_max_bytes: int = Field(default=1024**3, ge=1024**2)
+
+    @field_validator("billable_routes", mode="before")
+    @classmethod
+    def _split_on_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 32:
+            raise ValueError("must be at least 32 characters")
+        return value
+
+    def require(self, name: str) -> str:
+        """The value of an optional setting as text, or a SettingsError that names the variable."""
+        value = getattr(self, name)
+        if value is None:
+            raise SettingsError(f"{name.upper()} is not set. See .env.example.")
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def load_settings() -> Settings:
+    """Read and check the configuration. Raises SettingsError with one line for the first bad variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"][:1]).upper()
+        raise SettingsError(f"{name} is malformed: {first['msg']}. See .env.example.") from None
