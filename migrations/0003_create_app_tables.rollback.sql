@@ -1,0 +1,3 @@
+drop table app.documents;
+drop table app.cases;
+drop table app.clients;

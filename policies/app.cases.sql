@@ -1,0 +1,22 @@
+-- Cases belong to one organization. All but its billing users read them; members write; only admins and owners delete.
+alter table app.cases enable row level security;
+alter table app.cases force row level security;
+
+create policy cases_read on app.cases for select to member
+  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer'));
+
+create policy cases_insert on app.cases for insert to member
+  with check (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member'));
+
+create policy cases_update on app.cases for update to member
+  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member'))
+  with check (organization_id = tenancy.current_org());
+
+create policy cases_delete on app.cases for delete to member
+  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+
+create policy cases_staff on app.cases for select to platform_admin using (true);
+
+grant select, delete on app.cases to member;
+grant insert (id, client_id, title, status), update (client_id, title, status) on app.cases to member;
+grant select on app.cases to platform_admin;

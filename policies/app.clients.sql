@@ -1,0 +1,22 @@
+-- Clients belong to one organization. All but its billing users read them; members write; only admins and owners delete.
+alter table app.clients enable row level security;
+alter table app.clients force row level security;
+
+create policy clients_read on app.clients for select to member
+  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer'));
+
+create policy clients_insert on app.clients for insert to member
+  with check (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member'));
+
+create policy clients_update on app.clients for update to member
+  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member'))
+  with check (organization_id = tenancy.current_org());
+
+create policy clients_delete on app.clients for delete to member
+  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+
+create policy clients_staff on app.clients for select to platform_admin using (true);
+
+grant select, delete on app.clients to member;
+grant insert (id, name, email), update (name, email) on app.clients to member;
+grant select on app.clients to platform_admin;

@@ -1,0 +1,22 @@
+-- Documents belong to one organization. All but its billing users read them; members write; only admins and owners delete.
+alter table app.documents enable row level security;
+alter table app.documents force row level security;
+
+create policy documents_read on app.documents for select to member
+  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer'));
+
+create policy documents_insert on app.documents for insert to member
+  with check (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member'));
+
+create policy documents_update on app.documents for update to member
+  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member'))
+  with check (organization_id = tenancy.current_org());
+
+create policy documents_delete on app.documents for delete to member
+  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+
+create policy documents_staff on app.documents for select to platform_admin using (true);
+
+grant select, delete on app.documents to member;
+grant insert (id, case_id, title, size_bytes, status, storage_key), update (case_id, title, size_bytes, status, storage_key) on app.documents to member;
+grant select on app.documents to platform_admin;

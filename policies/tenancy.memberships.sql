@@ -1,0 +1,39 @@
+-- Memberships. Everybody sees who belongs to the organization, and their own memberships elsewhere. Owners and admins add
+-- people and change roles, admins no owners; owners remove. Nobody changes their own, so an owner always remains.
+alter table tenancy.memberships enable row level security;
+alter table tenancy.memberships force row level security;
+
+create policy memberships_read on tenancy.memberships for select to member
+  using (organization_id = tenancy.current_org() or user_id = tenancy.current_user_id());
+
+create policy memberships_insert on tenancy.memberships for insert to member
+  with check (
+    organization_id = tenancy.current_org()
+    and (tenancy.current_role_in('owner') or (tenancy.current_role_in('admin') and role <> 'owner'))
+  );
+
+create policy memberships_update on tenancy.memberships for update to member
+  using (
+    organization_id = tenancy.current_org()
+    and user_id <> tenancy.current_user_id()
+    and (tenancy.current_role_in('owner') or (tenancy.current_role_in('admin') and role <> 'owner'))
+  )
+  with check (
+    organization_id = tenancy.current_org()
+    and (tenancy.current_role_in('owner') or (tenancy.current_role_in('admin') and role <> 'owner'))
+  );
+
+create policy memberships_delete on tenancy.memberships for delete to member
+  using (
+    organization_id = tenancy.current_org()
+    and user_id <> tenancy.current_user_id()
+    and tenancy.current_role_in('owner')
+  );
+
+create policy memberships_staff on tenancy.memberships for select to platform_admin using (true);
+create policy memberships_kernel on tenancy.memberships to goldleaves_kernel using (true) with check (true);
+
+grant select, delete on tenancy.memberships to member;
+grant insert (user_id, role), update (role) on tenancy.memberships to member;
+grant select on tenancy.memberships to platform_admin;
+grant select, insert on tenancy.memberships to goldleaves_kernel;

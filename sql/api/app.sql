@@ -1,0 +1,26 @@
+-- The tenant's own tables. organization_id fills itself from the tenant context.
+create view api.clients with (security_invoker) as
+select id, organization_id, name, email, created_by, created_at
+from app.clients;
+
+create view api.cases with (security_invoker) as
+select id, organization_id, client_id, title, status, created_by, created_at
+from app.cases;
+
+create view api.documents with (security_invoker) as
+select id, organization_id, case_id, title, size_bytes, status, storage_key, created_by, created_at
+from app.documents;
+
+comment on view api.clients is 'The people and firms that the organization works for.';
+comment on view api.cases is 'Matters of a client. status: open or closed.';
+comment on view api.documents is 'Documents of a case. Inserting one records doc.upload, its status becoming processed records doc.processed.';
+comment on column api.documents.size_bytes is 'Size of the stored file in bytes.';
+comment on column api.documents.status is 'uploaded, processing, processed or failed.';
+comment on column api.documents.storage_key is 'Where the file lies in the object store.';
+
+grant select, delete on api.clients, api.cases, api.documents to member;
+grant insert (id, name, email), update (name, email) on api.clients to member;
+grant insert (id, client_id, title, status), update (client_id, title, status) on api.cases to member;
+grant insert (id, case_id, title, size_bytes, status, storage_key),
+  update (case_id, title, size_bytes, status, storage_key) on api.documents to member;
+grant select on api.clients, api.cases, api.documents to platform_admin;

@@ -1,0 +1,86 @@
+-- Periods and invoices, and what the provider's staff does to them.
+create view api.billing_periods with (security_invoker) as
+select
+  organization_id,
+  period_start,
+  period_end,
+  timezone,
+  (period_start at time zone timezone)::date as start_date,
+  (period_end at time zone timezone)::date as end_date,
+  status,
+  finalized_at
+from billing.billing_periods;
+
+comment on view api.billing_periods is 'Billing periods, half-open: period_start belongs to it, period_end to the next one.';
+comment on column api.billing_periods.start_date is 'First day in the organization''s timezone: what usage_summary and finalize_period take.';
+comment on column api.billing_periods.end_date is 'First day of the next period.';
+comment on column api.billing_periods.status is 'open, or finalized: nothing in it can change again.';
+
+create view api.invoices with (security_invoker) as
+select id, organization_id, number, period_start, period_end, currency, total_cents, issued_at
+from billing.invoices;
+
+comment on view api.invoices is 'One invoice a finalized period. total_cents is the sum of its lines.';
+comment on column api.invoices.number is 'Without gaps in the organization and year.';
+comment on column api.invoices.total_cents is 'In minor units of currency.';
+
+create view api.invoice_lines with (security_invoker) as
+select invoice_id, organization_id, line_number, meter_code as meter, description, unit, events, quantity, unit_amount_cents, amount_cents
+from billing.invoice_lines;
+
+comment on view api.invoice_lines is 'Lines of invoices, one a meter. amount_cents is quantity times unit_amount_cents, rounded once, half away from zero.';
+
+grant select on api.billing_periods, api.invoices, api.invoice_lines to member, platform_admin;
+
+-- EXECUTE goes to everybody with a token, so that the refusal is a clear 403 that says which role is needed.
+create function api.require_platform_admin()
+returns void
+language plpgsql
+stable
+as $$
+begin
+  if current_user <> 'platform_admin' then
+    raise exception using
+      errcode = 'PT403',
+      message = 'ROLE_REQUIRED: only platform_admin closes billing periods',
+      hint = 'Owners and admins read usage_summary, invoices and billing_periods.';
+  end if;
+  perform billing.require_organization();
+end;
+$$;
+
+create function api.finalize_period(period_start date)
+returns api.invoices
+language plpgsql
+volatile
+as $$
+declare
+  v_invoice api.invoices;
+begin
+  perform api.require_platform_admin();
+  select i.id, i.organization_id, i.number, i.period_start, i.period_end, i.currency, i.total_cents, i.issued_at
+  into v_invoice
+  from billing.finalize_period(tenancy.current_org(), finalize_period.period_start) i;
+  return v_invoice;
+end;
+$$;
+
+comment on function api.finalize_period(date) is
+  'Closes the period that starts on that day for the organization of X-Organization-ID and returns its invoice; called again it returns the same one. For platform_admin. Errors: ROLE_REQUIRED (403), PERIOD_NOT_ENDED (409), PERIOD_NOT_FOUND (404), PERIOD_BUSY (503).';
+
+create function api.recalculate_period(period_start date)
+returns table (meter text, unit text, events bigint, quantity numeric, unit_amount_cents numeric, amount_cents numeric)
+language plpgsql
+volatile
+as $$
+begin
+  perform api.require_platform_admin();
+  return query select * from billing.recalculate_period(tenancy.current_org(), recalculate_period.period_start);
+end;
+$$;
+
+comment on function api.recalculate_period(date) is
+  'Rates an open period anew and returns a row a meter; it stores nothing. For platform_admin. Errors: ROLE_REQUIRED (403), BILLING_PERIOD_LOCKED (409) when the period is finalized.';
+
+grant execute on function api.require_platform_admin(), api.finalize_period(date), api.recalculate_period(date)
+  to member, service, platform_admin;

@@ -1,0 +1,22 @@
+-- Organizations and who belongs to them. These two show all of the caller's, not only the current one.
+create view api.organizations with (security_invoker) as
+select id, kind, name, slug, plan, billing_timezone, billing_anchor_day, currency, billing_start_at, created_at
+from tenancy.organizations;
+
+comment on view api.organizations is 'The organizations you are a member of. Owners and admins may rename theirs (the current one).';
+comment on column api.organizations.slug is 'Unique short name; X-Organization-ID takes it as well as the id.';
+comment on column api.organizations.billing_timezone is 'IANA timezone in which the organization''s billing periods begin and end.';
+comment on column api.organizations.billing_anchor_day is 'Day of the month on which periods begin; 31 means the last day of a shorter month.';
+comment on column api.organizations.billing_start_at is 'Since when the organization pays; null means always.';
+
+create view api.memberships with (security_invoker) as
+select organization_id, user_id, role, created_at
+from tenancy.memberships;
+
+comment on view api.memberships is 'Who belongs to the current organization with which role, and your own memberships elsewhere.';
+comment on column api.memberships.role is 'owner, admin, member, viewer or billing.';
+
+grant select, delete on api.organizations, api.memberships to member;
+grant update (name) on api.organizations to member;
+grant insert (user_id, role), update (role) on api.memberships to member;
+grant select on api.organizations, api.memberships to platform_admin;

@@ -1,0 +1,16 @@
+-- USAGE_RATE_CENTS only seeds: a price that exists stays as it is. Runs as the migrator, with every migration run.
+create or replace function billing.seed_prices(p_unit_amount_cents numeric)
+returns void
+language sql
+volatile
+security definer
+set search_path = ''
+as $$
+  insert into billing.prices (meter_code, currency, effective_from, unit_amount_cents)
+  select m.code, 'usd', timestamptz '2000-01-01 00:00+00', p_unit_amount_cents
+  from metering.meters m
+  where m.code in ('api.request', 'doc.upload', 'doc.processed')
+  on conflict do nothing
+$$;
+
+alter function billing.seed_prices(numeric) owner to goldleaves_kernel;

@@ -1,0 +1,134 @@
+-- Tenant context. Each transaction of a tenant begins with tenancy.enter(): it finds out who asks, for which organization and
+-- with which role, and writes that into settings of this transaction, which the policies compare. One lookup, nothing cached.
+
+create or replace function tenancy.is_uuid(p_text text)
+returns boolean
+language sql
+immutable
+parallel safe
+as $$ select p_text ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' $$;
+
+-- `set local` and not set_config: Citus forwards the first to its workers. Every setting is written each time, so that nothing
+-- that leaked into a pooled connection can survive.
+create or replace function tenancy.set_context(
+  p_organization_id uuid, p_user_id uuid, p_role text, p_request_id text, p_my_organizations uuid[] default '{}'
+)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+  execute format('set local app.current_org = %L', coalesce(p_organization_id::text, ''));
+  execute format('set local app.current_user_id = %L', coalesce(p_user_id::text, ''));
+  execute format('set local app.current_org_role = %L', coalesce(p_role, ''));
+  execute format('set local app.request_id = %L', coalesce(p_request_id, ''));
+  execute format('set local app.my_organizations = %L', p_my_organizations::text);
+  set local app.rls_enabled = 'true';
+end;
+$$;
+
+-- p_organization is what the client asked for (UUID or slug), or null for the user's default.
+-- p_scope: 'organization' needs one; 'person' is for what belongs to the caller as a person (their list of organizations);
+-- 'sign_in' may also be called by somebody who is not known yet.
+create or replace function tenancy.enter(
+  p_subject text, p_role text, p_organization text, p_request_id text, p_scope text default 'organization'
+)
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = ''
+as $$
+declare
+  v_user_id uuid;
+  v_default_id uuid;
+  v_organization_id uuid;
+  v_role text;
+  v_mine uuid[] := '{}';
+begin
+  if p_role = 'anon' then
+    perform tenancy.set_context(null, null, null, p_request_id);
+    return;
+  end if;
+
+  if p_role in ('service', 'platform_admin') then
+    if p_organization is not null then
+      select o.id into v_organization_id
+      from tenancy.organizations o
+      where case when tenancy.is_uuid(p_organization) then o.id = p_organization::uuid else o.slug = p_organization end;
+      if v_organization_id is null then
+        raise exception using
+          errcode = 'PT404',
+          message = format('ORGANIZATION_NOT_FOUND: there is no organization %s', left(p_organization, 80)),
+          hint = 'X-Organization-ID takes the id or the slug of an organization.';
+      end if;
+    end if;
+    perform tenancy.set_context(v_organization_id, null, null, p_request_id);
+    return;
+  end if;
+
+  if p_role is distinct from 'member' or nullif(p_subject, '') is null then
+    raise exception using
+      errcode = 'PT401',
+      message = 'INVALID_TOKEN: the token names no subject',
+      hint = 'A member''s JWT needs the claims sub and role.';
+  end if;
+
+  select u.id, u.default_organization_id into v_user_id, v_default_id
+  from tenancy.users u
+  where u.subject = p_subject;
+
+  if v_user_id is null then
+    if p_scope = 'sign_in' then
+      perform tenancy.set_context(null, null, null, p_request_id);
+      return;
+    end if;
+    raise exception using
+      errcode = 'PT403',
+      message = 'USER_NOT_PROVISIONED: this subject has not signed in yet',
+      hint = 'POST /rpc/sign_in once, or come through the gateway, which does it for you.';
+  end if;
+
+  if p_scope <> 'organization' then
+    select coalesce(array_agg(m.organization_id), '{}') into v_mine
+    from tenancy.memberships m
+    where m.user_id = v_user_id;
+  end if;
+
+  if p_organization is null then
+    select m.organization_id, m.role into v_organization_id, v_role
+    from tenancy.memberships m
+    where m.organization_id = v_default_id and m.user_id = v_user_id;
+  elsif tenancy.is_uuid(p_organization) then
+    select m.organization_id, m.role into v_organization_id, v_role
+    from tenancy.memberships m
+    where m.organization_id = p_organization::uuid and m.user_id = v_user_id;
+  else
+    select m.organization_id, m.role into v_organization_id, v_role
+    from tenancy.memberships m
+    join tenancy.organizations o on o.id = m.organization_id
+    where o.slug = p_organization and m.user_id = v_user_id;
+  end if;
+
+  if v_organization_id is null and p_organization is not null then
+    raise exception using
+      errcode = 'PT403',
+      message = format('NOT_A_MEMBER: you are not a member of organization %s', left(p_organization, 80)),
+      hint = 'GET /organizations lists yours.';
+  end if;
+
+  if v_organization_id is null and p_scope = 'organization' then
+    raise exception using
+      errcode = 'PT400',
+      message = 'ORGANIZATION_REQUIRED: no organization was chosen and you have no default one',
+      hint = 'Send X-Organization-ID (id or slug), or a token with the claim org_id.';
+  end if;
+
+  perform tenancy.set_context(v_organization_id, v_user_id, v_role, p_request_id, v_mine);
+end;
+$$;
+
+alter function tenancy.set_context(uuid, uuid, text, text, uuid[]) owner to goldleaves_kernel;
+alter function tenancy.enter(text, text, text, text, text) owner to goldleaves_kernel;
+grant execute on function tenancy.is_uuid(text) to goldleaves_kernel;

@@ -1,0 +1,32 @@
+-- What PostgREST runs first in each transaction (db-pre-request). It reads the claims of the token that PostgREST has verified
+-- and takes nothing from the caller but the organization's name. It is not in schema api, so that nobody calls it as an RPC.
+create or replace function tenancy.pre_request()
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = ''
+as $$
+declare
+  v_claims jsonb := coalesce(nullif(current_setting('request.jwt.claims', true), ''), '{}')::jsonb;
+  v_headers jsonb := coalesce(nullif(current_setting('request.headers', true), ''), '{}')::jsonb;
+  v_path text := coalesce(current_setting('request.path', true), '');
+  v_request_id text := v_headers ->> 'x-request-id';
+begin
+  perform tenancy.enter(
+    p_subject => v_claims ->> 'sub',
+    -- The role that PostgREST has switched to, not what the claim says it is.
+    p_role => current_setting('role', true),
+    p_organization => coalesce(nullif(btrim(v_headers ->> 'x-organization-id'), ''), nullif(v_claims ->> 'org_id', '')),
+    p_request_id => case when v_request_id ~ '^[A-Za-z0-9._:-]{1,128}$' then v_request_id end,
+    p_scope => case
+      when v_path = '/rpc/sign_in' then 'sign_in'
+      when v_path in ('/organizations', '/memberships', '/rpc/create_organization', '/rpc/health', '/') then 'person'
+      else 'organization'
+    end
+  );
+end;
+$$;
+
+alter function tenancy.pre_request() owner to goldleaves_kernel;
+grant execute on function tenancy.pre_request() to anon, member, service, platform_admin;

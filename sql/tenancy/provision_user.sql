@@ -1,0 +1,152 @@
+-- People come with a token of the identity provider. The first time one is seen, they get a user and a personal organization.
+
+create or replace function tenancy.slugify(p_text text)
+returns text
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select coalesce(nullif(btrim(left(regexp_replace(lower(p_text), '[^a-z0-9]+', '-', 'g'), 40), '-'), ''), 'personal')
+$$;
+
+-- Safe to call at the same moment from many connections: one of them makes the user, the others wait for it and find it.
+create or replace function tenancy.provision_user(p_subject text, p_email text)
+returns uuid
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_user_id uuid;
+  v_organization_id uuid;
+  v_name text := coalesce(nullif(split_part(p_email, '@', 1), ''), 'personal');
+  v_slug text := tenancy.slugify(coalesce(nullif(split_part(p_email, '@', 1), ''), 'personal'));
+begin
+  select id into v_user_id from tenancy.users where subject = p_subject;
+  if v_user_id is not null then
+    return v_user_id;
+  end if;
+
+  insert into tenancy.users (subject, email) values (p_subject, p_email)
+  on conflict (subject) do nothing
+  returning id into v_user_id;
+  if v_user_id is null then
+    select id into strict v_user_id from tenancy.users where subject = p_subject;
+    return v_user_id;
+  end if;
+
+  loop
+    insert into tenancy.organizations (kind, name, slug, owner_user_id)
+    values ('personal', left(v_name, 200), v_slug, v_user_id)
+    on conflict (slug) do nothing
+    returning id into v_organization_id;
+    exit when v_organization_id is not null;
+    v_slug := tenancy.slugify(v_name) || '-' || left(replace(gen_random_uuid()::text, '-', ''), 6);
+  end loop;
+
+  insert into tenancy.memberships (organization_id, user_id, role) values (v_organization_id, v_user_id, 'owner');
+  update tenancy.users set default_organization_id = v_organization_id where id = v_user_id;
+  return v_user_id;
+end;
+$$;
+
+-- The gateway asks who and for whom before it forwards a request, so that usage is recorded for the organization that
+-- PostgREST will use. It learns no organization that the person is not a member of.
+create or replace function tenancy.identify(p_subject text, p_email text, p_role text, p_organization text)
+returns table (user_id uuid, organization_id uuid)
+language plpgsql
+volatile
+security definer
+set search_path = ''
+as $$
+declare
+  v_user_id uuid;
+begin
+  if p_role in ('service', 'platform_admin') then
+    return query
+      select null::uuid, (
+        select o.id
+        from tenancy.organizations o
+        where case when tenancy.is_uuid(p_organization) then o.id = p_organization::uuid else o.slug = p_organization end
+      );
+    return;
+  end if;
+
+  if p_role is distinct from 'member' or nullif(p_subject, '') is null or length(p_subject) > 255 then
+    raise exception using
+      errcode = 'PT401',
+      message = 'INVALID_TOKEN: a member''s token needs a subject of at most 255 characters';
+  end if;
+
+  v_user_id := tenancy.provision_user(p_subject, p_email);
+  return query
+    select v_user_id, (
+      select m.organization_id
+      from tenancy.memberships m
+      join tenancy.organizations o on o.id = m.organization_id
+      where m.user_id = v_user_id
+        and case
+          when p_organization is null then o.id = (select u.default_organization_id from tenancy.users u where u.id = v_user_id)
+          when tenancy.is_uuid(p_organization) then o.id = p_organization::uuid
+          else o.slug = p_organization
+        end
+    );
+end;
+$$;
+
+-- Returns who the caller is now, and makes them known the first time.
+create or replace function tenancy.sign_in()
+returns jsonb
+language plpgsql
+volatile
+security definer
+set search_path = ''
+as $$
+declare
+  v_claims jsonb := coalesce(nullif(current_setting('request.jwt.claims', true), ''), '{}')::jsonb;
+  v_subject text := v_claims ->> 'sub';
+  v_user_id uuid;
+begin
+  if current_setting('role', true) is distinct from 'member' or nullif(v_subject, '') is null then
+    raise exception using
+      errcode = 'PT403',
+      message = 'ROLE_REQUIRED: only people sign in, with a token of role member';
+  end if;
+  if length(v_subject) > 255 then
+    raise exception using
+      errcode = 'PT401',
+      message = 'INVALID_TOKEN: a member''s token needs a subject of at most 255 characters';
+  end if;
+
+  v_user_id := tenancy.provision_user(v_subject, v_claims ->> 'email');
+  update tenancy.users u
+  set email = v_claims ->> 'email'
+  where u.id = v_user_id
+    and v_claims ->> 'email' is not null
+    and u.email is distinct from v_claims ->> 'email';
+
+  return (
+    select jsonb_build_object(
+      'user_id', u.id,
+      'email', u.email,
+      'default_organization_id', u.default_organization_id,
+      'organizations', (
+        select coalesce(jsonb_agg(jsonb_build_object('id', o.id, 'slug', o.slug, 'name', o.name, 'role', m.role) order by o.created_at), '[]')
+        from tenancy.memberships m
+        join tenancy.organizations o on o.id = m.organization_id
+        where m.user_id = u.id
+      )
+    )
+    from tenancy.users u
+    where u.id = v_user_id
+  );
+end;
+$$;
+
+alter function tenancy.provision_user(text, text) owner to goldleaves_kernel;
+alter function tenancy.identify(text, text, text, text) owner to goldleaves_kernel;
+alter function tenancy.sign_in() owner to goldleaves_kernel;
+grant execute on function tenancy.slugify(text) to goldleaves_kernel;
+grant execute on function tenancy.identify(text, text, text, text) to sidecar;
+grant execute on function tenancy.sign_in() to member, service, platform_admin;
