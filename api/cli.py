@@ -1,0 +1,227 @@
+"""The `goldleaves` command. A mistake of its user ends in one line on stderr and exit code 1, never in a traceback."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import wraps
+from types import FrameType
+from typing import Annotated, ParamSpec, TypeVar
+
+import psycopg
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from api import migrations
+from api.release import MigrationError
+from api.settings import Settings, SettingsError, load_settings
+from api.stack import Stack, StackError
+from api.stack.progress import Progress
+from api.tokens import Role, mint_token
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""Goldleaves: usage metering and billing inside Postgres.
+
+    A first look:  [bold]goldleaves demo[/bold]
+
+    To work with it:  [bold]goldleaves up[/bold], then [bold]goldleaves token --sub ann[/bold], then send requests to
+    http://127.0.0.1:8000/api/v1/…  Every setting is an environment variable or a line in .env; see .env.example.""",
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what can go wrong outside the program into one line and exit code 1."""
+
+    @wraps(command)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return command(*arguments, **options)
+        except (StackError, SettingsError, MigrationError) as error:
+            text = str(error)
+        except psycopg.Error as error:
+            text = str(error).strip() or type(error).__name__
+        except OSError as error:
+            text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+    return run
+
+
+@app.command()
+@explain_errors
+def up() -> None:
+    """Start the stack and leave it running: Postgres, PostgREST and the sidecar.
+
+    What runs already stays; what was killed is started again; the database is migrated. The data outlives `down`.
+
+    Example:  GATEWAY_PORT=8080 goldleaves up
+    """
+    stack = _stack()
+    with _terminable():
+        endpoints, _ = stack.up()
+    console.print(f"\nGateway    {endpoints.gateway_url}/api/v1/", highlight=False)
+    console.print(f"PostgREST  {endpoints.postgrest_url}", highlight=False)
+    console.print(f"Addresses and secrets: {stack.state.stack_file}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@explain_errors
+def down() -> None:
+    """Stop the stack, every process of it. The data stays.
+
+    Example:  goldleaves down
+    """
+    if not _stack().down():
+        console.print("Nothing was running.")
+
+
+@app.command()
+@explain_errors
+def demo() -> None:
+    """Play one metered month against the real stack, as a short story.
+
+    Starts the stack when it is not running, and then stops it at the end.
+
+    Example:  goldleaves demo
+    """
+    from api.demo import play
+
+    with _terminable(), _stack().borrowed() as endpoints:
+        play(console, endpoints)
+
+
+@app.command()
+@explain_errors
+def migrate() -> None:
+    """Bring the database up to date: migrations, then sql/ and policies/.
+
+    Migrates MIGRATION_DATABASE_URL (as goldleaves_migrator) when that is set, else the running embedded stack.
+
+    Example:  MIGRATION_DATABASE_URL=postgresql://goldleaves_migrator:…@db/goldleaves goldleaves migrate
+    """
+    settings = load_settings()
+    console.print(str(migrations.migrate(_migration_url(settings), settings)), highlight=False)
+
+
+@app.command()
+@explain_errors
+def rollback(
+    to: Annotated[str | None, typer.Option(metavar="ID", help="Undo every migration after this one.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Undo every migration: an empty database.")] = False,
+) -> None:
+    """Undo migrations. The tables they made go, and the data in them.
+
+    Example:  goldleaves rollback --to 0003
+    """
+    if (to is not None) == everything:
+        raise SettingsError("Say how far: --to ID (that migration stays), or --all.")
+    settings = load_settings()
+    console.print(str(migrations.rollback(_migration_url(settings), settings, to)), highlight=False)
+
+
+@app.command()
+@explain_errors
+def token(
+    sub: Annotated[str, typer.Option(metavar="SUBJECT", help="Who: the identity provider's id, any text.")],
+    email: Annotated[str | None, typer.Option(help="Names the personal organization of a new user.")] = None,
+    org: Annotated[str | None, typer.Option(metavar="ID", help="Organization (UUID or slug) to act in.")] = None,
+    role: Annotated[Role, typer.Option(help="What the token may do.")] = "member",
+    minutes: Annotated[int | None, typer.Option(min=1, help="Valid for; JWT_EXPIRATION_MINUTES by default.")] = None,
+) -> None:
+    """Print a JWT that the running stack accepts, and nothing else.
+
+    Example:  curl -H "Authorization: Bearer $(goldleaves token --sub ann --email ann@example.com)" http://127.0.0.1:8000/api/v1/cases
+    """
+    settings = load_settings()
+    secret = Stack(settings).jwt_secret()
+    if secret is None:
+        raise SettingsError("JWT_SECRET is not set, and no stack has made one yet. Run `goldleaves up` first.")
+    lifetime = timedelta(minutes=minutes or settings.jwt_expiration_minutes)
+    typer.echo(
+        mint_token(
+            secret,
+            sub,
+            role=role,
+            email=email,
+            organization=org,
+            lifetime=lifetime,
+            algorithm=settings.jwt_algorithm,
+        )
+    )
+
+
+@app.command()
+@explain_errors
+def status() -> None:
+    """Show what runs and how it is. Exit code 1 when a part is down.
+
+    Example:  goldleaves status
+    """
+    stack = _stack()
+    parts = stack.status()
+    table = Table("part", "state", "pid", "url", box=None, pad_edge=False, header_style="bold")
+    for part in parts:
+        state = "[green]running[/green]" if part.pid else "[red]down[/red]"
+        table.add_row(part.name, state, str(part.pid or "-"), part.url)
+    console.print(table)
+    health = _health(stack.settings)
+    if health is not None:
+        console.print_json(json.dumps(health))
+    if health is None or not all(part.pid for part in parts):
+        raise typer.Exit(1)
+
+
+def _stack() -> Stack:
+    return Stack(load_settings(), Progress(console))
+
+
+def _migration_url(settings: Settings) -> str:
+    if settings.migration_database_url is not None:
+        return settings.migration_database_url
+    url = Stack(settings).migration_url()
+    if url is None:
+        raise SettingsError("MIGRATION_DATABASE_URL is not set, and there is no stack here. Run `goldleaves up` first.")
+    return url
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind the block like Ctrl-C does, so that what it started is stopped."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _health(settings: Settings) -> object | None:
+    """What the sidecar says of itself and the others, also when it is not well. None when it does not answer."""
+    connection = http.client.HTTPConnection(settings.host, settings.gateway_port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        body: object = json.loads(connection.getresponse().read())
+        return body
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()

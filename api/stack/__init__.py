@@ -1,0 +1,9 @@
+"""The embedded stack: Postgres, PostgREST and the sidecar as local processes, for trying, developing and testing.
+
+In production each of them is a container or a service of its own. Only the command, the demo and the tests import this.
+"""
+
+from api.stack.endpoints import Endpoints, StackError
+from api.stack.stack import PartStatus, Stack
+
+__all__ = ["Endpoints", "PartStatus", "Stack", "StackError"]

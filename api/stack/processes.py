@@ -1,0 +1,276 @@
+"""Start, find and stop the stack's processes. They outlive the command that started them; no stranger is ever killed.
+
+A process is ours when its record names its pid *and* its start time (pids are reused), or when it carries our mark: a
+variable in its environment. Postgres overwrites its environment; there the mark is the data directory it works in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+from api.stack.endpoints import StackError, url_host
+from api.stack.state import StateDir, write_private
+
+MARK = "GOLDLEAVES_PART"
+POLL_SECONDS = 0.03
+LOG_LINES_SHOWN = 15
+
+# Start times are computed from the wall clock, which may be adjusted while a process lives.
+START_TIME_TOLERANCE = 5.0
+
+# What a part is asked to do, and for how many seconds, before it is killed. SIGINT is Postgres' "fast" shutdown.
+STOP_SIGNALS: Mapping[str, Sequence[tuple[signal.Signals, float]]] = {
+    "postgres": ((signal.SIGINT, 30), (signal.SIGQUIT, 5)),
+    "postgrest": ((signal.SIGTERM, 5),),
+    "sidecar": ((signal.SIGTERM, 15),),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of the stack, and how to tell that it serves."""
+
+    name: str
+    title: str
+    port_setting: str
+    host: str
+    port: int
+    command: tuple[str, ...]
+    is_ready: Callable[[], bool]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    directory: Path = Path("/")
+    user: str | None = None
+    ready_within: float = 30.0
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the part's configuration, so that `up` restarts what was started with another one."""
+        what = json.dumps([self.command, sorted(self.environment.items())])
+        return hashlib.sha256(what.encode()).hexdigest()
+
+
+def start(part: Part, state: StateDir) -> psutil.Process:
+    """Start the part in a session of its own, its output appended to its log, and write its record."""
+    log = state.log(part.name)
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        log_offset = output.tell()
+        child = subprocess.Popen(  # noqa: S603 - the command is built by this package
+            part.command,
+            cwd=part.directory,
+            env=_inherited() | dict(part.environment) | {MARK: _mark(state, part.name)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            user=part.user,
+            group=part.user,
+            extra_groups=None if part.user is None else [],
+        )
+    child.returncode = 0  # disown it: it is to outlive us, and psutil waits for it from here on
+    process = psutil.Process(child.pid)
+    remember(part, process, state, log_offset)
+    return process
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `run/<part>.json` holds. `log_offset` is where the output of this start begins in the log."""
+
+    pid: int
+    create_time: float
+    fingerprint: str
+    log_offset: int
+
+    @classmethod
+    def read(cls, name: str, state: StateDir) -> Record | None:
+        try:
+            return cls(**json.loads(state.record(name).read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+
+def remember(part: Part, process: psutil.Process, state: StateDir, log_offset: int = 0) -> None:
+    path = state.record(part.name)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(path, asdict(Record(process.pid, process.create_time(), part.fingerprint, log_offset)))
+
+
+def find(name: str, state: StateDir) -> psutil.Process | None:
+    """The part's running main process."""
+    record = Record.read(name, state)
+    process = _alive(record.pid) if record else None
+    if record and process:
+        if abs(process.create_time() - record.create_time) < START_TIME_TOLERANCE:
+            return process
+    return _find_postmaster(state) if name == "postgres" else None
+
+
+def is_current(part: Part, state: StateDir) -> bool:
+    """Whether the running part was started with the configuration it would be given now."""
+    record = Record.read(part.name, state)
+    return record is not None and record.fingerprint == part.fingerprint
+
+
+def wait_until_ready(part: Part, process: psutil.Process, state: StateDir) -> None:
+    """Poll until the part serves. Raises StackError with the end of its log when it died or does not get there."""
+    deadline = time.monotonic() + part.ready_within
+    while True:
+        if not is_running(process):
+            raise StackError(f"{part.title} stopped while starting.\n{_log_end(part.name, state)}")
+        if part.is_ready():
+            return
+        if time.monotonic() > deadline:
+            raise StackError(
+                f"{part.title} was not ready within {part.ready_within:.0f} s.\n{_log_end(part.name, state)}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def stop(name: str, state: StateDir) -> None:
+    """Stop the part with everything it started."""
+    main = find(name, state)
+    if main is not None:
+        for number, seconds in STOP_SIGNALS[name]:
+            _signal(main, number)
+            if _wait(main, seconds):
+                break
+    # Whoever is left lost its parent to a kill, or hangs. Postgres' backends take SIGTERM as a polite request too.
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        left = [process for process in members(name, state) if is_running(process)]
+        for process in left:
+            _signal(process, number)
+        deadline = time.monotonic() + 5
+        for process in left:
+            _wait(process, deadline - time.monotonic())
+    state.record(name).unlink(missing_ok=True)
+
+
+def members(name: str, state: StateDir) -> list[psutil.Process]:
+    """Every live process of the part, also those whose parent was killed."""
+    ours = _runs_in(state.data) if name == "postgres" else _carries(_mark(state, name))
+    return [process for process in psutil.process_iter() if process.pid != os.getpid() and ours(process)]
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether it runs. A zombie does not: it only waits for a parent to take note."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def require_free_port(part: Part) -> None:
+    """Raise StackError naming the setting unless the part can listen on its port."""
+    host = url_host(part.host).strip("[]") if part.host == "*" else part.host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, part.port))
+        except OSError as error:
+            if error.errno in (98, 48):  # EADDRINUSE on Linux and macOS
+                problem = f"{part.port_setting} {part.port} is taken; set {part.port_setting} to a free port."
+            else:
+                problem = f"Cannot listen on {host}, {part.port_setting} {part.port}: {error.strerror}."
+            raise StackError(problem) from None
+
+
+def answers_ok(host: str, port: int, path: str) -> bool:
+    """Whether GET answers 200. Goes round any proxy that the environment names."""
+    connection = http.client.HTTPConnection(url_host(host).strip("[]"), port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without libpq's variables, which would redirect what the parts connect to."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+
+
+def _mark(state: StateDir, name: str) -> str:
+    return f"{state.root.resolve()}:{name}"
+
+
+def _carries(mark: str) -> Callable[[psutil.Process], bool]:
+    def check(process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == mark
+        except (psutil.Error, OSError):
+            return False
+
+    return check
+
+
+def _runs_in(data: Path) -> Callable[[psutil.Process], bool]:
+    directory = str(data.resolve())
+
+    def check(process: psutil.Process) -> bool:
+        try:
+            return process.name().startswith("postgres") and process.cwd() == directory
+        except (psutil.Error, OSError):
+            return False
+
+    return check
+
+
+def _find_postmaster(state: StateDir) -> psutil.Process | None:
+    try:
+        pid = int((state.data / "postmaster.pid").read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return None
+    process = _alive(pid)
+    return process if process and _runs_in(state.data)(process) else None
+
+
+def _alive(pid: int) -> psutil.Process | None:
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+    return process if is_running(process) else None
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _wait(process: psutil.Process, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_running(process):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    with suppress(psutil.Error, OSError):
+        process.wait(timeout=0)  # a child of ours leaves the process table only once it was waited for
+    return True
+
+
+def _log_end(name: str, state: StateDir) -> str:
+    path = state.log(name)
+    record = Record.read(name, state)
+    try:
+        output = path.read_bytes()[record.log_offset if record else 0 :]
+    except OSError:
+        output = b""
+    lines = output.decode(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+    return "\n".join([*(f"  {line}" for line in lines), f"Log: {path}"])
