@@ -113,9 +113,8 @@ def find(name: str, state: StateDir) -> psutil.Process | None:
     """The part's running main process."""
     record = Record.read(name, state)
     process = _alive(record.pid) if record else None
-    if record and process:
-        if abs(process.create_time() - record.create_time) < START_TIME_TOLERANCE:
-            return process
+    if record and process and abs(process.create_time() - record.create_time) < START_TIME_TOLERANCE:
+        return process
     return _find_postmaster(state) if name == "postgres" else None
 
 
