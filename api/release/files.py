@@ -1,0 +1,57 @@
+"""The files of a release: `sql/<domain>/*.sql` and `policies/<schema>.<table>.sql`, from disk or as recorded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from api.release.errors import MigrationError
+
+API = "sql/api/"
+POLICIES = "policies/"
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Paths relative to the project, with their text. Paths sort in the order in which files run."""
+
+    files: Mapping[str, str]
+
+    @classmethod
+    def read(cls, root: Path) -> Tree:
+        """Every .sql file below sql/ and policies/. Raises MigrationError for a policy file not named after a table."""
+        found = sorted(path for folder in ("sql", "policies") for path in (root / folder).rglob("*.sql"))
+        tree = cls({path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in found})
+        for path in tree.policies:
+            if len(table_of(path).split(".")) != 2:
+                raise MigrationError(f"{path}: a policy file is named <schema>.<table>.sql")
+        return tree
+
+    @property
+    def domains(self) -> list[str]:
+        return sorted(path for path in self.files if not path.startswith((API, POLICIES)))
+
+    @property
+    def api(self) -> list[str]:
+        return sorted(path for path in self.files if path.startswith(API))
+
+    @property
+    def policies(self) -> list[str]:
+        return sorted(path for path in self.files if path.startswith(POLICIES))
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        return {path: hashlib.sha256(text.encode()).hexdigest() for path, text in self.files.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        lines = "".join(f"{path}\0{digest}\n" for path, digest in sorted(self.hashes.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def table_of(path: str) -> str:
+    """`policies/app.cases.sql` speaks of `app.cases`."""
+    return Path(path).stem

@@ -1,0 +1,379 @@
+"""Bring sql/ and policies/ to the live database, all of it in one transaction that is retried as a whole.
+
+The order matters under traffic. `api` goes first: a request locks its view before the tables behind it, and so do we
+(policies before `api` deadlocked readers). Then the domains, `api` anew, and policies last, only those that changed,
+because even an unchanged CREATE POLICY locks readers out. What the files no longer make is dropped, never with CASCADE.
+
+Files run as the migrator, whole, sorted by path. No savepoint may be open while they do: which file made which object
+is told by the transaction id in the catalog rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from random import SystemRandom
+from typing import TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg.pq import TransactionStatus
+from psycopg.types.json import Jsonb
+
+from api.release import catalog, policies
+from api.release.catalog import Connection, Ref
+from api.release.errors import MigrationError, ReleaseTableMissing, explain
+from api.release.files import API, Tree, table_of
+
+LOCK_TIMEOUT = "2s"
+TRIES = 30
+
+# CREATE OR REPLACE cannot change a result type or a view's columns, and plain CREATE cannot replace. Then drop first.
+_CANNOT_REPLACE = (
+    errors.InvalidFunctionDefinition,
+    errors.InvalidTableDefinition,
+    errors.DuplicateFunction,
+    errors.DuplicateObject,
+    errors.DuplicateTable,
+)
+_BUSY = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Files that ran and objects that were dropped because no file makes them any more."""
+
+    loaded: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Release:
+    """The last row of ops.releases: which files made which objects. No fingerprint: nothing is loaded."""
+
+    head: str = ""
+    fingerprint: str = ""
+    hashes: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, list[str]] = field(default_factory=dict)
+
+
+class _FileError(MigrationError):
+    """The server refused a file. Its cause is the server's error."""
+
+
+class _Recreate(Exception):
+    """Start over, and drop what these files made before they run."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        super().__init__()
+        self.paths = set(paths)
+
+
+def load(conn: Connection, tree: Tree) -> LoadReport:
+    """Make the database behave as `tree` says. Does nothing when it already does.
+
+    `conn` is in autocommit mode. Raises PolicyConflict, or MigrationError naming the file; the old release then stays.
+    """
+    conn.prepare_threshold = None  # a file is many statements, which cannot be prepared
+    recreate: set[str] = set()
+
+    def attempt() -> LoadReport:
+        return _load_once(conn, tree, recreate)
+
+    while True:
+        try:
+            return retry_when_busy(attempt)
+        except _Recreate as again:
+            recreate |= again.paths
+
+
+def unload(conn: Connection) -> tuple[str, ...]:
+    """Drop all behaviour in the current transaction: api, triggers, views, functions, policies. Returns their names."""
+    begin(conn)
+    if not _has_releases(conn):
+        return ()
+    release = current_release(conn)
+    existing = catalog.objects(conn)
+    _drop_api(conn)
+    policies.clear_existing(conn, list(policies.recorded(conn)))
+    made = _made_by_domains(release)
+    dropped = sorted(made & existing.keys())
+    _refuse_blocked(conn, [existing[name] for name in dropped])
+    catalog.drop(conn, dropped)
+    policies.forget(conn)
+    _record(conn, Tree({}), {}, fingerprint="")
+    conn.execute("notify pgrst, 'reload schema'")
+    return tuple(dropped)
+
+
+def recorded_tree(conn: Connection, head: str | None) -> Tree | None:
+    """The files of the last release that was loaded at this migration, or None if there was none."""
+    if head is None or not _has_releases(conn):
+        return None
+    row = conn.execute(
+        "select files from ops.releases where migration_head = %s and fingerprint <> '' order by id desc limit 1",
+        [head],
+    ).fetchone()
+    return None if row is None else Tree({path: file["content"] for path, file in row[0].items()})
+
+
+def begin(conn: Connection) -> None:
+    """What every transaction of ours starts with: bounded waiting, and no name resolved by accident."""
+    conn.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
+    conn.execute("set local search_path = ''")
+    conn.execute("set local check_function_bodies = off")
+
+
+def retry_when_busy(work: Callable[[], Result]) -> Result:
+    """Run a whole transaction again while traffic holds what it needs. Gives up after TRIES with MigrationError."""
+    for attempt in range(TRIES):
+        try:
+            return work()
+        except (*_BUSY, errors.InternalError_) as error:
+            if isinstance(error, errors.InternalError_) and "concurrently updated" not in str(error):
+                raise MigrationError(str(error).strip()) from error
+            if attempt == TRIES - 1:
+                raise MigrationError(f"gave up after {TRIES} tries, the tables are too busy: {error}") from error
+        time.sleep(SystemRandom().uniform(0.05, 0.25) * min(attempt + 1, 8))
+    raise AssertionError("unreachable")
+
+
+def current_release(conn: Connection) -> Release:
+    row = conn.execute(
+        """
+        select migration_head, fingerprint,
+          (select coalesce(jsonb_object_agg(key, value ->> 'sha256'), '{}') from jsonb_each(files)),
+          objects
+        from ops.releases
+        order by id desc
+        limit 1
+        """
+    ).fetchone()
+    return Release() if row is None else Release(*row)
+
+
+def migration_head(conn: Connection) -> str:
+    row = conn.execute("select coalesce(max(migration_id), '') from yoyo._yoyo_migration").fetchone()
+    return "" if row is None else str(row[0])
+
+
+def _load_once(conn: Connection, tree: Tree, recreate: set[str]) -> LoadReport:
+    with conn.transaction():
+        begin(conn)
+        if not _has_releases(conn):
+            raise ReleaseTableMissing("ops.releases does not exist at this migration, so nothing can be loaded")
+        policies.check(conn)
+        return _Load(conn, tree, recreate).run()
+
+
+class _Load:
+    """One try: the state that the steps of a load share."""
+
+    def __init__(self, conn: Connection, tree: Tree, recreate: set[str]) -> None:
+        self.conn = conn
+        self.tree = tree
+        self.recreate = recreate
+        self.release = current_release(conn)
+        self.existing = catalog.objects(conn)
+        self.loaded: list[str] = []
+        self.dropped: list[str] = []
+        self.manifest: dict[str, list[str]] = {}
+
+    def run(self) -> LoadReport:
+        files, given_up = policies.changed(self.conn, self.tree)
+        behaviour = self._changed_domains(), self._api_changed()
+        if any(behaviour) or self._gone_paths():
+            self._load_behaviour(behaviour[0])
+        else:
+            self.manifest = dict(self.release.objects)
+            if not files and not given_up and self._is_current():
+                return LoadReport()
+        self._load_policies(files, given_up)
+        self._drop_leftovers()
+        catalog.hand_over(self.conn)
+        catalog.let_kernel_create(self.conn, False)
+        self._validate()
+        policies.record(self.conn, {table_of(path): self.tree.hashes[path] for path in self.tree.policies})
+        _record(self.conn, self.tree, self.manifest, self.tree.fingerprint)
+        self.conn.execute("notify pgrst, 'reload schema'")
+        return LoadReport(tuple(self.loaded), tuple(self.dropped))
+
+    # What has to be done
+
+    def _is_current(self) -> bool:
+        return self.release.fingerprint == self.tree.fingerprint and self.release.head == migration_head(self.conn)
+
+    def _is_changed(self, path: str) -> bool:
+        made = self.release.objects.get(path, [])
+        return (
+            path in self.recreate
+            or self.release.hashes.get(path) != self.tree.hashes[path]
+            or any(name not in self.existing for name in made)
+        )
+
+    def _changed_domains(self) -> list[str]:
+        return [path for path in self.tree.domains if self._is_changed(path)]
+
+    def _api_changed(self) -> bool:
+        return any(self._is_changed(path) for path in self.tree.api)
+
+    def _gone_paths(self) -> list[str]:
+        return [path for path in self.release.objects if path not in self.tree.files]
+
+    # Functions, triggers, views
+
+    def _load_behaviour(self, changed: list[str]) -> None:
+        _drop_api(self.conn)
+        catalog.let_kernel_create(self.conn, True)
+        self._drop_for_recreation()
+        self.manifest = {path: self.release.objects.get(path, []) for path in self.tree.domains if path not in changed}
+        for path in changed:
+            self._run_domain_file(path)
+        self._drop_what_is_free()
+        if self.tree.api:
+            self.conn.execute("create schema api authorization goldleaves_owner")
+            catalog.let_kernel_create(self.conn, True)
+        for path in self.tree.api:
+            self._run_and_claim(path)
+
+    def _run_domain_file(self, path: str) -> None:
+        """Run a file and note what it made, as if it ran for the first time."""
+        before = [self.existing[name] for name in self.release.objects.get(path, []) if name in self.existing]
+        catalog.reset(self.conn, before)
+        try:
+            self._run_and_claim(path)
+        except _FileError as error:
+            if isinstance(error.__cause__, _CANNOT_REPLACE) and before and path not in self.recreate:
+                raise _Recreate([path]) from error
+            raise
+
+    def _run_and_claim(self, path: str) -> None:
+        before = catalog.touched(self.conn)
+        self._run_file(path)
+        claimed = {name for names in self.manifest.values() for name in names}
+        made = {name for name, _ in catalog.touched(self.conn) - before}
+        self.manifest[path] = sorted(made - claimed)
+
+    def _run_file(self, path: str) -> None:
+        text = self.tree.files[path]
+        try:
+            self.conn.execute(text.encode())
+        except (*_BUSY, errors.InternalError_):
+            raise
+        except psycopg.Error as error:
+            raise _FileError(explain(error, path, text)) from error
+        if self.conn.info.transaction_status != TransactionStatus.INTRANS:
+            raise MigrationError(f"{path}: a file must not begin or end a transaction")
+        self.loaded.append(path)
+
+    # Dropping
+
+    def _drop_for_recreation(self) -> None:
+        """What cannot be replaced goes first, with what our own files built on it. Anything else on it is an error."""
+        names = {name for path in self.recreate for name in self.release.objects.get(path, []) if name in self.existing}
+        made_by = {
+            self.existing[name]: path
+            for path, made in self.release.objects.items()
+            for name in made
+            if path in self.tree.domains and name in self.existing
+        }
+        found = catalog.blockers(self.conn, [self.existing[name] for name in names])
+        if found and all(blocker.dependent in made_by for blocker in found):
+            raise _Recreate(made_by[blocker.dependent] for blocker in found)
+        _refuse(found)
+        catalog.drop(self.conn, names)
+
+    def _leftovers(self) -> dict[str, Ref]:
+        """What an earlier release made and no file makes now. `api` is not among it: it was dropped as a whole."""
+        made = _made_by_domains(self.release)
+        kept = {name for names in self.manifest.values() for name in names}
+        now = catalog.objects(self.conn)
+        return {name: now[name] for name in made - kept if name in now}
+
+    def _drop_what_is_free(self) -> None:
+        """Before `api` is rebuilt, so that its views cannot bind to a function that is about to go."""
+        free = self._leftovers()
+        while found := catalog.blockers(self.conn, free.values()):
+            held = {blocker.target for blocker in found}
+            free = {name: ref for name, ref in free.items() if ref not in held}
+        self._drop(free)
+
+    def _drop_leftovers(self) -> None:
+        """What old policies needed until now."""
+        left = self._leftovers()
+        _refuse_blocked(self.conn, left.values())
+        self._drop(left)
+
+    def _drop(self, refs: dict[str, Ref]) -> None:
+        catalog.drop(self.conn, refs)
+        self.dropped += sorted(refs)
+
+    # Policies
+
+    def _load_policies(self, files: list[str], given_up: list[str]) -> None:
+        policies.clear_existing(self.conn, given_up)
+        for path in files:
+            policies.clear(self.conn, policies.require_table(self.conn, path))
+            self._run_file(path)
+
+    # The pass that check_function_bodies = off left out
+
+    def _validate(self) -> None:
+        """Check every function body of ours. Raises MigrationError that names each broken one and its file."""
+        self.conn.execute("set local check_function_bodies = on")
+        now = catalog.objects(self.conn)
+        broken = [
+            problem
+            for path, names in sorted(self.manifest.items())
+            for name in names
+            if name.startswith("function ") and (problem := self._problem_with(path, name, now[name]))
+        ]
+        if broken:
+            raise MigrationError("\n".join(broken))
+
+    def _problem_with(self, path: str, name: str, ref: Ref) -> str | None:
+        try:
+            with self.conn.transaction():
+                self.conn.execute(catalog.VALIDATE, [ref.id])
+        except _BUSY:
+            raise
+        except psycopg.Error as error:
+            return explain(error, path, self.tree.files[path], name)
+        return None
+
+
+def _made_by_domains(release: Release) -> set[str]:
+    return {name for path, names in release.objects.items() if not path.startswith(API) for name in names}
+
+
+def _drop_api(conn: Connection) -> None:
+    """Drop the schema with all that is in it, after making sure that nothing outside is built on it."""
+    found = catalog.blockers(conn, catalog.api_members(conn))
+    if found:
+        raise MigrationError(f"schema api cannot be rebuilt: {'; '.join(map(str, found))}. Drop that first.")
+    conn.execute("drop schema if exists api cascade")
+
+
+def _refuse_blocked(conn: Connection, refs: Iterable[Ref]) -> None:
+    _refuse(catalog.blockers(conn, refs))
+
+
+def _refuse(found: list[catalog.Blocker]) -> None:
+    if found:
+        raise MigrationError(f"cannot drop what others are built on: {'; '.join(map(str, found))}")
+
+
+def _has_releases(conn: Connection) -> bool:
+    row = conn.execute("select to_regclass('ops.releases') is not null").fetchone()
+    return bool(row and row[0])
+
+
+def _record(conn: Connection, tree: Tree, manifest: dict[str, list[str]], fingerprint: str) -> None:
+    files = {path: {"sha256": tree.hashes[path], "content": text} for path, text in tree.files.items()}
+    conn.execute(
+        "insert into ops.releases (migration_head, fingerprint, files, objects) values (%s, %s, %s, %s)",
+        [migration_head(conn), fingerprint, Jsonb(files), Jsonb(manifest)],
+    )
