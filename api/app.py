@@ -1,0 +1,110 @@
+"""The sidecar, put together: routes, middlewares in their order, and what runs beside the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from api.auth import TokenVerifier
+from api.database import Database, DatabaseError
+from api.errors import Problem, problem
+from api.events import events_endpoint
+from api.gateway import Gateway
+from api.health import health_endpoint
+from api.middleware.authentication import Authentication
+from api.middleware.correlation import CorrelationId
+from api.middleware.tenant import TenantResolution
+from api.middleware.timer import Timer
+from api.middleware.usage import Usage
+from api.routes import BillableRoutes
+from api.sender import Sender
+from api.settings import PROJECT, Settings
+from api.spool import Spool
+from api.tenants import Tenants
+
+log = structlog.get_logger(__name__)
+
+DRAIN_SECONDS: Final = 5.0
+MAINTENANCE_SECONDS: Final = 3600.0
+MAINTENANCE_RETRY_SECONDS: Final = 10.0
+
+
+def create_app(settings: Settings, spool: Spool) -> Starlette:
+    """The ASGI application, with a spool that is open. Raises SettingsError when a needed setting is missing."""
+    postgrest_url = settings.require("postgrest_url").rstrip("/")
+    database = Database(settings.require("database_url"), settings.database_pool_size)
+    verifier = TokenVerifier(settings.require("jwt_secret"), settings.jwt_algorithm)
+    tenants = Tenants(database)
+    gateway = Gateway(postgrest_url)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        sender = Sender(spool, database)
+        shipping = asyncio.create_task(sender.run())
+        beside = [asyncio.create_task(spool.keep_synced()), asyncio.create_task(_maintain(database))]
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.close()
+            sender.close()
+            await asyncio.wait([shipping], timeout=DRAIN_SECONDS)
+            for task in (shipping, *beside):
+                task.cancel()
+            await asyncio.gather(shipping, *beside, return_exceptions=True)
+            await database.close()
+
+    return Starlette(
+        routes=[
+            Mount("/api/v1", gateway),
+            Route("/v1/events", events_endpoint(database, tenants, settings.max_ingest_bytes), methods=["POST"]),
+            Route("/health", health_endpoint(database, spool, postgrest_url, PROJECT / "migrations")),
+        ],
+        middleware=[
+            Middleware(CorrelationId),
+            Middleware(Timer),
+            Middleware(Authentication, verifier=verifier),
+            Middleware(TenantResolution, tenants=tenants),
+            Middleware(Usage, spool=spool, routes=BillableRoutes(settings.billable_routes)),
+        ],
+        exception_handlers={HTTPException: _answer_http_exception, Problem: _answer_problem},
+        lifespan=lifespan,
+    )
+
+
+async def _maintain(database: Database) -> None:
+    """Make partitions ahead, at start and every hour."""
+    while True:
+        pause = MAINTENANCE_SECONDS
+        try:
+            await database.maintain()
+        except DatabaseError as error:
+            log.warning("maintenance_failed", state=error.state, error=error.message or str(error))
+            pause = MAINTENANCE_RETRY_SECONDS
+        await asyncio.sleep(pause)
+
+
+async def _answer_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101
+    return error.response()
+
+
+async def _answer_http_exception(_: Request, error: Exception) -> Response:
+    """What Starlette's router raises: no such path, or not this method."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    if error.status_code == 405:
+        answer = problem("METHOD_NOT_ALLOWED", "this path does not take that method").response()
+    else:
+        answer = problem("ROUTE_NOT_FOUND", "there is nothing at this path", hint="The API is at /api/v1/.").response()
+    answer.headers.update(error.headers or {})
+    return answer

@@ -1,0 +1,58 @@
+"""What the middlewares learn about a request, kept in its ASGI scope and handed inwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Final
+from uuid import UUID
+
+from starlette.types import Scope
+
+from api.auth import ANONYMOUS, Principal
+from api.errors import problem
+
+_KEY: Final = "goldleaves"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who is metered: the user and the organization that Postgres resolved for the request."""
+
+    user_id: UUID | None
+    organization_id: UUID
+
+
+@dataclass(slots=True)
+class RequestContext:
+    request_id: str
+    sent_by_client: bool  # the request id came with the request, so a retry would carry it again
+    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: float = field(default_factory=perf_counter)
+    principal: Principal = ANONYMOUS
+    tenant: Tenant | None = None
+
+    def elapsed_ms(self) -> float:
+        return round((perf_counter() - self.started) * 1000, 3)
+
+
+def set_context(scope: Scope, context: RequestContext) -> None:
+    scope[_KEY] = context
+
+
+def context_of(scope: Scope) -> RequestContext:
+    context: RequestContext = scope[_KEY]
+    return context
+
+
+def single_header(scope: Scope, name: bytes) -> bytes | None:
+    """The value of a header that may come once.
+
+    Raises AMBIGUOUS_HEADER (400): of two values, the gateway and PostgREST could each believe another one.
+    """
+    values = [value for key, value in scope["headers"] if key == name]
+    if len(values) > 1:
+        text = f"{name.decode('latin-1')} was sent {len(values)} times"
+        raise problem("AMBIGUOUS_HEADER", text, hint="Send it once.")
+    return values[0] if values else None

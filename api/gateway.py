@@ -1,0 +1,244 @@
+"""The gateway: `/api/v1/<anything>` is PostgREST's `/<anything>`, streamed both ways, answered as PostgREST does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+import aiohttp
+from multidict import CIMultiDict
+from starlette.types import Message, Receive, Scope, Send
+from yarl import URL
+
+from api.context import RequestContext, context_of
+from api.errors import problem
+from api.middleware.correlation import HEADER as REQUEST_ID
+from api.middleware.tenant import HEADER as ORGANIZATION
+from api.routes import GATEWAY_PREFIX, upstream_path
+
+CONNECT_TIMEOUT_SECONDS: Final = 2.0
+IDLE_SECONDS: Final = 15.0  # below the 30 s after which PostgREST's server closes an idle connection
+WATCH_AFTER_SECONDS: Final = 0.05  # quicker answers are not worth a task that waits for the client to hang up
+SMALL_BODY_BYTES: Final = 64 * 1024
+
+HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# Not forwarded as they came: what the gateway says itself, and what clients may not say about themselves.
+_OURS: Final = frozenset(
+    {
+        b"host",
+        b"expect",
+        b"authorization",
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-real-ip",
+        REQUEST_ID,
+    }
+)
+_RELATIVE_TO_POSTGREST: Final = frozenset({b"location", b"content-location"})
+
+
+class ClientGone(Exception):
+    """The client hung up. There is nobody to answer."""
+
+
+class Gateway:
+    """An ASGI application. Start it on the loop it is used on."""
+
+    def __init__(self, postgrest_url: str) -> None:
+        self._base = postgrest_url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            auto_decompress=False,
+            max_line_size=65536,
+            max_field_size=65536,
+        )
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = upstream_path(scope)
+        if path is None:
+            raise problem("ROUTE_NOT_FOUND", "there is nothing at this path", hint="The API is at /api/v1/.")
+        body = RequestBody(scope, receive)
+        hang_up = HangUp(body)
+        try:
+            await self._exchange(scope, path, body, send)
+        except asyncio.CancelledError:
+            if not hang_up.happened:
+                raise
+            hang_up.absorb()
+        except ClientGone:
+            pass
+        except aiohttp.ClientError:
+            if not body.client_gone:
+                raise problem(
+                    "POSTGREST_UNAVAILABLE",
+                    "PostgREST cannot be reached or went away",
+                    hint="Try again in a moment. What was asked may have been done.",
+                ) from None
+        finally:
+            hang_up.stop_watching()
+
+    async def _exchange(self, scope: Scope, path: bytes, body: RequestBody, send: Send) -> None:
+        assert self._session is not None, "start() comes first"  # noqa: S101
+        query: bytes = scope["query_string"]
+        target = path + b"?" + query if query else path
+        async with self._session.request(
+            scope["method"],
+            URL(self._base + target.decode("latin-1"), encoded=True),
+            headers=_request_headers(scope),
+            data=await body.to_send(),
+            allow_redirects=False,
+        ) as response:
+            headers = _response_headers(response.raw_headers)
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            content = response.content
+            while True:
+                chunk = await content.readany()
+                more = not content.at_eof()
+                await send({"type": "http.response.body", "body": chunk, "more_body": more})
+                if not more:
+                    return
+
+
+class RequestBody:
+    """What the client sends, read once. `consumed` is set when nothing more will come."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        self.consumed = asyncio.Event()
+        self.client_gone = False
+        self._declared = 0
+        chunked = False
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                self._declared = int(value)
+            elif name == b"transfer-encoding":
+                chunked = True
+        self._streamed = chunked or self._declared > SMALL_BODY_BYTES
+        if not chunked and not self._declared:
+            self.consumed.set()
+
+    async def to_send(self) -> bytes | AsyncIterator[bytes] | None:
+        if self.consumed.is_set():
+            return None
+        if self._streamed:
+            return self._chunks()
+        return b"".join([chunk async for chunk in self._chunks()])
+
+    async def client_hangs_up(self) -> None:
+        await self.consumed.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.client_gone = True
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while True:
+            message: Message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.client_gone = True
+                raise ClientGone
+            if chunk := message.get("body", b""):
+                yield chunk
+            if not message.get("more_body", False):
+                self.consumed.set()
+                return
+
+
+class HangUp:
+    """Cancels the running exchange when the client goes away before it ends: nobody waits for what PostgREST does."""
+
+    def __init__(self, body: RequestBody) -> None:
+        exchange = asyncio.current_task()
+        assert exchange is not None  # noqa: S101
+        self._exchange = exchange
+        self._body = body
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self._begin)
+        self._over = False
+        self.happened = False
+
+    def absorb(self) -> None:
+        """The cancellation was ours and ends here."""
+        self._exchange.uncancel()
+
+    def stop_watching(self) -> None:
+        self._over = True
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        await self._body.client_hangs_up()
+        if not self._over:
+            self.happened = True
+            self._exchange.cancel()
+
+
+def _request_headers(scope: Scope) -> CIMultiDict[str]:
+    context: RequestContext = context_of(scope)
+    dropped = HOP_BY_HOP | _OURS | _named_in_connection(scope["headers"])
+    if context.tenant is not None:
+        dropped |= {ORGANIZATION}
+    headers: CIMultiDict[str] = CIMultiDict(
+        (name.decode("latin-1"), _text(value)) for name, value in scope["headers"] if name not in dropped
+    )
+    headers["X-Request-ID"] = context.request_id
+    if context.principal.token is not None:
+        headers["Authorization"] = f"Bearer {context.principal.token}"
+    if context.tenant is not None:
+        headers["X-Organization-ID"] = str(context.tenant.organization_id)
+    if client := scope.get("client"):
+        headers["X-Forwarded-For"] = client[0]
+    return headers
+
+
+def _response_headers(raw: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
+    headers = []
+    for raw_name, raw_value in raw:
+        name, value = raw_name.lower(), raw_value
+        if name in HOP_BY_HOP or name == b"date":  # the server sends its own Date
+            continue
+        if name in _RELATIVE_TO_POSTGREST and value.startswith(b"/"):
+            value = GATEWAY_PREFIX + value
+        headers.append((name, value))
+    return headers
+
+
+def _named_in_connection(headers: list[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """RFC 9110, 7.6.1: headers listed in Connection are for this hop only."""
+    listed = [value for name, value in headers if name == b"connection"]
+    if not listed or listed in ([b"keep-alive"], [b"Keep-Alive"], [b"close"]):
+        return frozenset()
+    return frozenset(token.strip().lower() for value in listed for token in value.split(b","))
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -1,0 +1,62 @@
+"""GET /health: what the sidecar needs, and whether it is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from api.database import Database, DatabaseError
+from api.spool import Spool
+
+PROBE_TIMEOUT_SECONDS: Final = 2.0
+
+
+def health_endpoint(
+    database: Database, spool: Spool, postgrest_url: str, migrations: Path
+) -> Callable[[Request], Awaitable[Response]]:
+    async def health(_: Request) -> Response:
+        """200 while everything works, 503 when a part is away, migrations are pending or the spool is full."""
+        probe = _answers(f"{postgrest_url}/rpc/health")
+        facts, postgrest_is_up = await asyncio.gather(_database_facts(database), probe)
+        pending = None if facts is None else sorted(_known_migrations(migrations) - set(facts.get("applied", [])))
+        spool_state = spool.state()
+        is_ok = facts is not None and postgrest_is_up and not pending and not spool_state.full
+        return JSONResponse(
+            {
+                "status": "ok" if is_ok else "degraded",
+                "database": {"status": "down" if facts is None else "ok"},
+                "postgrest": {"status": "ok" if postgrest_is_up else "down"},
+                "migrations": {"version": None if facts is None else facts.get("version"), "pending": pending},
+                "spool": asdict(spool_state),
+            },
+            status_code=200 if is_ok else 503,
+        )
+
+    return health
+
+
+async def _database_facts(database: Database) -> dict[str, Any] | None:
+    try:
+        return await database.health()
+    except (DatabaseError, TimeoutError):
+        return None
+
+
+async def _answers(url: str) -> bool:
+    timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+def _known_migrations(directory: Path) -> set[str]:
+    return {path.stem for path in directory.glob("*.sql") if not path.name.endswith(".rollback.sql")}

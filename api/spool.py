@@ -1,0 +1,252 @@
+"""The spool: usage records on local disk between the response and Postgres.
+
+An append is one write(2): it reaches the page cache, so that a killed process loses nothing, and fsync follows within
+50 ms, so that a power cut loses at most that. Records live in numbered segments. The newest one is appended to; it is
+sealed when it is large, or when the sender wants it; a sealed one is deleted once Postgres has answered for all of it.
+After a crash whole segments are sent again, which the idempotency key of each record makes harmless.
+
+A segment: eight bytes of magic, then per record a length and a CRC-32 (four bytes each, big endian) and the payload.
+The checksum covers the length. Reading stops at the first record that does not check: what a crash left half written
+was acknowledged to nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import struct
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, time
+from typing import Final, Self
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+MAGIC: Final = b"GLSPOOL1"
+SUFFIX: Final = ".spool"
+SEGMENT_BYTES: Final = 4 * 1024 * 1024
+MAX_RECORD_BYTES: Final = 1024 * 1024
+SYNC_DELAY_SECONDS: Final = 0.02
+COMPLAIN_EVERY_SECONDS: Final = 10.0
+FULL_FOR_SECONDS: Final = 30.0  # how long a record that could not be kept shows in /health, unless a later one is kept
+_HEADER: Final = struct.Struct(">II")
+_LENGTH: Final = struct.Struct(">I")
+
+
+class SpoolError(Exception):
+    """The spool directory cannot be used. The text is one line that says why."""
+
+
+@dataclass(slots=True)
+class Segment:
+    path: Path
+    size: int
+    created: float  # seconds since the epoch
+    delivered: int = 0  # records that Postgres has answered for
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolState:
+    pending_bytes: int
+    oldest_seconds: float
+    dropped: int
+    full: bool
+
+
+class Spool:
+    """One process owns the directory. Appending and sealing happen on the event loop's thread only."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._sealed: deque[Segment] = deque()
+        self._active: Segment | None = None
+        self._active_fd = -1
+        self._lock_fd = -1
+        self._next_number = 1
+        self._bytes = 0
+        self._dropped = 0
+        self._failed_at: float | None = None
+        self._complained = -COMPLAIN_EVERY_SECONDS
+        self._unsynced: list[int] = []
+        self._names_unsynced = False
+        self._appended = asyncio.Event()
+        self._dirty = asyncio.Event()
+
+    def open(self) -> None:
+        """Take the directory and adopt what an earlier process left. Raises SpoolError."""
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock_fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock_fd)
+            raise SpoolError(f"SPOOL_DIR {self._directory} is in use by another sidecar.") from None
+        except OSError as error:
+            raise SpoolError(f"SPOOL_DIR {self._directory} cannot be used: {error.strerror}.") from None
+        for path in sorted(self._directory.glob(f"*{SUFFIX}")):
+            status = path.stat()
+            self._sealed.append(Segment(path, status.st_size, status.st_mtime))
+            self._bytes += status.st_size
+            self._next_number = int(path.stem) + 1
+
+    def close(self) -> None:
+        """Sync what is here and let go of the directory. What is not sent yet is sent after the next start."""
+        self.seal()
+        self._sync(self._take_unsynced(), self._names_unsynced)
+        os.close(self._lock_fd)
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, payload: bytes) -> bool:
+        """Put a record on disk. False when it could not be kept; that is counted, and never the request's problem."""
+        length = _LENGTH.pack(len(payload))
+        record = b"".join((length, _LENGTH.pack(zlib.crc32(payload, zlib.crc32(length))), payload))
+        if self._bytes + len(record) + len(MAGIC) > self._max_bytes or len(payload) > MAX_RECORD_BYTES:
+            return self._drop("the spool is full")
+        try:
+            if self._active is None:
+                self._begin_segment()
+            self._write(record)
+        except OSError as error:
+            return self._drop(str(error))
+        self._failed_at = None
+        self._appended.set()
+        self._dirty.set()
+        if self._active is not None and self._active.size >= SEGMENT_BYTES:
+            self.seal()
+        return True
+
+    def seal(self) -> None:
+        """Close the newest segment, so that it can be sent."""
+        if self._active is None:
+            return
+        self._unsynced.append(self._active_fd)
+        self._sealed.append(self._active)
+        self._active, self._active_fd = None, -1
+        self._appended.clear()
+        self._dirty.set()
+
+    def oldest_sealed(self) -> Segment | None:
+        return self._sealed[0] if self._sealed else None
+
+    async def wait_for_records(self) -> None:
+        """Until the newest segment has something."""
+        await self._appended.wait()
+
+    def retire(self, segment: Segment, damaged_bytes: int) -> None:
+        """Postgres has answered for all of it. A segment with bytes that could not be read is kept aside."""
+        self._sealed.remove(segment)
+        self._bytes -= segment.size
+        try:
+            if damaged_bytes:
+                log.error("spool_damaged", segment=segment.path.name, bytes=damaged_bytes)
+                segment.path.rename(segment.path.with_suffix(".damaged"))
+            else:
+                segment.path.unlink()
+        except OSError as error:
+            log.error("spool_cleanup_failed", segment=segment.path.name, error=str(error))
+
+    def set_aside(self, payload: bytes) -> None:
+        """A record that Postgres refuses even as a rejection. It should not exist; it is not thrown away."""
+        with (self._directory / "refused.jsonl").open("ab") as file:
+            file.write(payload + b"\n")
+
+    def state(self) -> SpoolState:
+        oldest = self._sealed[0] if self._sealed else self._active
+        age = max(0.0, time() - oldest.created) if oldest is not None else 0.0
+        full = self._failed_at is not None and monotonic() - self._failed_at < FULL_FOR_SECONDS
+        return SpoolState(self._bytes, round(age, 3), self._dropped, full)
+
+    async def keep_synced(self) -> None:
+        """Bring what was appended to the disk itself, soon after. Runs until cancelled."""
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(SYNC_DELAY_SECONDS)
+            self._dirty.clear()
+            names, self._names_unsynced = self._names_unsynced, False
+            await asyncio.to_thread(self._sync, self._take_unsynced(), names)
+
+    def _take_unsynced(self) -> list[int]:
+        taken, self._unsynced = self._unsynced, []
+        if self._active is not None:
+            taken.append(os.dup(self._active_fd))
+        return taken
+
+    def _sync(self, descriptors: list[int], names: bool) -> None:
+        """Sync and close descriptors; with `names`, the directory as well. Runs in a thread."""
+        if names:
+            descriptors = [*descriptors, os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)]
+        for descriptor in descriptors:
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                log.error("spool_sync_failed", error=str(error))
+            finally:
+                os.close(descriptor)
+
+    def _begin_segment(self) -> None:
+        path = self._directory / f"{self._next_number:020d}{SUFFIX}"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        self._next_number += 1
+        self._active, self._active_fd = Segment(path, 0, time()), descriptor
+        self._names_unsynced = True
+        self._write(MAGIC)
+
+    def _write(self, data: bytes) -> None:
+        """All of it or nothing: what follows half a record would be unreadable."""
+        if self._active is None:
+            raise OSError("there is no segment")
+        try:
+            written = os.write(self._active_fd, data)
+            if written != len(data):
+                raise OSError("the disk is full")
+        except OSError:
+            self._abandon_tail()
+            raise
+        self._active.size += written
+        self._bytes += written
+
+    def _abandon_tail(self) -> None:
+        if self._active is None:
+            return
+        try:
+            os.ftruncate(self._active_fd, self._active.size)
+        except OSError:
+            self.seal()
+
+    def _drop(self, reason: str) -> bool:
+        self._dropped += 1
+        self._failed_at = now = monotonic()
+        if now - self._complained >= COMPLAIN_EVERY_SECONDS:
+            self._complained = now
+            log.error("usage_dropped", reason=reason, dropped=self._dropped)
+        return False
+
+
+def read_segment(path: Path) -> tuple[list[bytes], int]:
+    """The records of a segment, and how many bytes at its end could not be read as records."""
+    data = path.read_bytes()
+    if not data.startswith(MAGIC):
+        return [], len(data)
+    records: list[bytes] = []
+    position = len(MAGIC)
+    while position + _HEADER.size <= len(data):
+        length, checksum = _HEADER.unpack_from(data, position)
+        start = position + _HEADER.size
+        payload = data[start : start + length]
+        if len(payload) != length or zlib.crc32(payload, zlib.crc32(data[position : position + 4])) != checksum:
+            break
+        records.append(payload)
+        position = start + length
+    return records, len(data) - position

@@ -1,0 +1,56 @@
+"""Which organization a request is metered for. Postgres answers; the answer is kept for a moment.
+
+The cache decides nothing: PostgREST looks the membership up in each transaction anyhow. It only saves asking twice.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from time import monotonic
+from typing import Final
+
+from api.auth import Principal
+from api.context import Tenant
+from api.database import Database
+
+TTL_SECONDS: Final = 30.0
+MAX_SUBJECTS: Final = 10_000
+MAX_ORGANIZATIONS: Final = 32  # remembered of one subject
+
+_Known = dict[str | None, tuple[Tenant, float]]
+
+
+class Tenants:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: OrderedDict[tuple[str, str | None], _Known] = OrderedDict()
+
+    async def resolve(self, principal: Principal, organization: str | None) -> Tenant | None:
+        """The user and organization, `organization` as the client wrote it. None when Postgres knows no such pair.
+
+        Raises DatabaseError when it has to ask and cannot.
+        """
+        who = (principal.role, principal.subject)
+        known = self._known.get(who)
+        if known is not None and organization in known:
+            tenant, expires = known[organization]
+            if monotonic() < expires:
+                return tenant
+        found = await self._database.identify(principal.subject, principal.email, principal.role, organization)
+        if found is not None:
+            self._remember(who, organization, found)
+        return found
+
+    def forget(self, principal: Principal) -> None:
+        """Drop what is known of a subject, because they may just have changed it."""
+        self._known.pop((principal.role, principal.subject), None)
+
+    def _remember(self, who: tuple[str, str | None], organization: str | None, tenant: Tenant) -> None:
+        known = self._known.setdefault(who, {})
+        self._known.move_to_end(who)
+        known.pop(organization, None)
+        known[organization] = tenant, monotonic() + TTL_SECONDS
+        if len(known) > MAX_ORGANIZATIONS:
+            del known[next(iter(known))]
+        if len(self._known) > MAX_SUBJECTS:
+            self._known.popitem(last=False)
