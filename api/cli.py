@@ -19,10 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from api import migrations
-from api.release import MigrationError
 from api.settings import Settings, SettingsError, load_settings
 from api.stack import Stack, StackError
-from api.stack.progress import Progress
+from api.stack.progress import Progress, describe
 from api.tokens import Role, mint_token
 
 P = ParamSpec("P")
@@ -51,7 +50,7 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
     def run(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return command(*arguments, **options)
-        except (StackError, SettingsError, MigrationError) as error:
+        except (StackError, SettingsError, migrations.MigrationError) as error:
             text = str(error)
         except psycopg.Error as error:
             text = str(error).strip() or type(error).__name__
@@ -116,7 +115,7 @@ def migrate() -> None:
     Example:  MIGRATION_DATABASE_URL=postgresql://goldleaves_migrator:…@db/goldleaves goldleaves migrate
     """
     settings = load_settings()
-    console.print(str(migrations.migrate(_migration_url(settings), settings)), highlight=False)
+    console.print(describe(migrations.migrate(_migration_url(settings), settings)), highlight=False)
 
 
 @app.command()
@@ -132,7 +131,7 @@ def rollback(
     if (to is not None) == everything:
         raise SettingsError("Say how far: --to ID (that migration stays), or --all.")
     settings = load_settings()
-    console.print(str(migrations.rollback(_migration_url(settings), settings, to)), highlight=False)
+    console.print(describe(migrations.rollback(_migration_url(settings), settings, to)), highlight=False)
 
 
 @app.command()

@@ -9,6 +9,22 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from api.migrations import MigrationReport, RollbackReport
+
+
+def describe(report: MigrationReport | RollbackReport) -> str:
+    """What a migrate or a rollback did, in a few words."""
+    if isinstance(report, MigrationReport):
+        changes = [("migration", "applied", report.applied), ("file", "loaded", report.loaded)]
+        changes.append(("object", "dropped", report.dropped))
+    else:
+        changes = [("migration", "rolled back", report.rolled_back), ("file", "loaded", report.loaded)]
+    return ", ".join(_count(noun, verb, len(items)) for noun, verb, items in changes if items) or "up to date"
+
+
+def _count(noun: str, verb: str, number: int) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'} {verb}"
+
 
 @dataclass
 class Step:

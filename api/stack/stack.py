@@ -23,7 +23,7 @@ from api.stack.processes import (
     stop,
     wait_until_ready,
 )
-from api.stack.progress import Progress
+from api.stack.progress import Progress, describe
 from api.stack.services import postgrest_part, sidecar_part
 from api.stack.state import Secrets, StateDir, write_private
 
@@ -172,7 +172,7 @@ class Stack:
             bootstrap.create_database(server_url)
             report = migrate(self._database_url(bootstrap.MIGRATOR, secrets.goldleaves_migrator), self.settings)
             bootstrap.set_passwords(server_url, secrets.of_services())
-            step.outcome = str(report)
+            step.outcome = describe(report)
 
     def _endpoints(self, secrets: Secrets) -> Endpoints:
         settings = self.settings

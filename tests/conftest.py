@@ -1,0 +1,209 @@
+"""Fixtures: a real Postgres for the whole run, databases copied from a migrated template, and real stacks on top.
+
+Postgres is a container where Docker answers, else the embedded one; the tests cannot tell. Everything listens on free
+ports and keeps its state in temporary directories, so that tests pass beside a running stack.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.migrations import migrate
+from api.settings import Settings
+from api.stack import bootstrap
+from api.stack.endpoints import http_url
+from api.stack.postgres import SUPERUSER, postgres_part, prepare_cluster
+from api.stack.processes import start, stop, wait_until_ready
+from api.stack.services import postgrest_part, sidecar_part
+from api.stack.state import Secrets, StateDir
+from tests.harness import Cluster, Database, Organization, RunningStack, free_port, insert_organization
+
+HOST = "127.0.0.1"
+MAX_CONNECTIONS = "200"
+POSTGRES_IMAGE = "postgres:18"
+
+_number = count(1)
+
+# The environment and the .env of whoever runs the tests must not change what they prove.
+for variable in set(Settings.model_fields) - {"postgrest_bin"}:
+    os.environ.pop(variable.upper(), None)
+Settings.model_config["env_file"] = None
+
+
+@contextmanager
+def state_dir() -> Iterator[StateDir]:
+    """A state directory. Not pytest's own: those are closed to the user that Postgres runs as when we are root."""
+    with tempfile.TemporaryDirectory(prefix="goldleaves-") as path:
+        state = StateDir(Path(path))
+        state.create()
+        yield state
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The Postgres of this run, with the role that migrates and nothing else."""
+    with state_dir() as state:
+        secrets = state.ensure_secrets()
+        serve = _container(secrets) if _docker_answers() else _embedded(state, secrets)
+        with serve as (host, port):
+            made = Cluster(host, port, secrets)
+            bootstrap.create_migrator(made.server_url, secrets.goldleaves_migrator)
+            yield made
+
+
+@pytest.fixture(scope="session")
+def template(cluster: Cluster) -> Database:
+    """A database migrated once, as goldleaves_migrator. Never connect to it: it is copied."""
+    database = cluster.database("goldleaves_template")
+    bootstrap.create_database(cluster.server_url, database.name)
+    migrate(database.migrator, Settings())
+    bootstrap.set_passwords(cluster.server_url, cluster.secrets.of_services())
+    return database
+
+
+@pytest.fixture
+def database(cluster: Cluster, template: Database) -> Iterator[Database]:
+    """A fresh migrated database."""
+    with _copied(cluster, template) as made:
+        yield made
+
+
+@pytest.fixture
+def empty_database(cluster: Cluster) -> Iterator[Database]:
+    """A fresh database in which nothing was migrated yet."""
+    made = cluster.database(f"goldleaves_{next(_number)}")
+    bootstrap.create_database(cluster.server_url, made.name)
+    try:
+        yield made
+    finally:
+        cluster.drop(made)
+
+
+OpenStack = Callable[..., AbstractContextManager[RunningStack]]
+
+
+@pytest.fixture(scope="session")
+def open_stack(cluster: Cluster, template: Database) -> OpenStack:
+    """`with open_stack(spool_max_bytes=…) as stack:` starts one with settings of its own, on a fresh database."""
+
+    @contextmanager
+    def open_one(**settings: Any) -> Iterator[RunningStack]:
+        with _copied(cluster, template) as database, state_dir() as state:
+            yield from _serve(database, state, settings)
+
+    return open_one
+
+
+@pytest.fixture(scope="module")
+def stack(open_stack: OpenStack) -> Iterator[RunningStack]:
+    """Real PostgREST and a real sidecar on a fresh database, for the tests of one file."""
+    with open_stack() as running:
+        yield running
+
+
+MakeOrganization = Callable[..., Organization]
+
+
+@pytest.fixture(scope="session")
+def make_organization() -> MakeOrganization:
+    """`make_organization(database, timezone="Asia/Tokyo")`: one with a member in every role, written by plain SQL."""
+
+    def make(database: Database, slug: str | None = None, **details: Any) -> Organization:
+        return insert_organization(database, slug or f"org-{next(_number)}", **details)
+
+    return make
+
+
+def _serve(database: Database, state: StateDir, overrides: dict[str, Any]) -> Iterator[RunningStack]:
+    secret = database.secrets.jwt
+    settings = Settings(
+        **{
+            "state_dir": state.root,
+            "gateway_port": free_port(),
+            "postgrest_port": free_port(),
+            "postgres_port": database.port,
+            **overrides,
+        }
+    )
+    parts = (
+        postgrest_part(settings, database.authenticator, secret),
+        sidecar_part(settings, database.sidecar, secret, state.spool),
+    )
+    running = RunningStack(
+        gateway_url=http_url(HOST, settings.gateway_port),
+        postgrest_url=http_url(HOST, settings.postgrest_port),
+        database=database,
+        jwt_secret=secret,
+        state=state,
+        parts={part.name: part for part in parts},
+    )
+    try:
+        for part in parts:
+            running.start(part.name)
+        yield running
+    finally:
+        for part in reversed(parts):
+            stop(part.name, state)
+
+
+@contextmanager
+def _copied(cluster: Cluster, template: Database) -> Iterator[Database]:
+    made = cluster.copy(template, f"goldleaves_{next(_number)}")
+    try:
+        yield made
+    finally:
+        cluster.drop(made)
+
+
+@contextmanager
+def _embedded(state: StateDir, secrets: Secrets) -> Iterator[tuple[str, int]]:
+    settings = Settings(host=HOST, postgres_port=free_port(), state_dir=state.root)
+    prepare_cluster(state, secrets)
+    part = postgres_part(settings, state, {"max_connections": MAX_CONNECTIONS})
+    try:
+        wait_until_ready(part, start(part, state), state)
+        yield HOST, settings.postgres_port
+    finally:
+        stop(part.name, state)
+
+
+@contextmanager
+def _container(secrets: Secrets) -> Iterator[tuple[str, int]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the libraries are not ours to mend
+        from testcontainers.postgres import PostgresContainer
+
+        container = PostgresContainer(
+            POSTGRES_IMAGE, username=SUPERUSER, password=secrets.postgres, dbname="postgres", driver=None
+        )
+        container.with_env("POSTGRES_INITDB_ARGS", "--locale=C --locale-provider=builtin --builtin-locale=C.UTF-8")
+        container.with_command(f"postgres -c max_connections={MAX_CONNECTIONS} -c timezone=UTC")
+        container.start()
+    try:
+        yield container.get_container_host_ip(), int(container.get_exposed_port(5432))
+    finally:
+        container.stop()
+
+
+def _docker_answers() -> bool:
+    import docker  # type: ignore[import-untyped]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the library forgets the socket that could not connect
+        try:
+            with closing(docker.from_env(timeout=3)) as client:
+                return bool(client.ping())
+        except docker.errors.DockerException:
+            return False
+        finally:
+            gc.collect()
