@@ -25,12 +25,11 @@ from yoyo.migrations import parse_metadata_from_sql_comments  # type: ignore[imp
 from api.release import LoadReport, MigrationError, Tree, load, policies, recorded_tree, unload
 from api.release.catalog import Connection
 from api.release.errors import ReleaseTableMissing, explain
-from api.release.loader import begin, retry_when_busy
+from api.release.loader import MIGRATION_LOCK, begin, retry_when_busy
 from api.settings import PROJECT, Settings
 
 __all__ = ["MigrationError", "MigrationReport", "RollbackReport", "Status", "migrate", "rollback", "status"]
 
-MIGRATION_LOCK = 0x601D1EAF  # one number for all of us, per database
 _POLL_SECONDS = 0.1
 _NAME = "goldleaves migrate"
 
@@ -298,6 +297,10 @@ def _run(backend: Any, migration: _Migration, direction: str) -> None:
     load that follows brings it back.
     """
     try:
+        if not migration.runs_whole:
+            migration.entry.load()
+            if not migration.entry.use_transactions:
+                migration.entry.process_steps(backend, direction)
         retry_when_busy(lambda: _run_once(backend, migration, direction, without_behaviour=False))
     except (psycopg.errors.DependentObjectsStillExist, psycopg.errors.FeatureNotSupported):
         try:
@@ -315,8 +318,6 @@ def _explained(error: psycopg.Error, migration: _Migration, direction: str) -> M
 
 def _run_once(backend: Any, migration: _Migration, direction: str, without_behaviour: bool) -> None:
     conn: Connection = backend.connection
-    if not migration.runs_whole and not migration.entry.use_transactions:
-        migration.entry.process_steps(backend, direction)
     with backend.transaction():
         if without_behaviour:
             unload(conn)

@@ -16,8 +16,8 @@ Connection = psycopg.Connection[Any]
 
 _SCHEMAS = "select oid from pg_namespace where nspowner = (select oid from pg_roles where rolname = 'goldleaves_owner')"
 
-# xmin tells what this transaction wrote, ctid tells two writes of the same row apart. Triggers that a partition
-# inherited (tgparentid) belong to their parent, not to a file.
+# xmin tells what this transaction wrote, ctid tells two writes of the same row apart. Triggers of partitions belong to
+# whoever makes partitions, at any time, not to a file.
 _OBJECTS = f"""
 with own as materialized ({_SCHEMAS}),
 object (kind, name, class_id, id, version, written_by) as (
@@ -33,7 +33,7 @@ object (kind, name, class_id, id, version, written_by) as (
     'trigger', format('%%I on %%s', t.tgname, t.tgrelid::regclass), 'pg_trigger'::regclass::oid, t.oid, t.ctid, t.xmin
   from pg_trigger t
   join pg_class c on c.oid = t.tgrelid
-  where not t.tgisinternal and t.tgparentid = 0 and c.relnamespace in (select oid from own)
+  where not t.tgisinternal and not c.relispartition and c.relnamespace in (select oid from own)
 )
 select kind || ' ' || name, class_id, id, version::text
 from object
@@ -42,6 +42,7 @@ order by 1
 """  # noqa: S608
 
 # Only 'n' dependencies stop a drop. A dependent is named by what a person would drop: the view, not its rewrite rule.
+# Triggers of partitions are forgiven where `drop` takes them along.
 _DEPENDENTS = """
 with given (class_id, id) as (
   select * from unnest(%(classes)s::oid[], %(ids)s::oid[])
@@ -64,8 +65,9 @@ dependent as (
   from target
   join pg_depend d on d.refclassid = target.class_id and d.refobjid = target.id and d.deptype = 'n'
   left join pg_rewrite rule on d.classid = 'pg_rewrite'::regclass and rule.oid = d.objid
-  left join pg_trigger clone on d.classid = 'pg_trigger'::regclass and clone.oid = d.objid and clone.tgparentid <> 0
-  where clone.oid is null
+  left join pg_trigger trigger on d.classid = 'pg_trigger'::regclass and trigger.oid = d.objid
+  left join pg_class trigger_on on trigger_on.oid = trigger.tgrelid
+  where trigger_on.relispartition is not true or not %(forgive_partitions)s
 )
 select
   dependent.origin_class,
@@ -77,6 +79,17 @@ select
 from dependent
 where (dependent.class_id, dependent.id) not in (select class_id, id from target)
 order by 3, 6
+"""
+
+_PARTITION_TRIGGERS = """
+select
+  t.tgfoid::regprocedure::text,
+  format('drop trigger %%I on %%s', t.tgname, t.tgrelid::regclass),
+  replace(pg_get_triggerdef(t.oid), 'CREATE TRIGGER', 'CREATE OR REPLACE TRIGGER')
+from pg_trigger t
+join pg_class c on c.oid = t.tgrelid
+where c.relispartition and t.tgparentid = 0 and t.tgfoid::regprocedure::text = any(%(functions)s)
+order by 2
 """
 
 _API_MEMBERS = """
@@ -175,6 +188,14 @@ class Blocker:
         return f"{self.dependent_name} depends on {self.target_name}"
 
 
+@dataclass(frozen=True)
+class PartitionTrigger:
+    """A trigger that was dropped together with its function."""
+
+    function: str
+    definition: str
+
+
 def objects(conn: Connection) -> dict[str, Ref]:
     """Every function, view and trigger in our schemas, by an identity like `view api.cases`."""
     rows = conn.execute(_OBJECTS, {"touched": False})
@@ -186,12 +207,17 @@ def touched(conn: Connection) -> set[tuple[str, str]]:
     return {(identity, version) for identity, _, _, version in conn.execute(_OBJECTS, {"touched": True})}
 
 
-def blockers(conn: Connection, targets: Iterable[Ref]) -> list[Blocker]:
+def blockers(conn: Connection, targets: Iterable[Ref], forgive_partitions: bool = True) -> list[Blocker]:
     """What outside `targets` depends on them, and would have to be dropped too."""
     given = list(targets)
     if not given:
         return []
-    rows = conn.execute(_DEPENDENTS, {"classes": [ref.class_id for ref in given], "ids": [ref.id for ref in given]})
+    parameters = {
+        "classes": [ref.class_id for ref in given],
+        "ids": [ref.id for ref in given],
+        "forgive_partitions": forgive_partitions,
+    }
+    rows = conn.execute(_DEPENDENTS, parameters)
     return [Blocker(Ref(tc, ti), name, Ref(dc, di), dependent) for tc, ti, name, dc, di, dependent in rows]
 
 
@@ -199,16 +225,30 @@ def api_members(conn: Connection) -> list[Ref]:
     return [Ref(class_id, oid) for class_id, oid in conn.execute(_API_MEMBERS)]
 
 
-def drop(conn: Connection, identities: Iterable[str]) -> None:
-    """Drop by identity, those of a kind in one statement so that their order does not matter. Never CASCADE."""
+def drop(conn: Connection, identities: Iterable[str]) -> list[PartitionTrigger]:
+    """Drop by identity, those of a kind in one statement so that their order does not matter. Never CASCADE.
+
+    Triggers of partitions go with their function. They are returned for `restore`.
+    """
     names: dict[str, list[str]] = {}
     for identity in sorted(identities):
         kind, name = identity.split(" ", 1)
         names.setdefault(kind, []).append(name)
-    statements = [f"drop trigger if exists {name}" for name in names.get("trigger", ())]
+    rows = conn.execute(_PARTITION_TRIGGERS, {"functions": names.get("function", [])}).fetchall()
+    statements = [statement for _, statement, _ in rows]
+    statements += [f"drop trigger if exists {name}" for name in names.get("trigger", ())]
     statements += [f"drop {word} if exists {', '.join(names[kind])}" for kind, word in _DROP_WORDS if kind in names]
     for statement in statements:
         conn.execute(statement.encode())
+    return [PartitionTrigger(f"function {function}", definition) for function, _, definition in rows]
+
+
+def restore(conn: Connection, triggers: Iterable[PartitionTrigger]) -> None:
+    """Make triggers of partitions again, as far as their functions are back."""
+    now = objects(conn)
+    for trigger in triggers:
+        if trigger.function in now:
+            conn.execute(trigger.definition.encode())
 
 
 _DROP_WORDS = (("view", "view"), ("function", "routine"))

@@ -26,6 +26,7 @@ from api.release.catalog import Connection, Ref
 from api.release.errors import MigrationError, ReleaseTableMissing, explain
 from api.release.files import API, Tree, table_of
 
+MIGRATION_LOCK = 0x601D1EAF  # advisory, one number for all that migrates or loads, per database
 LOCK_TIMEOUT = "2s"
 TRIES = 30
 
@@ -127,14 +128,19 @@ def begin(conn: Connection) -> None:
     conn.execute("set local check_function_bodies = off")
 
 
+def is_busy(error: psycopg.Error) -> bool:
+    """Somebody else held, or was changing, what the statement needed: the same transaction may go through later."""
+    return isinstance(error, _BUSY) or "concurrently updated" in str(error)
+
+
 def retry_when_busy(work: Callable[[], Result]) -> Result:
     """Run a whole transaction again while traffic holds what it needs. Gives up after TRIES with MigrationError."""
     for attempt in range(TRIES):
         try:
             return work()
-        except (*_BUSY, errors.InternalError_) as error:
-            if isinstance(error, errors.InternalError_) and "concurrently updated" not in str(error):
-                raise MigrationError(str(error).strip()) from error
+        except psycopg.Error as error:
+            if not is_busy(error):
+                raise
             if attempt == TRIES - 1:
                 raise MigrationError(f"gave up after {TRIES} tries, the tables are too busy: {error}") from error
         time.sleep(SystemRandom().uniform(0.05, 0.25) * min(attempt + 1, 8))
@@ -163,6 +169,7 @@ def migration_head(conn: Connection) -> str:
 def _load_once(conn: Connection, tree: Tree, recreate: set[str]) -> LoadReport:
     with conn.transaction():
         begin(conn)
+        conn.execute("select pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])  # a migrate holds it already
         if not _has_releases(conn):
             raise ReleaseTableMissing("ops.releases does not exist at this migration, so nothing can be loaded")
         policies.check(conn)
@@ -228,10 +235,11 @@ class _Load:
     def _load_behaviour(self, changed: list[str]) -> None:
         _drop_api(self.conn)
         catalog.let_kernel_create(self.conn, True)
-        self._drop_for_recreation()
+        lost = self._drop_for_recreation()
         self.manifest = {path: self.release.objects.get(path, []) for path in self.tree.domains if path not in changed}
         for path in changed:
             self._run_domain_file(path)
+        catalog.restore(self.conn, lost)
         self._drop_what_is_free()
         if self.tree.api:
             self.conn.execute("create schema api authorization goldleaves_owner")
@@ -261,9 +269,9 @@ class _Load:
         text = self.tree.files[path]
         try:
             self.conn.execute(text.encode())
-        except (*_BUSY, errors.InternalError_):
-            raise
         except psycopg.Error as error:
+            if is_busy(error):
+                raise
             raise _FileError(explain(error, path, text)) from error
         if self.conn.info.transaction_status != TransactionStatus.INTRANS:
             raise MigrationError(f"{path}: a file must not begin or end a transaction")
@@ -271,7 +279,7 @@ class _Load:
 
     # Dropping
 
-    def _drop_for_recreation(self) -> None:
+    def _drop_for_recreation(self) -> list[catalog.PartitionTrigger]:
         """What cannot be replaced goes first, with what our own files built on it. Anything else on it is an error."""
         names = {name for path in self.recreate for name in self.release.objects.get(path, []) if name in self.existing}
         made_by = {
@@ -284,7 +292,7 @@ class _Load:
         if found and all(blocker.dependent in made_by for blocker in found):
             raise _Recreate(made_by[blocker.dependent] for blocker in found)
         _refuse(found)
-        catalog.drop(self.conn, names)
+        return catalog.drop(self.conn, names)
 
     def _leftovers(self) -> dict[str, Ref]:
         """What an earlier release made and no file makes now. `api` is not among it: it was dropped as a whole."""
@@ -338,9 +346,9 @@ class _Load:
         try:
             with self.conn.transaction():
                 self.conn.execute(catalog.VALIDATE, [ref.id])
-        except _BUSY:
-            raise
         except psycopg.Error as error:
+            if is_busy(error):
+                raise
             return explain(error, path, self.tree.files[path], name)
         return None
 
@@ -351,9 +359,9 @@ def _made_by_domains(release: Release) -> set[str]:
 
 def _drop_api(conn: Connection) -> None:
     """Drop the schema with all that is in it, after making sure that nothing outside is built on it."""
-    found = catalog.blockers(conn, catalog.api_members(conn))
+    found = catalog.blockers(conn, catalog.api_members(conn), forgive_partitions=False)
     if found:
-        raise MigrationError(f"schema api cannot be rebuilt: {'; '.join(map(str, found))}. Drop that first.")
+        raise MigrationError(f"schema api cannot be rebuilt: {_listed(found)}. Drop that first.")
     conn.execute("drop schema if exists api cascade")
 
 
@@ -363,7 +371,12 @@ def _refuse_blocked(conn: Connection, refs: Iterable[Ref]) -> None:
 
 def _refuse(found: list[catalog.Blocker]) -> None:
     if found:
-        raise MigrationError(f"cannot drop what others are built on: {'; '.join(map(str, found))}")
+        raise MigrationError(f"cannot drop what others are built on: {_listed(found)}")
+
+
+def _listed(found: list[catalog.Blocker], most: int = 8) -> str:
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(map(str, found[:most])) + more
 
 
 def _has_releases(conn: Connection) -> bool:
