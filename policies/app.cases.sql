@@ -18,5 +18,5 @@ create policy cases_delete on app.cases for delete to member
 create policy cases_staff on app.cases for select to platform_admin using (true);
 
 grant select, delete on app.cases to member;
-grant insert (id, client_id, title, status), update (client_id, title, status) on app.cases to member;
+grant insert (organization_id, id, client_id, title, status), update (client_id, title, status) on app.cases to member;
 grant select on app.cases to platform_admin;

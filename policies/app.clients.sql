@@ -18,5 +18,5 @@ create policy clients_delete on app.clients for delete to member
 create policy clients_staff on app.clients for select to platform_admin using (true);
 
 grant select, delete on app.clients to member;
-grant insert (id, name, email), update (name, email) on app.clients to member;
+grant insert (organization_id, id, name, email), update (name, email) on app.clients to member;
 grant select on app.clients to platform_admin;

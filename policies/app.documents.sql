@@ -18,5 +18,5 @@ create policy documents_delete on app.documents for delete to member
 create policy documents_staff on app.documents for select to platform_admin using (true);
 
 grant select, delete on app.documents to member;
-grant insert (id, case_id, title, size_bytes, status, storage_key), update (case_id, title, size_bytes, status, storage_key) on app.documents to member;
+grant insert (organization_id, id, case_id, title, size_bytes, status, storage_key), update (case_id, title, size_bytes, status, storage_key) on app.documents to member;
 grant select on app.documents to platform_admin;

@@ -34,6 +34,6 @@ create policy memberships_staff on tenancy.memberships for select to platform_ad
 create policy memberships_kernel on tenancy.memberships to goldleaves_kernel using (true) with check (true);
 
 grant select, delete on tenancy.memberships to member;
-grant insert (user_id, role), update (role) on tenancy.memberships to member;
+grant insert (organization_id, user_id, role), update (role) on tenancy.memberships to member;
 grant select on tenancy.memberships to platform_admin;
 grant select, insert on tenancy.memberships to goldleaves_kernel;

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 import httpx
 import psycopg
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -74,7 +75,7 @@ def _found_organizations(console: Console, endpoints: Endpoints, stack: ExitStac
     kiri.act_for(kauri["slug"])
     ada.create("memberships", user_id=people["ben"]["user_id"], role="viewer")
 
-    table = Table("who", "role", "organization", "timezone")
+    table = _table("who", "role", "organization", "timezone")
     for name, person in (("Ada", ada), ("Ben", ben), ("Kiri", kiri)):
         organization = aurora if person is not kiri else kauri
         user_id = people[name.lower()]["user_id"]
@@ -117,9 +118,9 @@ def _work(console: Console, cast: Cast) -> dict[str, Any]:
         (cast.kauri, cast.kiri, {"api.request": 2, "doc.upload": 1}),
     ):
         events = _await_events(person, expected)
-        table = Table(
-            "event", "endpoint", "method", "status_code", "duration_ms", "request_id", "cost",
-            title=f"billing_events of {organization['name']}", title_justify="left",
+        table = _table(
+            "event", "endpoint", "method", "status_code", "duration_ms", "request_id",
+            title=f"billing_events of {organization['name']}",
         )  # fmt: skip
         for event in events:
             dimensions = event["dimensions"]
@@ -130,9 +131,8 @@ def _work(console: Console, cast: Cast) -> dict[str, Any]:
                 str(dimensions.get("status_code", "")),
                 str(dimensions.get("duration_ms", "")),
                 _short(dimensions.get("request_id", "")),
-                _money(event["unit_cost_cents"]),
             )
-        console.print(table)
+        console.print(table, "")
     console.print(
         "An upload through the API is two billable units, one of each meter: the request (recorded by the gateway) and "
         "the document (recorded by a trigger in the same transaction). Their request_id is the same."
@@ -166,7 +166,7 @@ def _trespass(console: Console, cast: Cast, case: dict[str, Any]) -> None:
          {"json": {"title": "planted", "case_id": case["id"]}}, 409),
         ("Ben", "writes as viewer", cast.ben, "POST", "/api/v1/cases", {"json": {"title": "mine"}}, 403),
     ]  # fmt: skip
-    table = Table("who", "tries", "answer", "")
+    table = _table("who", "tries", "answer", "")
     for who, how, person, method, path, request, expected in tries:
         answer = person.ask(method, path, **request)
         if answer.status_code != expected or (expected == 200 and answer.json() != []):
@@ -193,7 +193,7 @@ def _send_three_times(console: Console, cast: Cast) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda _: cast.backend.post("/v1/events", {"events": batch}), range(3)))
 
-    table = Table("client", "sent", "accepted", "duplicates")
+    table = _table("client", "sent", "accepted", "duplicates")
     for number, answer in enumerate(answers, start=1):
         table.add_row(str(number), str(len(batch)), str(answer["accepted"]), str(answer["duplicates"]))
     accepted = sum(answer["accepted"] for answer in answers)
@@ -211,9 +211,9 @@ def _close_last_month(console: Console, cast: Cast, endpoints: Endpoints, batch:
     invoice = cast.staff.post("/api/v1/rpc/finalize_period", {"period_start": start})
     lines = cast.ada.get("/api/v1/invoice_lines", invoice_id=f"eq.{invoice['id']}", order="line_number")
 
-    table = Table(
+    table = _table(
         "line", "meter", "quantity", "unit", "unit price", "amount",
-        title=f"Invoice {invoice['number']} of Aurora Legal for the month from {start}", title_justify="left",
+        title=f"Invoice {invoice['number']} of Aurora Legal for the month from {start}",
         show_footer=True,
     )  # fmt: skip
     for line in lines:
@@ -237,7 +237,7 @@ def _close_last_month(console: Console, cast: Cast, endpoints: Endpoints, batch:
         ("rpc/recalculate_period", str(again.status_code), again.json()["message"]),
         ("a superuser at psql: update metering.usage_events …", "error", _update_in_sql(endpoints, cast.aurora["id"])),
     ]
-    table = Table("tries to change it", "answer", "")
+    table = _table("tries to change it", "answer", "")
     for what, answer, message in refusals:
         if not message.startswith("BILLING_PERIOD_LOCKED: "):
             raise DemoError(f"{what} was not refused: {message}")
@@ -299,6 +299,19 @@ def _copyable(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+def _table(*columns: str, **options: Any) -> Table:
+    return Table(
+        *columns,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        title_style="bold",
+        **options,
+    )
+
+
 def _message(entry: dict[str, str]) -> str:
     return f"{entry['code']}: {entry['message']}"
 
@@ -309,7 +322,7 @@ def _money(cents: float | None) -> str:
 
 def _short(text: str) -> str:
     """The end of an id, which is where UUIDv7s differ."""
-    return f"…{text[-12:]}" if len(text) > 13 else text
+    return f"…{text[-8:]}" if len(text) > 9 else text
 
 
 def _clip(text: str, width: int) -> str:

@@ -1,4 +1,4 @@
--- The tenant's own tables. organization_id fills itself from the tenant context.
+-- The tenant's own tables. organization_id fills itself from the tenant context; a client may name it, RLS lets pass only its own.
 create view api.clients with (security_invoker) as
 select id, organization_id, name, email, created_by, created_at
 from app.clients;
@@ -19,8 +19,8 @@ comment on column api.documents.status is 'uploaded, processing, processed or fa
 comment on column api.documents.storage_key is 'Where the file lies in the object store.';
 
 grant select, delete on api.clients, api.cases, api.documents to member;
-grant insert (id, name, email), update (name, email) on api.clients to member;
-grant insert (id, client_id, title, status), update (client_id, title, status) on api.cases to member;
-grant insert (id, case_id, title, size_bytes, status, storage_key),
+grant insert (organization_id, id, name, email), update (name, email) on api.clients to member;
+grant insert (organization_id, id, client_id, title, status), update (client_id, title, status) on api.cases to member;
+grant insert (organization_id, id, case_id, title, size_bytes, status, storage_key),
   update (case_id, title, size_bytes, status, storage_key) on api.documents to member;
 grant select on api.clients, api.cases, api.documents to platform_admin;

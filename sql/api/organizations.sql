@@ -18,5 +18,5 @@ comment on column api.memberships.role is 'owner, admin, member, viewer or billi
 
 grant select, delete on api.organizations, api.memberships to member;
 grant update (name) on api.organizations to member;
-grant insert (user_id, role), update (role) on api.memberships to member;
+grant insert (organization_id, user_id, role), update (role) on api.memberships to member;
 grant select on api.organizations, api.memberships to platform_admin;
