@@ -17,7 +17,6 @@ from typing import Any
 import psycopg
 import yoyo  # type: ignore[import-untyped]
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import TransactionStatus
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend  # type: ignore[import-untyped]
 from yoyo.connections import DatabaseURI  # type: ignore[import-untyped]
 from yoyo.migrations import parse_metadata_from_sql_comments  # type: ignore[import-untyped]
@@ -25,6 +24,7 @@ from yoyo.migrations import parse_metadata_from_sql_comments  # type: ignore[imp
 from api.release import LoadReport, MigrationError, Tree, load, policies, recorded_tree, unload
 from api.release.catalog import Connection
 from api.release.errors import ReleaseTableMissing, explain
+from api.release.files import refuse_transaction_commands
 from api.release.loader import MIGRATION_LOCK, begin, retry_when_busy
 from api.settings import PROJECT, Settings
 
@@ -96,11 +96,14 @@ class _Migration:
         return Path(self.entry.path)
 
     def script(self, direction: str) -> Path:
-        """The .sql file that goes up or down. Raises MigrationError when there is none."""
-        path = self.path if direction == "apply" else self.path.with_suffix(".rollback.sql")
+        """The file that goes up or down. A Python migration does both."""
+        up = direction == "apply" or self.path.suffix != ".sql"
+        return self.path if up else self.path.with_suffix(".rollback.sql")
+
+    def require_rollback(self) -> None:
+        path = self.script("rollback")
         if not path.exists():
             raise MigrationError(f"migrations/{self.path.name}: there is no {path.name} to roll it back")
-        return path
 
     @property
     def runs_whole(self) -> bool:
@@ -148,6 +151,8 @@ def rollback(url: str, settings: Settings, to: str | None, root: Path = PROJECT)
         _refuse_unknown(known, applied)
         head = None if to is None else _named(to, applied)
         undo = [name for name in reversed(applied) if head is None or name > head]
+        for name in undo:
+            known[name].require_rollback()
         if undo:
             _check_policies(conn)
             retry_when_busy(lambda: _unload(conn))
@@ -245,6 +250,8 @@ def _yoyo(url: str) -> Iterator[Any]:
 def _read(root: Path) -> dict[str, _Migration]:
     """The migrations of this checkout by id, in the order of their numbers."""
     entries = yoyo.read_migrations(str(root / "migrations"))
+    if not entries:
+        raise MigrationError(f"there is nothing in {root / 'migrations'}: is this the project's directory?")
     return {entry.id: _Migration(entry) for entry in sorted(entries, key=lambda entry: str(entry.id))}
 
 
@@ -312,7 +319,7 @@ def _run(backend: Any, migration: _Migration, direction: str) -> None:
 
 
 def _explained(error: psycopg.Error, migration: _Migration, direction: str) -> MigrationError:
-    script = migration.script(direction) if migration.path.suffix == ".sql" else migration.path
+    script = migration.script(direction)
     return MigrationError(explain(error, f"migrations/{script.name}", script.read_text(encoding="utf-8")))
 
 
@@ -325,9 +332,9 @@ def _run_once(backend: Any, migration: _Migration, direction: str, without_behav
         conn.execute("set local check_function_bodies = on")
         if migration.runs_whole:
             script = migration.script(direction)
-            conn.execute(script.read_bytes())
-            if conn.info.transaction_status != TransactionStatus.INTRANS:
-                raise MigrationError(f"migrations/{script.name}: a migration must not begin or end a transaction")
+            text = script.read_text(encoding="utf-8")
+            refuse_transaction_commands(f"migrations/{script.name}", text)
+            conn.execute(text.encode())
         elif migration.entry.use_transactions:
             migration.entry.process_steps(backend, direction)
         conn.execute("reset role")

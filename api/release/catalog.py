@@ -50,7 +50,7 @@ with given (class_id, id) as (
 target (class_id, id, origin_class, origin_id) as (
   select class_id, id, class_id, id from given
   union all
-  select 'pg_type'::regclass, type.oid, given.class_id, given.id
+  select 'pg_type'::regclass::oid, type.oid, given.class_id, given.id
   from given
   join pg_type rowtype on given.class_id = 'pg_class'::regclass and rowtype.typrelid = given.id
   join pg_type type on type.oid in (rowtype.oid, rowtype.typarray)
@@ -59,7 +59,7 @@ dependent as (
   select distinct
     target.origin_class,
     target.origin_id,
-    case when rule.oid is null then d.classid else 'pg_class'::regclass end as class_id,
+    case when rule.oid is null then d.classid else 'pg_class'::regclass::oid end as class_id,
     coalesce(rule.ev_class, d.objid) as id,
     case when rule.oid is null then d.objsubid else 0 end as sub_id
   from target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,12 @@ from api.release.errors import MigrationError
 
 API = "sql/api/"
 POLICIES = "policies/"
+
+# What may hide words that look like commands: bodies, strings, comments.
+_QUOTED = re.compile(r"(\$\w*\$).*?\1|'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_TRANSACTION = re.compile(
+    r"(?:^|;)\s*(begin(?!\s+atomic)|start\s+transaction|commit|rollback|abort|savepoint)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,11 @@ class Tree:
     def read(cls, root: Path) -> Tree:
         """Every .sql file below sql/ and policies/. Raises MigrationError for a policy file not named after a table."""
         found = sorted(path for folder in ("sql", "policies") for path in (root / folder).rglob("*.sql"))
+        if not found:
+            raise MigrationError(f"there is nothing in {root / 'sql'}: is this the project's directory?")
         tree = cls({path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in found})
+        for path, text in tree.files.items():
+            refuse_transaction_commands(path, text)
         for path in tree.policies:
             if len(table_of(path).split(".")) != 2:
                 raise MigrationError(f"{path}: a policy file is named <schema>.<table>.sql")
@@ -50,6 +61,12 @@ class Tree:
     def fingerprint(self) -> str:
         lines = "".join(f"{path}\0{digest}\n" for path, digest in sorted(self.hashes.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def refuse_transaction_commands(path: str, text: str) -> None:
+    """Raise MigrationError when a file begins or ends a transaction: a COMMIT would leave a release half loaded."""
+    if found := _TRANSACTION.search(_QUOTED.sub(" ", text)):
+        raise MigrationError(f"{path}: it says {found[1]}, but a file must not begin or end a transaction")
 
 
 def table_of(path: str) -> str:

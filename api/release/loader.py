@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import psycopg
 from psycopg import errors
-from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 
 from api.release import catalog, policies
@@ -273,8 +272,6 @@ class _Load:
             if is_busy(error):
                 raise
             raise _FileError(explain(error, path, text)) from error
-        if self.conn.info.transaction_status != TransactionStatus.INTRANS:
-            raise MigrationError(f"{path}: a file must not begin or end a transaction")
         self.loaded.append(path)
 
     # Dropping
