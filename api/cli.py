@@ -121,7 +121,9 @@ def migrate() -> None:
 @app.command()
 @explain_errors
 def rollback(
-    to: Annotated[str | None, typer.Option(metavar="ID", help="Undo every migration after this one.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="ID", help="The last one that stays: its id, or only its number.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Undo every migration: an empty database.")] = False,
 ) -> None:
     """Undo migrations. The tables they made go, and the data in them.
@@ -131,7 +133,10 @@ def rollback(
     if (to is not None) == everything:
         raise SettingsError("Say how far: --to ID (that migration stays), or --all.")
     settings = load_settings()
-    console.print(describe(migrations.rollback(_migration_url(settings), settings, to)), highlight=False)
+    url = _migration_url(settings)
+    if to is not None:
+        to = next((name for name in migrations.status(url).applied if name.startswith(f"{to}_")), to)
+    console.print(describe(migrations.rollback(url, settings, to)), highlight=False)
 
 
 @app.command()
@@ -195,7 +200,7 @@ def _migration_url(settings: Settings) -> str:
         return settings.migration_database_url
     url = Stack(settings).migration_url()
     if url is None:
-        raise SettingsError("MIGRATION_DATABASE_URL is not set, and there is no stack here. Run `goldleaves up` first.")
+        raise SettingsError("MIGRATION_DATABASE_URL is not set, and no stack runs here. Run `goldleaves up` first.")
     return url
 
 

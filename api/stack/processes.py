@@ -184,7 +184,7 @@ def require_free_port(part: Part) -> None:
             if error.errno in (98, 48):  # EADDRINUSE on Linux and macOS
                 problem = f"{part.port_setting} {part.port} is taken; set {part.port_setting} to a free port."
             else:
-                problem = f"Cannot listen on {host}, {part.port_setting} {part.port}: {error.strerror}."
+                problem = f"Cannot listen on HOST {host}, {part.port_setting} {part.port}: {error.strerror}."
             raise StackError(problem) from None
 
 

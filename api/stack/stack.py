@@ -123,9 +123,11 @@ class Stack:
         return secrets.jwt if secrets else None
 
     def migration_url(self) -> str | None:
-        """Where to migrate as `goldleaves_migrator`. None before the first start."""
+        """Where to migrate as `goldleaves_migrator`. None when Postgres is not running."""
         secrets = self.state.read_secrets()
-        return self._database_url(bootstrap.MIGRATOR, secrets.goldleaves_migrator) if secrets else None
+        if secrets is None or find("postgres", self.state) is None:
+            return None
+        return self._database_url(bootstrap.MIGRATOR, secrets.goldleaves_migrator)
 
     def _parts(self, secrets: Secrets) -> tuple[Part, ...]:
         secret = self.jwt_secret() or secrets.jwt
