@@ -31,4 +31,5 @@ def configure_logs(level: str) -> None:
             ],
         )
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and end are ours to tell
     logging.basicConfig(handlers=[handler], level=max(logging.INFO, logging.getLevelNamesMapping()[level]), force=True)

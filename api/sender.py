@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
@@ -62,7 +63,7 @@ class Sender:
 
     async def _deliver(self, batch: list[bytes]) -> None:
         """Until Postgres has answered for each event. A refused batch is halved until the bad event stands alone."""
-        events = f"[{b','.join(batch).decode()}]"
+        events = f"[{b','.join(batch).decode('utf-8', 'replace')}]"
         try:
             await self._insist(lambda: self._database.ingest(events, None, SOURCE, "adjust"))
         except DatabaseError as refusal:
@@ -76,10 +77,12 @@ class Sender:
     async def _reject(self, event: bytes, refusal: DatabaseError) -> None:
         log.error("event_refused", state=refusal.state, error=refusal.message)
         code, message = refusal.state or "INVALID_EVENT", refusal.message or str(refusal)
+        text = event.decode("utf-8", "replace")
         try:
-            await self._insist(lambda: self._database.record_rejection(SOURCE, event.decode(), code, message))
-        except DatabaseError:
-            self._spool.set_aside(event)
+            await self._insist(lambda: self._database.record_rejection(SOURCE, text, code, message))
+        except DatabaseError:  # not even JSON that Postgres can hold: keep it as the text that it is
+            quoted = json.dumps(text)
+            await self._insist(lambda: self._database.record_rejection(SOURCE, quoted, code, message))
 
     async def _insist(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
         """Repeat a call until Postgres answers. Raises DatabaseError only for data that it will never take."""

@@ -7,8 +7,10 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Final
 
+import structlog
 import uvicorn
 import uvloop
 
@@ -16,6 +18,8 @@ from api.app import create_app
 from api.logs import configure_logs
 from api.settings import Settings, SettingsError, load_settings
 from api.spool import Spool, SpoolError
+
+log = structlog.get_logger(__name__)
 
 FINISH_REQUESTS_SECONDS: Final = 10
 KEEP_ALIVE_SECONDS: Final = 65
@@ -60,8 +64,10 @@ def serve(settings: Settings, spool: Spool) -> int:
             timeout_graceful_shutdown=FINISH_REQUESTS_SECONDS,
         )
     )
+    log.info("sidecar_started", host=settings.host, port=settings.gateway_port)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve())
+    log.info("sidecar_stopped", **asdict(spool.state()))
     return 0 if server.started else 1
 
 

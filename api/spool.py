@@ -157,11 +157,6 @@ class Spool:
         except OSError as error:
             log.error("spool_cleanup_failed", segment=segment.path.name, error=str(error))
 
-    def set_aside(self, payload: bytes) -> None:
-        """A record that Postgres refuses even as a rejection. It should not exist; it is not thrown away."""
-        with (self._directory / "refused.jsonl").open("ab") as file:
-            file.write(payload + b"\n")
-
     def state(self) -> SpoolState:
         oldest = self._sealed[0] if self._sealed else self._active
         age = max(0.0, time() - oldest.created) if oldest is not None else 0.0

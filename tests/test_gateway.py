@@ -1,0 +1,458 @@
+"""The gateway answers as PostgREST does, says which request it was, and meters what is billable, once."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+import httpx
+import psutil
+import pytest
+
+from api.stack.processes import members
+from tests.conftest import MakeOrganization, OpenStack
+from tests.harness import Cluster, Organization, RunningStack
+from tests.observe import assert_problem, database_away, eventually, gateway_events, metered_since
+
+
+@dataclass(frozen=True)
+class Firm:
+    """An organization with a few rows, and its owner at the gateway and at PostgREST itself."""
+
+    organization: Organization
+    stack: RunningStack
+    gateway: httpx.Client
+    postgrest: httpx.Client
+
+
+@pytest.fixture
+def firm(stack: RunningStack, make_organization: MakeOrganization) -> Iterator[Firm]:
+    organization = make_organization(stack.database)
+    headers = {
+        "Authorization": f"Bearer {stack.token(organization['owner'].subject)}",
+        "X-Organization-ID": str(organization.id),
+        "Accept-Encoding": "identity",
+    }
+    with (
+        httpx.Client(base_url=stack.gateway_url, headers=headers, timeout=30, trust_env=False) as gateway,
+        httpx.Client(base_url=stack.postgrest_url, headers=headers, timeout=30, trust_env=False) as postgrest,
+    ):
+        yield Firm(organization, stack, gateway, postgrest)
+
+
+@pytest.fixture
+def cases(firm: Firm) -> list[str]:
+    titles = ["Smith v. Jones", "Ünïcode & more, 100%", 'a "quoted" one', "über/slash?", "x" * 200]
+    created = firm.gateway.post("/api/v1/cases", json=[{"title": title} for title in titles])
+    assert created.status_code == 201, created.text
+    return titles
+
+
+READS: list[tuple[str, str, dict[str, str]]] = [
+    ("GET", "/cases", {}),
+    ("GET", "/cases?select=id,title&order=title.desc&limit=2&offset=1", {}),
+    ("GET", "/cases?order=id", {"Range-Unit": "items", "Range": "0-1", "Prefer": "count=exact"}),
+    ("GET", "/cases?order=id", {"Range": "3-2"}),
+    ("GET", "/cases?order=id", {"Accept": "text/csv"}),
+    ("GET", "/cases?limit=1", {"Accept": "application/vnd.pgrst.object+json"}),
+    ("GET", "/cases", {"Accept": "application/vnd.pgrst.object+json"}),
+    ("GET", "/cases", {"Accept": "image/png"}),
+    ("GET", "/cases", {"Accept-Profile": "metering"}),
+    ("GET", "/cases?title=eq." + quote("Ünïcode & more, 100%", safe=""), {}),
+    ("GET", "/cases?title=eq." + quote("über/slash?", safe=""), {}),
+    ("GET", '/cases?title=in.("Smith+v.+Jones","a%20%22quoted%22%20one")', {}),
+    ("GET", "/cases?title=like.*%25*", {}),
+    ("GET", "/c%61ses?limit=1", {}),
+    ("GET", "/cases%2F?limit=1", {}),
+    ("GET", "/cases/?limit=1", {}),
+    ("GET", "//cases?limit=1", {}),
+    ("GET", "/../cases?limit=1", {}),
+    ("GET", "/cases?", {}),
+    ("HEAD", "/cases", {"Prefer": "count=exact"}),
+    ("HEAD", "/nothing", {}),
+    ("GET", "/cases?select=title,client:clients(name)", {}),
+    ("GET", "/cases?select=title,nothing(name)", {}),
+    ("GET", "/cases?nothing=eq.1", {}),
+    ("GET", "/cases?id=eq.not-a-uuid", {}),
+    ("GET", "/nothing", {}),
+    ("GET", "/rpc/nothing", {}),
+    ("GET", "/rpc/health", {}),
+    ("GET", "/usage_events?limit=0", {}),
+    ("OPTIONS", "/cases", {}),
+    ("OPTIONS", "/cases", {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}),
+    ("PUT", "/cases", {}),
+    ("DELETE", "/cases?id=eq.00000000-0000-0000-0000-000000000000", {"Prefer": "return=representation"}),
+    ("PATCH", "/cases?id=eq.00000000-0000-0000-0000-000000000000", {}),
+    ("GET", "/", {"Accept": "application/openapi+json"}),
+]
+
+
+@pytest.mark.parametrize(("method", "target", "headers"), READS)
+def test_answers_are_those_of_postgrest(
+    firm: Firm, cases: list[str], method: str, target: str, headers: dict[str, str]
+) -> None:
+    through = raw_request(firm.gateway, method, "/api/v1" + target, headers)
+    direct = raw_request(firm.postgrest, method, target, headers)
+    assert through.status == direct.status
+    assert through.body == direct.body
+    assert comparable(through.headers, "/api/v1") == comparable(direct.headers, "")
+    assert through.headers["x-request-id"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def raw_request(client: httpx.Client, method: str, target: str, headers: dict[str, str]) -> Answer:
+    """A request whose target goes out exactly as it is written here, which httpx does not promise."""
+    url = client.base_url
+    connection = http.client.HTTPConnection(url.host, url.port or 80, timeout=30)
+    try:
+        sent = {name: client.headers[name] for name in ("Authorization", "X-Organization-ID")} | headers
+        connection.request(method, target, headers=sent)
+        response = connection.getresponse()
+        return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+    finally:
+        connection.close()
+
+
+PER_SERVER = {"date", "x-request-id", "transfer-encoding", "content-length"}
+
+
+def comparable(headers: dict[str, str], prefix: str) -> dict[str, str]:
+    """Headers that have to be equal: framing and clock are each server's own, locations have the prefix in front."""
+    kept = {name: value for name, value in headers.items() if name not in PER_SERVER}
+    for name in ("location", "content-location"):
+        if name in kept:
+            assert kept[name].startswith(prefix + "/")
+            kept[name] = kept[name].removeprefix(prefix)
+    return kept
+
+
+def test_writes_and_the_location_of_what_they_made(firm: Firm) -> None:
+    created = firm.gateway.post("/api/v1/clients", json={"name": "Zoë"}, headers={"Prefer": "return=headers-only"})
+    assert created.status_code == 201
+    found = firm.gateway.get(created.headers["Location"])
+    assert found.status_code == 200, "the location is one of the gateway"
+    assert [row["name"] for row in found.json()] == ["Zoë"]
+
+    target = f"/api/v1/clients?id=eq.{found.json()[0]['id']}"
+    changed = firm.gateway.patch(target, json={"name": "Zoe"}, headers={"Prefer": "return=representation"})
+    assert [row["name"] for row in changed.json()] == ["Zoe"]
+    assert firm.gateway.delete(target).status_code == 204
+    assert firm.gateway.get(target).json() == []
+
+
+@pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "content-length"])
+def test_large_bodies_stream_both_ways(firm: Firm, chunked: bool) -> None:
+    rows = [{"title": f"{number:06d} " + "é" * 90} for number in range(5000)]
+    body = json.dumps(rows).encode()
+    pieces = (body[start : start + 50_000] for start in range(0, len(body), 50_000))
+    headers = {"Content-Type": "application/json", "Prefer": "return=minimal"}
+    created = firm.gateway.post("/api/v1/cases", content=pieces if chunked else body, headers=headers)
+    assert created.status_code == 201, created.text
+    read = firm.gateway.get("/api/v1/cases?select=title&order=title")
+    assert read.json() == rows
+
+
+def test_requests_one_after_the_other_on_one_connection(firm: Firm) -> None:
+    """A body that the gateway has no use for must not be taken for the next request."""
+    with socket.create_connection((firm.gateway.base_url.host, firm.gateway.base_url.port or 80), timeout=10) as raw:
+        head = b"POST /api/v1/cases HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer broken\r\nContent-Length: 40\r\n\r\n"
+        body = b"GET /health HTTP/1.1\r\nHost: smuggled\r\n\r\n"
+        assert len(body) == 40
+        raw.sendall(head + body)
+        raw.sendall(b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answers = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"401", b"404"]
+
+
+SANE = ("order-17:retry.2", "a" * 128)
+NOT_SANE = ("a" * 129, "has space", "<script>", "")
+
+
+@pytest.mark.parametrize(("sent", "kept"), [(sent, sent in SANE) for sent in SANE + NOT_SANE])
+def test_request_id_is_kept_when_sane(firm: Firm, sent: str, kept: bool) -> None:
+    returned = firm.gateway.get("/api/v1/cases", headers={"X-Request-ID": sent}).headers.get_list("X-Request-ID")
+    assert len(returned) == 1
+    assert (returned[0] == sent) is kept
+    if not kept:
+        assert returned[0].count("-") == 4
+
+
+def test_request_id_comes_back_with_errors_too(stack: RunningStack) -> None:
+    with httpx.Client(base_url=stack.gateway_url, trust_env=False) as client:
+        for path, status in (("/nowhere", 404), ("/api/v1/cases", 401), ("/api/v2/cases", 404), ("/v1/events", 405)):
+            response = client.get(path, headers={"X-Request-ID": "find-me"})
+            assert (response.status_code, response.headers["X-Request-ID"]) == (status, "find-me")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nowhere", "/api", "/api/v1x/cases", "/api/v2/cases", "/api%2Fv1/cases", "/%61pi/v1/cases"]
+)
+def test_what_is_not_there_is_not_found(stack: RunningStack, path: str) -> None:
+    assert_problem(httpx.get(stack.gateway_url + path, trust_env=False), 404, "ROUTE_NOT_FOUND")
+
+
+@pytest.mark.parametrize("name", ["X-Organization-ID", "Authorization"])
+def test_a_header_that_decides_may_come_only_once(firm: Firm, name: str) -> None:
+    headers = [*firm.gateway.headers.multi_items(), (name, firm.gateway.headers[name])]
+    assert_problem(httpx.get(f"{firm.stack.gateway_url}/api/v1/cases", headers=headers), 400, "AMBIGUOUS_HEADER")
+
+
+def test_a_stranger_is_made_known_on_the_first_request(stack: RunningStack) -> None:
+    with stack.client(f"auth0|{uuid4()}", email="nora@example.com") as nora:
+        response = nora.get("/api/v1/organizations")
+        assert response.status_code == 200
+        assert [row["kind"] for row in response.json()] == ["personal"]
+
+
+def test_membership_is_not_decided_by_what_the_gateway_remembers(firm: Firm) -> None:
+    member = firm.organization["member"]
+    with firm.stack.client(member.subject, org=firm.organization.slug) as client:
+        assert client.get("/api/v1/cases").status_code == 200
+        with firm.stack.database.connect() as connection:
+            connection.execute("delete from tenancy.memberships where user_id = %s", [member.id])
+        refused = client.get("/api/v1/cases")
+    assert_problem(refused, 403, "NOT_A_MEMBER")
+
+
+def test_a_new_organization_can_be_used_at_once(stack: RunningStack) -> None:
+    slug = f"new-{uuid4().hex[:8]}"
+    with stack.client(f"founder-{slug}") as founder:
+        assert_problem(founder.get("/api/v1/cases", headers={"X-Organization-ID": slug}), 403, "NOT_A_MEMBER")
+        made = founder.post("/api/v1/rpc/create_organization", json={"name": "New", "slug": slug, "timezone": "UTC"})
+        assert made.status_code == 200, made.text
+        assert founder.get("/api/v1/cases", headers={"X-Organization-ID": slug}).status_code == 200
+
+
+def test_what_is_metered_says_what_was_done(firm: Firm) -> None:
+    before = datetime.now(UTC)
+    headers = {"X-Request-ID": "req-1", "User-Agent": "tests/1.0 (Ünïcode)", "X-Forwarded-For": "203.0.113.9"}
+    response = firm.gateway.get("/api/v1/cases?select=id", headers=httpx.Headers(headers, encoding="utf-8"))
+    assert response.status_code == 200
+    (event,) = metered_since(firm.stack, firm.gateway, firm.organization.id)
+    dimensions = event["dimensions"]
+    duration = dimensions.pop("duration_ms")
+    assert 0 < duration < 30_000
+    assert dimensions == {
+        "endpoint": "/api/v1/cases",
+        "method": "GET",
+        "status_code": 200,
+        "response_size": len(response.content),
+        "client_ip": "127.0.0.1",
+        "user_agent": "tests/1.0 (Ünïcode)",
+    }
+    assert before <= event["occurred_at"] <= datetime.now(UTC)
+    assert (event["request_id"], event["event"], event["quantity"], event["unit"], event["resource_id"]) == (
+        ("req-1", "api.request", 1, "request", None)
+    )
+    assert event["user_id"] == str(firm.organization["owner"].id)
+
+
+BILLABLE: list[tuple[str, str, dict[str, Any], int]] = [
+    ("GET", "/api/v1/cases", {}, 200),
+    ("HEAD", "/api/v1/cases", {}, 200),
+    ("GET", "/api/v1/c%61ses", {}, 200),
+    ("GET", "/api/v1/documents?limit=1", {}, 200),
+    ("GET", "/api/v1/clients?select=name,cases(title)", {}, 200),
+    ("POST", "/api/v1/clients", {"json": {"name": "Ann"}}, 201),
+    ("POST", "/api/v1/cases", {"json": {"title": ""}}, 400),
+    ("DELETE", "/api/v1/cases?id=eq.00000000-0000-0000-0000-000000000000", {}, 204),
+    ("GET", "/api/v1/cases?nothing=eq.1", {}, 400),
+    ("GET", "/api/v1/cases/1", {}, 404),
+    ("GET", "/api/v1/search", {}, 404),
+]
+
+
+def test_billable_requests_are_metered_each_once(firm: Firm) -> None:
+    for method, target, content, status in BILLABLE:
+        response = firm.gateway.request(method, target, **content)
+        assert response.status_code == status, response.text
+    events = metered_since(firm.stack, firm.gateway, firm.organization.id)
+    metered = [(e["dimensions"]["method"], e["dimensions"]["endpoint"], e["dimensions"]["status_code"]) for e in events]
+    routes = ("documents", "clients", "search")
+    assert metered == [
+        (method, "/api/v1/" + next((route for route in routes if f"/{route}" in target), "cases"), status)
+        for method, target, _, status in BILLABLE
+    ]
+
+
+def test_what_is_not_billable_is_not_metered(firm: Firm) -> None:
+    firm.gateway.options("/api/v1/cases")
+    for path in ("cases2", "organizations", "usage_events", "rpc/usage_summary", "", "cases%2F1"):
+        firm.gateway.get(f"/api/v1/{path}")
+    firm.gateway.get("/health")
+    firm.gateway.get("/nowhere")
+    billing = firm.organization["billing"].subject
+    with firm.stack.client(billing, org=firm.organization.id) as client:
+        assert client.post("/api/v1/cases", json={"title": "not theirs to write"}).status_code == 403
+    with httpx.Client(base_url=firm.stack.gateway_url, trust_env=False) as anonymous:
+        assert anonymous.get("/api/v1/cases").status_code == 401
+    for role in ("platform_admin", "service"):
+        with firm.stack.client("staff", role=role, org=firm.organization.id) as staff:
+            staff.get("/api/v1/cases")
+    assert metered_since(firm.stack, firm.gateway, firm.organization.id) == []
+
+
+def test_the_default_organization_pays_when_none_is_named(firm: Firm) -> None:
+    with firm.stack.client(firm.organization["member"].subject) as client:
+        assert client.get("/api/v1/cases").status_code == 200
+    assert len(metered_since(firm.stack, firm.gateway, firm.organization.id)) == 1
+
+
+def test_a_retry_is_billed_once_but_a_constant_header_is_not_free(firm: Firm) -> None:
+    for _ in range(3):
+        firm.gateway.get("/api/v1/cases", headers={"X-Request-ID": "same"})
+    assert len(metered_since(firm.stack, firm.gateway, firm.organization.id)) == 1
+
+    firm.gateway.get("/api/v1/cases", headers={"X-Request-ID": "same"})
+    firm.gateway.get("/api/v1/cases?limit=1", headers={"X-Request-ID": "same"})
+    firm.gateway.head("/api/v1/cases", headers={"X-Request-ID": "same"})
+    with firm.stack.client(firm.organization["member"].subject, org=firm.organization.id) as colleague:
+        colleague.get("/api/v1/cases", headers={"X-Request-ID": "same"})
+    assert len(metered_since(firm.stack, firm.gateway, firm.organization.id)) == 5
+
+
+def test_requests_without_an_id_are_never_merged(firm: Firm) -> None:
+    for _ in range(5):
+        firm.gateway.get("/api/v1/cases")
+    assert len(metered_since(firm.stack, firm.gateway, firm.organization.id)) == 5
+
+
+def test_a_client_that_hangs_up_in_the_middle_pays_for_what_it_got(firm: Firm) -> None:
+    rows = [{"title": f"{number} " + "x" * 190} for number in range(20_000)]
+    assert firm.gateway.post("/api/v1/cases", json=rows, headers={"X-Request-ID": "load"}).status_code == 201
+    url = urlsplit(firm.stack.gateway_url)
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # the answer cannot all be on its way already
+        raw.connect((url.hostname, url.port))
+        raw.sendall(
+            f"GET /api/v1/cases HTTP/1.1\r\nHost: x\r\nX-Request-ID: cut\r\n"
+            f"Authorization: {firm.gateway.headers['Authorization']}\r\n\r\n".encode()
+        )
+        assert raw.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    events = eventually(
+        lambda: [e for e in gateway_events(firm.stack, firm.organization.id) if e["request_id"] == "cut"], bool
+    )
+    assert [event["dimensions"]["status_code"] for event in events] == [200]
+    assert events[0]["dimensions"]["response_size"] < 190 * len(rows)
+
+
+def test_nobody_waits_upstream_for_a_client_that_hung_up(firm: Firm) -> None:
+    gateway, port = urlsplit(firm.stack.gateway_url), urlsplit(firm.stack.postgrest_url).port
+    sidecar = sidecar_process(firm.stack)
+
+    def upstream() -> list[Any]:
+        return [
+            c for c in sidecar.net_connections("tcp") if c.raddr and c.raddr[1] == port and c.status == "ESTABLISHED"
+        ]
+
+    with firm.stack.database.connect(autocommit=False) as blocker:
+        blocker.execute("lock table app.cases in access exclusive mode")
+        idle = len(upstream())
+        hanging = [socket.create_connection((gateway.hostname, gateway.port)) for _ in range(8)]
+        request = (
+            f"GET /api/v1/cases HTTP/1.1\r\nHost: x\r\nAuthorization: {firm.gateway.headers['Authorization']}\r\n\r\n"
+        )
+        for connection in hanging:
+            connection.sendall(request.encode())
+        assert len(eventually(upstream, lambda open_now: len(open_now) >= 8)) >= 8
+        for connection in hanging:
+            connection.close()
+        assert len(eventually(upstream, lambda open_now: len(open_now) <= idle)) <= idle
+        blocker.rollback()
+    assert metered_since(firm.stack, firm.gateway, firm.organization.id) == [], "nothing was sent, nothing is billed"
+
+
+def test_postgrest_away_is_said_in_the_error_shape(open_stack: OpenStack, make_organization: MakeOrganization) -> None:
+    with open_stack() as stack:
+        owner = make_organization(stack.database)["owner"]
+        with stack.client(owner.subject) as client:
+            assert client.get("/api/v1/cases").status_code == 200
+            stack.kill("postgrest")
+            away = client.get("/api/v1/cases")
+            assert_problem(away, 503, "POSTGREST_UNAVAILABLE")
+            assert away.headers["Retry-After"]
+            health = client.get("/health")
+            assert health.status_code == 503
+            assert health.json()["postgrest"] == {"status": "down"}
+            assert health.json()["database"] == {"status": "ok"}
+            stack.start("postgrest")
+            assert client.get("/api/v1/cases").status_code == 200
+            assert client.get("/health").status_code == 200
+
+
+def test_database_away_is_said_in_the_error_shape(
+    cluster: Cluster, open_stack: OpenStack, make_organization: MakeOrganization
+) -> None:
+    with open_stack() as stack:
+        organization = make_organization(stack.database)
+        backend = {"Authorization": f"Bearer {stack.token('backend', role='service')}"}
+        with stack.client(organization["owner"].subject) as client:
+            assert client.get("/api/v1/cases").status_code == 200
+            with database_away(cluster, stack.database):
+                unknown = client.get("/api/v1/cases", headers={"X-Organization-ID": "somewhere-else"})
+                assert_problem(unknown, 503, "DATABASE_UNAVAILABLE")
+                events = client.post("/v1/events", json={"events": []}, headers=backend)
+                assert_problem(events, 503, "DATABASE_UNAVAILABLE")
+                assert events.headers["Retry-After"]
+                health = client.get("/health")
+                assert (health.status_code, health.json()["database"]) == (503, {"status": "down"})
+            back = eventually(lambda: client.get("/api/v1/cases").status_code, lambda status: status == 200)
+            assert back == 200
+            assert eventually(lambda: client.get("/health").status_code, lambda status: status == 200) == 200
+            assert len(metered_since(stack, client, organization.id)) == 2, (
+                "both answers, before and after, are on record"
+            )
+
+
+def test_a_drained_sidecar_answers_what_it_began_and_ships_what_it_has(
+    open_stack: OpenStack, make_organization: MakeOrganization
+) -> None:
+    with open_stack() as stack:
+        organization = make_organization(stack.database)
+        with stack.database.connect(autocommit=False) as blocker:
+            blocker.execute("lock table app.cases in access exclusive mode")
+            command = ["curl", "-s", "-w", "%{http_code}", f"{stack.gateway_url}/api/v1/cases"]
+            token = stack.token(organization["owner"].subject)
+            asking = subprocess.Popen([*command, "-H", f"Authorization: Bearer {token}"], stdout=subprocess.PIPE)
+            time.sleep(0.5)
+            process = sidecar_process(stack)
+            process.terminate()
+            refused = eventually(lambda: refuses(stack.gateway_url), bool)
+            assert refused, "a draining sidecar takes no new connections"
+            assert process.is_running()
+            blocker.rollback()
+        answer, _ = asking.communicate(timeout=20)
+        assert answer == b"[]200"
+        process.wait(timeout=20)
+        assert len(gateway_events(stack, organization.id)) == 1
+        assert list(stack.state.spool.glob("*.spool")) == []
+
+
+def sidecar_process(stack: RunningStack) -> psutil.Process:
+    (process,) = members("sidecar", stack.state)
+    return process
+
+
+def refuses(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
