@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,6 +39,11 @@ _number = count(1)
 for variable in set(Settings.model_fields) - {"postgrest_bin"}:
     os.environ.pop(variable.upper(), None)
 Settings.model_config["env_file"] = None
+
+
+def pytest_configure() -> None:
+    """Stop what the fixtures started also when the run is terminated, as by a time limit."""
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
 
 
 @contextmanager

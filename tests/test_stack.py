@@ -228,6 +228,7 @@ def test_a_stranger_with_a_recorded_pid_is_not_killed(stopped: Command) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         try:
             write_private(stopped.state.record("sidecar"), asdict(replace(record, pid=stranger.pid, create_time=1.0)))
+            assert healthy(stopped.up())
             stopped.succeed("down")
             assert stranger.poll() is None
         finally:
