@@ -115,7 +115,7 @@ begin
     raise exception using
       errcode = 'PT403',
       message = format('NOT_A_MEMBER: you are not a member of organization %s', left(p_organization, 80)),
-      hint = 'GET /organizations lists yours.';
+      hint = 'GET /organizations without X-Organization-ID lists yours.';
   end if;
 
   if v_organization_id is null and p_scope = 'organization' then
