@@ -217,13 +217,15 @@ def test_an_event_refused_for_its_period_uses_up_no_key(
 def test_in_one_batch_too_an_event_refused_for_its_period_uses_up_no_key(
     database: Database, make_organization: MakeOrganization
 ) -> None:
-    """One batch means what its events mean one after the other."""
+    """The copy that can be accepted is, wherever in the batch it stands."""
     organization = make_organization(database)
+    locked, welcome = moment(1, days=3), moment(0, minutes=1)
     with database.connect() as connection:
         finalize(connection, organization.id, month(1))
-        answer = ingest(connection, [event("a", moment(1, days=3)), event("a", moment(0, minutes=1))], organization.id)
-        assert [refusal.code for refusal in answer.rejected] == ["BILLING_PERIOD_LOCKED"]
-        assert answer.accepted == 1
+        for key, times in {"a": (locked, welcome), "b": (welcome, locked)}.items():
+            answer = ingest(connection, [event(key, at) for at in times], organization.id)
+            assert (answer.accepted, answer.answered) == (1, 2)
+        assert stored(connection, organization) == [("api", "a"), ("api", "b")]
 
 
 @pytest.mark.parametrize("late", ["reject", "adjust"])
