@@ -198,6 +198,7 @@ def _locked(url: str) -> Iterator[Connection]:
     """
     with _connected(url) as conn:
         _refuse_superuser(conn)
+        _refuse_other_encodings(conn)
         conn.execute("set idle_session_timeout = 0")
         while not _try_lock(conn):
             time.sleep(_POLL_SECONDS)
@@ -216,6 +217,14 @@ def _refuse_superuser(conn: Connection) -> None:
     if row and row[0]:
         raise MigrationError(
             f"{row[1]} is a superuser, who would own what it makes and hide missing rights: use goldleaves_migrator"
+        )
+
+
+def _refuse_other_encodings(conn: Connection) -> None:
+    if (encoding := conn.info.parameter_status("server_encoding")) != "UTF8":
+        raise MigrationError(
+            f"the database's encoding is {encoding}, Goldleaves needs UTF8: "
+            "create it with … template template0 encoding 'UTF8'"
         )
 
 

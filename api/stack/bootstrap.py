@@ -28,7 +28,8 @@ def create_database(server_url: str, database: str = DATABASE) -> None:
     with psycopg.connect(server_url, autocommit=True) as connection:
         name, migrator = sql.Identifier(database), sql.Identifier(MIGRATOR)
         if connection.execute("select from pg_database where datname = %s", [database]).rowcount == 0:
-            connection.execute(sql.SQL("create database {}").format(name))
+            # A cluster made without a locale would give SQL_ASCII, which holds text of any encoding and none.
+            connection.execute(sql.SQL("create database {} template template0 encoding 'UTF8'").format(name))
         connection.execute(sql.SQL("revoke all on database {} from public").format(name))
         connection.execute(
             sql.SQL("grant connect, create on database {} to {} with grant option").format(name, migrator)
