@@ -1,5 +1,5 @@
 """Requests as PostgREST makes them, at the level of SQL: one transaction as `authenticator`, the role of the token, the
-claims and headers as settings, the pre-request, then the statement. It is always rolled back.
+claims and headers as settings, the pre-request, then the statement.
 """
 
 from __future__ import annotations
@@ -41,21 +41,26 @@ class Caller:
 @contextmanager
 def request(connection: Connection, caller: Caller) -> Iterator[Connection]:
     """The transaction of one request, rolled back at its end."""
+    with connection.transaction(force_rollback=True):
+        enter(connection, caller)
+        yield connection
+
+
+def enter(connection: Connection, caller: Caller) -> None:
+    """What PostgREST does first in the transaction of a request."""
     claims = {"sub": caller.subject, "role": caller.role, **caller.claims}
     headers = {"x-organization-id": caller.organization}
-    with connection.transaction(force_rollback=True):
-        connection.execute(
-            _CONTEXT,
-            {
-                "role": caller.role,
-                "claims": json.dumps({name: value for name, value in claims.items() if value is not None}),
-                "headers": json.dumps({name: value for name, value in headers.items() if value is not None}),
-                "path": caller.path,
-            },
-        )
-        if caller.pre_request:
-            connection.execute("select tenancy.pre_request()")
-        yield connection
+    connection.execute(
+        _CONTEXT,
+        {
+            "role": caller.role,
+            "claims": json.dumps({name: value for name, value in claims.items() if value is not None}),
+            "headers": json.dumps({name: value for name, value in headers.items() if value is not None}),
+            "path": caller.path,
+        },
+    )
+    if caller.pre_request:
+        connection.execute("select tenancy.pre_request()")
 
 
 def run(connection: Connection, statement: Statement, parameters: object = None) -> psycopg.Cursor[tuple[Any, ...]]:

@@ -1,0 +1,233 @@
+"""What each role may do inside its own organization: the grid, as data, and tests generated from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Barrier, BrokenBarrierError
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from tests.conftest import MakeOrganization
+from tests.harness import ROLES, Cluster, Database, Member, Organization
+from tests.sql_requests import Caller, Connection, enter, refusal_or_count, request, run
+
+# r read, w insert and update, d delete.
+GRID: Mapping[str, Mapping[str, str]] = {
+    "owner": {"organization": "rwd", "members": "rwd", "app": "rwd", "usage": "r", "invoices": "r"},
+    "admin": {"organization": "rw", "members": "rw", "app": "rwd", "usage": "r", "invoices": "r"},
+    "member": {"organization": "r", "members": "r", "app": "rw", "usage": "r", "invoices": ""},
+    "viewer": {"organization": "r", "members": "r", "app": "r", "usage": "r", "invoices": ""},
+    "billing": {"organization": "r", "members": "r", "app": "", "usage": "r", "invoices": "r"},
+}
+VERBS = {"r": ("select",), "w": ("insert", "update"), "d": ("delete",)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, and the statements that its writers use. Where nobody writes, the plainest ones have to be refused."""
+
+    name: str
+    insert: str = "default values"
+    update: str = ""
+    where: str = "true"
+
+
+# %(outsider)s is a person who is no member yet, %(colleague)s one who is.
+AREAS: Mapping[str, tuple[Table, ...]] = {
+    "organization": tuple(
+        Table(f"{schema}.organizations", update="name = 'Renamed'", where="id = tenancy.current_org()")
+        for schema in ("tenancy", "api")
+    ),
+    "members": tuple(
+        Table(
+            f"{schema}.memberships",
+            insert="(organization_id, user_id, role) values (tenancy.current_org(), %(outsider)s, 'viewer')",
+            update="role = 'billing'",
+            where="user_id = %(colleague)s",
+        )
+        for schema in ("tenancy", "api")
+    ),
+    "app": tuple(
+        Table(f"{schema}.{name}", f"({column}) values ('New')", f"{column} = 'Changed'")
+        for schema in ("app", "api")
+        for name, column in (("clients", "name"), ("cases", "title"), ("documents", "title"))
+    ),
+    "usage": (
+        Table("metering.usage_events", update="quantity = 0"),
+        Table("stripe.report_marks", update="acknowledged_xid = '4'"),
+        Table("api.usage_events", update="units = 0"),
+        Table("api.billing_events", update="quantity = 0"),
+    ),
+    "invoices": (
+        Table("billing.billing_periods", update="status = 'open'"),
+        Table("billing.invoices", update="total_cents = 0"),
+        Table("billing.invoice_lines", update="amount_cents = 0"),
+        Table("api.billing_periods", update="status = 'open'"),
+        Table("api.invoices", update="total_cents = 0"),
+        Table("api.invoice_lines", update="amount_cents = 0"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class World:
+    database: Database
+    busy: Organization  # has a row of everything
+    fresh: Organization  # has people, and no billing that would keep it from being deleted
+    outsider: UUID
+
+
+@pytest.fixture(scope="module")
+def world(cluster: Cluster, template: Database, make_organization: MakeOrganization) -> Iterator[World]:
+    database = cluster.copy(template, "goldleaves_role_grid")
+    try:
+        busy, fresh = (make_organization(database, slug) for slug in ("busy", "fresh"))
+        with database.connect() as superuser:
+            fill(superuser, busy)
+            found = superuser.execute("insert into tenancy.users (subject) values ('outsider') returning id").fetchone()
+            assert found
+        yield World(database, busy, fresh, found[0])
+    finally:
+        cluster.drop(database)
+
+
+def fill(superuser: Connection, organization: Organization) -> None:
+    values = {"org": organization.id, "id": uuid4()}
+    for change in (
+        """
+        insert into billing.billing_periods (organization_id, period_start, period_end, timezone)
+        values (%(org)s, '2026-01-01Z', '2026-02-01Z', 'UTC')""",
+        """
+        insert into billing.invoices (organization_id, id, number, period_start, period_end, currency, total_cents)
+        values (%(org)s, %(id)s, '2026-0001', '2026-01-01Z', '2026-02-01Z', 'usd', 25)""",
+        """
+        insert into billing.invoice_lines (organization_id, invoice_id, line_number, meter_code, description, unit,
+          events, quantity, unit_amount_cents, amount_cents)
+        values (%(org)s, %(id)s, 1, 'api.request', 'Requests', 'request', 1, 1, 25, 25)""",
+        "insert into app.clients (organization_id, name) values (%(org)s, 'A client')",
+        "insert into app.cases (organization_id, title) values (%(org)s, 'A case')",
+        "insert into app.documents (organization_id, title) values (%(org)s, 'A document')",  # records doc.upload
+        """
+        insert into stripe.report_marks (organization_id, meter_code, acknowledged_xid)
+        values (%(org)s, 'doc.upload', '3')""",
+    ):
+        run(superuser, change, values)
+
+
+@pytest.fixture
+def connection(world: World) -> Iterator[Connection]:
+    with world.database.connect("authenticator") as opened:
+        yield opened
+
+
+def statement(table: Table, verb: str) -> str:
+    return {
+        "select": f"select 1 from {table.name} where {table.where}",
+        "insert": f"insert into {table.name} {table.insert}",
+        "update": f"update {table.name} set {table.update} where {table.where}",
+        "delete": f"delete from {table.name} where {table.where}",
+    }[verb]
+
+
+@pytest.mark.parametrize("verb", [verb for verbs in VERBS.values() for verb in verbs])
+@pytest.mark.parametrize("area", AREAS)
+@pytest.mark.parametrize("role", ROLES)
+def test_grid(world: World, connection: Connection, role: str, area: str, verb: str) -> None:
+    letter = next(letter for letter, verbs in VERBS.items() if verb in verbs)
+    # Nobody inserts an organization: founding one is a function.
+    expected = letter in GRID[role][area] and (area, verb) != ("organization", "insert")
+    organization = world.fresh if area == "organization" else world.busy
+    colleague = organization["member" if role == "viewer" else "viewer"]
+    parameters = {"outsider": world.outsider, "colleague": colleague.id}
+
+    wrong = []
+    with request(connection, Caller("member", organization[role].subject)):
+        for table in AREAS[area]:
+            outcome = refusal_or_count(connection, statement(table, verb), parameters)
+            refused = outcome == 0 or isinstance(outcome, psycopg.errors.InsufficientPrivilege)
+            if refused == expected or (isinstance(outcome, psycopg.Error) and not refused):
+                wrong.append(f"{statement(table, verb)}: {outcome}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_usage_summary_is_for_whoever_reads_usage(world: World, connection: Connection, role: str) -> None:
+    with request(connection, Caller("member", world.busy[role].subject, path="/rpc/usage_summary")):
+        rows = connection.execute("select meter, events from api.usage_summary()").fetchall()
+    assert rows == [("doc.upload", 1)]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_nobody_changes_their_own_membership(world: World, connection: Connection, role: str) -> None:
+    me = {"me": world.busy[role].id}
+    with request(connection, Caller("member", world.busy[role].subject)):
+        for change in (
+            *(f"update tenancy.memberships set role = '{other}' where user_id = %(me)s" for other in ROLES),
+            "delete from tenancy.memberships where user_id = %(me)s",
+            """
+            insert into tenancy.memberships (organization_id, user_id, role)
+            values (tenancy.current_org(), %(me)s, 'owner')
+            on conflict (organization_id, user_id) do update set role = excluded.role""",
+        ):
+            outcome = refusal_or_count(connection, change, me)
+            assert outcome == 0 or isinstance(outcome, psycopg.errors.InsufficientPrivilege), f"{change}: {outcome}"
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "owner"])
+def test_only_owners_make_change_and_remove_owners(world: World, connection: Connection, role: str) -> None:
+    people = {"owner": world.busy["owner"].id, "colleague": world.busy["member"].id, "outsider": world.outsider}
+    with request(connection, Caller("member", world.busy[role].subject)):
+        for change in (
+            "insert into api.memberships (organization_id, user_id, role)"
+            " values (tenancy.current_org(), %(outsider)s, 'owner')",
+            "update api.memberships set role = 'owner' where user_id = %(colleague)s",
+            "update api.memberships set role = 'viewer' where user_id = %(owner)s",
+            "delete from api.memberships where user_id = %(owner)s",
+        ):
+            outcome = refusal_or_count(connection, change, people)
+            assert outcome == 0 or isinstance(outcome, psycopg.errors.InsufficientPrivilege), f"{change}: {outcome}"
+
+
+def test_an_owner_makes_changes_and_removes_other_owners(world: World, connection: Connection) -> None:
+    with request(connection, Caller("member", world.busy["owner"].subject)):
+        person = {"outsider": world.outsider}
+        for change in (
+            "insert into api.memberships (organization_id, user_id, role)"
+            " values (tenancy.current_org(), %(outsider)s, 'owner')",
+            "update api.memberships set role = 'admin' where user_id = %(outsider)s",
+            "delete from api.memberships where user_id = %(outsider)s",
+        ):
+            assert run(connection, change, person).rowcount == 1
+
+
+def test_an_owner_remains_when_two_remove_each_other_at_once(world: World, make_organization: MakeOrganization) -> None:
+    """Neither removes themselves, and each sees the other one as it was: without a lock both leave."""
+    organization = make_organization(world.database, "two-owners", roles=("owner", "admin"))
+    first, second = organization["owner"], organization["admin"]
+    with world.database.connect() as superuser:
+        superuser.execute("update tenancy.memberships set role = 'owner' where organization_id = %s", [organization.id])
+
+        barrier = Barrier(2)
+
+        def demote(me: Member, other: Member) -> None:
+            with world.database.connect("authenticator", autocommit=False) as opened:
+                enter(opened, Caller("member", me.subject))
+                barrier.wait(10)
+                with suppress(psycopg.Error):  # one of them may be refused, or give way in a deadlock
+                    opened.execute("update api.memberships set role = 'viewer' where user_id = %s", [other.id])
+                    with suppress(BrokenBarrierError):
+                        barrier.wait(1)  # both have changed before either commits, unless one makes the other wait
+                    opened.commit()
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(demote, (first, second), (second, first)))
+
+        owners = superuser.execute(
+            "select count(*) from tenancy.memberships where organization_id = %s and role = 'owner'", [organization.id]
+        ).fetchone()
+    assert owners and owners[0] >= 1
