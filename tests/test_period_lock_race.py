@@ -264,6 +264,7 @@ def test_one_call_that_closes_many_organizations_costs_their_writers_nothing(
     race(database, [write, write, write, close], role="postgres")
     with database.connect() as connection:
         for organization in organizations:
+            finalize(connection, organization, month(1))
             assert in_period(connection, organization) == on_invoice(connection, organization)
 
 
