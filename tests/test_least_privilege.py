@@ -1,0 +1,486 @@
+"""Least privilege, read from the catalog: who may do what is listed here in full, and nothing else is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.harness import Cluster, Database
+from tests.sql_requests import Connection, run
+
+OUR_SCHEMAS = ("tenancy", "app", "metering", "billing", "stripe", "ops", "api")
+OUR_ROLES = {
+    "goldleaves_migrator": "login createrole",
+    "goldleaves_owner": "",
+    "goldleaves_kernel": "",
+    "authenticator": "login noinherit",
+    "anon": "",
+    "member": "",
+    "service": "",
+    "platform_admin": "",
+    "sidecar": "login noinherit",
+    "monitor": "login noinherit",
+}
+REQUEST_ROLES = ("anon", "member", "service", "platform_admin")
+
+# SECURITY DEFINER functions that do DDL, and so belong to the owner of the tables.
+DDL_FUNCTIONS = {"metering.ensure_partition"}
+
+SCHEMA_USAGE: Mapping[str, set[str]] = {
+    "anon": {"api", "tenancy"},
+    "member": {"api", "tenancy", "app", "metering", "billing", "stripe", "ops"},
+    "service": {"api", "tenancy"},
+    "platform_admin": {"api", "tenancy", "app", "metering", "billing", "stripe"},
+    "sidecar": {"tenancy", "metering", "ops"},
+    "monitor": set(),
+    "authenticator": set(),
+}
+
+_CONTEXT = {"tenancy.current_org", "tenancy.current_user_id", "tenancy.current_role_in", "tenancy.my_organizations"}
+_PERSONAL = {"api.sign_in", "api.create_organization", "tenancy.sign_in", "tenancy.create_organization"}
+_CLOSING = {"api.finalize_period", "api.recalculate_period", "api.require_platform_admin"}
+_SUMMARY = {"api.usage_summary", "billing.usage_summary"}
+
+# Refusals are part of the contract: a role may call what answers it with a clear ROLE_REQUIRED.
+FUNCTIONS: Mapping[str, set[str]] = {
+    "anon": {"api.health", "tenancy.pre_request"},
+    "member": {"api.health", "tenancy.pre_request", "ops.new_id"} | _CONTEXT | _PERSONAL | _CLOSING | _SUMMARY,
+    "service": {"api.health", "tenancy.pre_request"} | _PERSONAL | _CLOSING,
+    "platform_admin": {
+        "api.health",
+        "tenancy.pre_request",
+        "tenancy.current_org",
+        "billing.finalize_period",
+        "billing.recalculate_period",
+        "billing.require_organization",
+    }
+    | _PERSONAL
+    | _CLOSING
+    | _SUMMARY,
+    "sidecar": {
+        "tenancy.identify",
+        "metering.ingest_events",
+        "metering.record_rejection",
+        "ops.maintain",
+        "ops.health",
+    },
+    "monitor": set(),
+    "authenticator": set(),
+}
+
+# Privileges on tables and views: of the whole (select, delete), or of columns.
+_CLIENT = {
+    "select": {"*"},
+    "delete": {"*"},
+    "insert": {"organization_id", "id", "name", "email"},
+    "update": {"name", "email"},
+}
+_CASE = {
+    "select": {"*"},
+    "delete": {"*"},
+    "insert": {"organization_id", "id", "client_id", "title", "status"},
+    "update": {"client_id", "title", "status"},
+}
+_DOCUMENT = {
+    "select": {"*"},
+    "delete": {"*"},
+    "insert": {"organization_id", "id", "case_id", "title", "size_bytes", "status", "storage_key"},
+    "update": {"case_id", "title", "size_bytes", "status", "storage_key"},
+}
+_MEMBERSHIP = {
+    "select": {"*"},
+    "delete": {"*"},
+    "insert": {"organization_id", "user_id", "role"},
+    "update": {"role"},
+}
+_ORGANIZATION = {"select": {"*"}, "delete": {"*"}, "update": {"name"}}
+_READ = {"select": {"*"}}
+_READ_BY_MEMBERS = {
+    name: _READ
+    for name in (
+        "metering.usage_events",
+        "metering.meters",
+        "billing.prices",
+        "billing.billing_periods",
+        "billing.invoices",
+        "billing.invoice_lines",
+        "stripe.report_marks",
+        "api.usage_events",
+        "api.billing_events",
+        "api.billing_periods",
+        "api.invoices",
+        "api.invoice_lines",
+    )
+}
+TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
+    "anon": {},
+    "member": {
+        **_READ_BY_MEMBERS,
+        **{f"{schema}.clients": _CLIENT for schema in ("app", "api")},
+        **{f"{schema}.cases": _CASE for schema in ("app", "api")},
+        **{f"{schema}.documents": _DOCUMENT for schema in ("app", "api")},
+        **{f"{schema}.memberships": _MEMBERSHIP for schema in ("tenancy", "api")},
+        **{f"{schema}.organizations": _ORGANIZATION for schema in ("tenancy", "api")},
+    },
+    "service": {},
+    "platform_admin": {
+        **_READ_BY_MEMBERS,
+        "metering.rejected_events": _READ,
+        **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
+        **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
+    },
+    "sidecar": {},
+    "monitor": {},
+    "authenticator": {},
+}
+
+# Keys of tenant tables that do not start with organization_id, and why that tells nobody anything.
+KEY_EXCEPTIONS = {
+    "organizations_pkey": "the tenant itself",
+    "organizations_slug_key": "slugs are public names; create_organization says SLUG_TAKEN",
+    "organizations_owner_user_id_fkey": "written by the kernel only",
+    "memberships_user_id_fkey": "people belong to several organizations",
+    "rejected_events_pkey": "an event may name no organization; the kernel makes the key",
+    "report_marks_meter_code_fkey": "meters are the same for everybody",
+}
+
+
+@pytest.fixture(scope="module")
+def catalog(cluster: Cluster, template: Database) -> Iterator[Connection]:
+    """A superuser's look at a migrated database that the stack has begun to use."""
+    database = cluster.copy(template, "goldleaves_least_privilege")
+    try:
+        with psycopg.connect(database.sidecar, autocommit=True) as sidecar:
+            sidecar.execute("select ops.maintain()")
+        with database.connect() as superuser:
+            yield superuser
+    finally:
+        cluster.drop(database)
+
+
+def column(catalog: Connection, query: str, **parameters: object) -> list[Any]:
+    return [value for (value,) in run(catalog, query, {"ours": list(OUR_SCHEMAS), **parameters}).fetchall()]
+
+
+def test_every_schema_is_known(catalog: Connection) -> None:
+    found = column(catalog, "select nspname from pg_namespace where nspname !~ '^(pg_|information_schema$)'")
+    assert set(found) == {*OUR_SCHEMAS, "public", "yoyo"}
+
+
+def test_roles_have_no_attribute_but_the_listed(catalog: Connection) -> None:
+    rows = catalog.execute(
+        """
+        select rolname, concat_ws(' ',
+          case when rolsuper then 'superuser' end, case when rolbypassrls then 'bypassrls' end,
+          case when rolcreatedb then 'createdb' end, case when rolreplication then 'replication' end,
+          case when rolcanlogin then 'login' end, case when rolcreaterole then 'createrole' end,
+          case when not rolinherit then 'noinherit' end)
+        from pg_roles
+        where rolname !~ '^pg_' and oid <> 10
+        """
+    ).fetchall()
+    assert dict(rows) == OUR_ROLES
+
+
+def test_only_the_migrator_and_authenticator_become_other_roles(catalog: Connection) -> None:
+    """A definer function runs as the kernel; nobody who serves requests may become it, or the owner."""
+    rows = catalog.execute(
+        """
+        select member.rolname, role.rolname
+        from pg_roles member, pg_roles role
+        where member.oid <> role.oid and member.oid <> 10 and member.rolname !~ '^pg_'
+          and pg_has_role(member.oid, role.oid, 'member')
+          and member.rolname <> 'goldleaves_migrator'
+        """
+    ).fetchall()
+    assert set(rows) == {("authenticator", role) for role in REQUEST_ROLES}
+
+
+def test_authenticator_has_no_right_of_its_own_through_them(catalog: Connection) -> None:
+    assert (
+        column(
+            catalog,
+            "select r from unnest(%(roles)s::text[]) r where pg_has_role('authenticator', r, 'usage')",
+            roles=list(REQUEST_ROLES),
+        )
+        == []
+    )
+
+
+def test_public_has_nothing(catalog: Connection) -> None:
+    grants = column(
+        catalog,
+        """
+        select p.oid::regprocedure::text from pg_proc p
+        where p.pronamespace::regnamespace::text = any (%(ours)s)
+          and exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) where grantee = 0)
+        union all
+        select c.oid::regclass::text from pg_class c
+        where c.relnamespace::regnamespace::text = any (%(ours)s)
+          and exists (select from aclexplode(c.relacl) where grantee = 0)
+        union all
+        select n.nspname from pg_namespace n
+        where n.nspname = any (%(ours)s || '{yoyo}'::text[])
+          and exists (select from aclexplode(n.nspacl) where grantee = 0)
+        union all
+        select d.datname from pg_database d
+        where d.datname = current_database()
+          and exists (select from aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) where grantee = 0)
+        """,
+    )
+    assert grants == []
+
+
+def test_new_functions_are_not_for_public_either(catalog: Connection) -> None:
+    for role in ("goldleaves_migrator", "goldleaves_owner", "goldleaves_kernel"):
+        with catalog.transaction(force_rollback=True):
+            run(catalog, f"grant usage, create on schema api to {role}")
+            run(catalog, f"set local role {role}")
+            catalog.execute("create function api.scratch() returns integer language sql as 'select 1'")
+            catalog.execute("reset role")
+            assert column(catalog, "select has_function_privilege('anon', 'api.scratch()', 'execute')") == [False]
+
+
+def test_definer_functions_pin_the_search_path_and_belong_to_the_kernel(catalog: Connection) -> None:
+    rows = catalog.execute(
+        """
+        select p.oid::regproc::text, pg_get_userbyid(p.proowner), coalesce(p.proconfig::text, '')
+        from pg_proc p
+        where p.prosecdef and p.pronamespace::regnamespace::text !~ '^(pg_|information_schema$)'
+        """
+    ).fetchall()
+    assert rows
+    for name, owner, config in rows:
+        assert owner == ("goldleaves_owner" if name in DDL_FUNCTIONS else "goldleaves_kernel"), name
+        assert config == '{"search_path=\\"\\""}', name
+    assert {name for name, owner, _ in rows if owner == "goldleaves_owner"} == DDL_FUNCTIONS
+
+
+def test_tables_belong_to_the_owner(catalog: Connection) -> None:
+    strangers = column(
+        catalog,
+        """
+        select c.oid::regclass::text from pg_class c
+        where c.relnamespace::regnamespace::text = any (%(ours)s) and c.relowner <> 'goldleaves_owner'::regrole
+        """,
+    )
+    assert strangers == []
+
+
+@pytest.mark.parametrize("role", SCHEMA_USAGE)
+def test_schemas_that_a_role_enters(catalog: Connection, role: str) -> None:
+    found = column(
+        catalog, "select n from unnest(%(ours)s::text[]) n where has_schema_privilege(%(role)s, n, 'usage')", role=role
+    )
+    assert set(found) == SCHEMA_USAGE[role]
+    create = column(
+        catalog,
+        "select nspname from pg_namespace where has_schema_privilege(%(role)s, oid, 'create')",
+        role=role,
+    )
+    assert create == []
+
+
+@pytest.mark.parametrize("role", FUNCTIONS)
+def test_functions_that_a_role_executes(catalog: Connection, role: str) -> None:
+    found = column(
+        catalog,
+        """
+        select p.pronamespace::regnamespace || '.' || p.proname from pg_proc p
+        where p.pronamespace::regnamespace::text = any (%(ours)s)
+          and has_function_privilege(%(role)s, p.oid, 'execute')
+        """,
+        role=role,
+    )
+    assert set(found) == FUNCTIONS[role]
+
+
+@pytest.mark.parametrize("role", TABLES)
+def test_tables_that_a_role_reaches(catalog: Connection, role: str) -> None:
+    """Grants as they are stored: of a whole table, or of its columns."""
+    rows = catalog.execute(
+        """
+        select c.relnamespace::regnamespace || '.' || c.relname, lower(a.privilege_type), '*'
+        from pg_class c, aclexplode(c.relacl) a
+        where a.grantee = %(role)s::regrole
+        union all
+        select c.relnamespace::regnamespace || '.' || c.relname, lower(a.privilege_type), t.attname
+        from pg_class c
+        join pg_attribute t on t.attrelid = c.oid, aclexplode(t.attacl) a
+        where a.grantee = %(role)s::regrole
+        """,
+        {"role": role},
+    ).fetchall()
+    found: dict[str, dict[str, set[str]]] = {}
+    for table, privilege, what in rows:
+        found.setdefault(table, {}).setdefault(privilege, set()).add(what)
+    assert found == TABLES[role]
+
+
+def test_nothing_can_be_granted_on(catalog: Connection) -> None:
+    grantable = column(
+        catalog,
+        """
+        select c.oid::regclass::text from pg_class c, aclexplode(c.relacl) a
+        where c.relnamespace::regnamespace::text = any (%(ours)s) and a.is_grantable and a.grantee <> c.relowner
+        union all
+        select p.oid::regprocedure::text from pg_proc p, aclexplode(p.proacl) a
+        where p.pronamespace::regnamespace::text = any (%(ours)s) and a.is_grantable and a.grantee <> p.proowner
+        """,
+    )
+    assert grantable == []
+
+
+def test_partitions_are_reached_through_their_parent_only(catalog: Connection) -> None:
+    partitions = column(
+        catalog, "select oid::regclass::text from pg_class where relispartition and relkind in ('r', 'p')"
+    )
+    assert partitions
+    reached = column(
+        catalog,
+        """
+        select c.oid::regclass::text from pg_class c, aclexplode(c.relacl) a
+        where c.relispartition and c.relkind in ('r', 'p') and a.grantee <> c.relowner
+        """,
+    )
+    assert reached == []
+
+
+def test_api_is_views_with_the_rights_of_their_reader_and_functions_without_definer(catalog: Connection) -> None:
+    wrong = column(
+        catalog,
+        """
+        select oid::regclass::text from pg_class
+        where relnamespace = 'api'::regnamespace
+          and (relkind <> 'v' or not coalesce(reloptions, '{}') && '{security_invoker=true,security_invoker=on}')
+        union all
+        select oid::regprocedure::text from pg_proc where pronamespace = 'api'::regnamespace and prosecdef
+        """,
+    )
+    assert wrong == []
+
+
+def test_everything_in_api_is_documented(catalog: Connection) -> None:
+    silent = column(
+        catalog,
+        """
+        select oid::regclass::text from pg_class
+        where relnamespace = 'api'::regnamespace and obj_description(oid, 'pg_class') is null
+        union all
+        select oid::regprocedure::text from pg_proc
+        where pronamespace = 'api'::regnamespace and obj_description(oid, 'pg_proc') is null
+        union all
+        select 'schema api' where obj_description('api'::regnamespace, 'pg_namespace') is null
+        """,
+    )
+    assert silent == []
+
+
+def test_policies_hold_no_subquery_and_none_is_restrictive(catalog: Connection) -> None:
+    """Citus rejects the first, and makes the second permissive on shards."""
+    rows = catalog.execute(
+        """
+        select polrelid::regclass || ' ' || polname, polpermissive, concat(polqual::text, polwithcheck::text),
+          polroles
+        from pg_policy
+        """
+    ).fetchall()
+    assert rows
+    for name, permissive, expressions, roles in rows:
+        assert permissive, name
+        assert "SUBLINK" not in expressions and "SUBQUERY" not in expressions, name
+        assert 0 not in roles, f"{name} is for PUBLIC"
+
+
+def test_context_helpers_are_inlined(catalog: Connection) -> None:
+    rows = catalog.execute(
+        """
+        select p.proname, l.lanname, p.provolatile, p.prosecdef, p.proisstrict, p.proconfig is null
+        from pg_proc p
+        join pg_language l on l.oid = p.prolang
+        where p.pronamespace::regnamespace || '.' || p.proname = any (%s)
+        """,
+        [list(_CONTEXT)],
+    ).fetchall()
+    assert len(rows) == len(_CONTEXT)
+    for name, *facts in rows:
+        assert facts == ["sql", "s", False, False, True], name
+
+    with catalog.transaction(force_rollback=True):
+        catalog.execute("set local role member")
+        for table in ("app.cases", "tenancy.memberships", "tenancy.organizations", "metering.usage_events"):
+            plan = "\n".join(column(catalog, f"explain (verbose, costs off) select * from {table}"))
+            assert "current_setting" in plan, plan
+            assert not [helper for helper in _CONTEXT if helper + "(" in plan], plan
+
+
+def test_keys_of_tenant_tables_start_with_the_organization(catalog: Connection) -> None:
+    """Else uniqueness, or a reference, tells one tenant about another."""
+    wrong = column(
+        catalog,
+        """
+        with tenant_tables as (
+          select c.oid, c.oid = 'tenancy.organizations'::regclass as is_root from pg_class c
+          where c.relkind in ('r', 'p') and c.relnamespace::regnamespace::text = any (%(ours)s)
+            and (c.oid = 'tenancy.organizations'::regclass or exists (
+              select from pg_attribute where attrelid = c.oid and attname = 'organization_id' and not attisdropped))
+        )
+        select i.indexrelid::regclass::text from pg_index i join tenant_tables t on t.oid = i.indrelid
+        left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indisunique and (t.is_root or a.attname is distinct from 'organization_id')
+        union all
+        select k.conname from pg_constraint k join tenant_tables t on t.oid = k.conrelid
+        join pg_attribute a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
+        where k.contype = 'f' and a.attname <> 'organization_id'
+        """,
+    )
+    assert {name.split(".")[-1] for name in wrong} == set(KEY_EXCEPTIONS)
+
+
+def test_every_foreign_key_says_what_happens_on_delete(catalog: Connection) -> None:
+    silent = column(
+        catalog,
+        """
+        select conrelid::regclass || ' ' || conname from pg_constraint
+        where contype = 'f' and confdeltype = 'a' and connamespace::regnamespace::text = any (%(ours)s)
+        """,
+    )
+    assert silent == []
+
+
+def test_foreign_keys_are_indexed(catalog: Connection) -> None:
+    """Deleting what is referenced would read the whole table."""
+    bare = column(
+        catalog,
+        """
+        select k.conrelid::regclass || ' ' || k.conname from pg_constraint k
+        where k.contype = 'f' and k.connamespace::regnamespace::text = any (%(ours)s)
+          and not exists (
+            select from pg_index i
+            where i.indrelid = k.conrelid and (i.indkey::int2[])[0:cardinality(k.conkey) - 1] @> k.conkey
+          )
+        """,
+    )
+    assert bare == []
+
+
+def test_the_sidecar_reads_no_table(cluster: Cluster, catalog: Connection) -> None:
+    database = cluster.database("goldleaves_least_privilege")
+    tables = column(
+        catalog,
+        "select c.oid::regclass::text from pg_class c where c.relnamespace::regnamespace::text = any (%(ours)s)"
+        " and c.relkind in ('r', 'p', 'v')",
+    )
+    for url in (database.sidecar, database.monitor, database.authenticator):
+        with psycopg.connect(url, autocommit=True) as connection:
+            for table in tables:
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    run(connection, f"select 1 from {table}")
+            for role in ("goldleaves_owner", "goldleaves_kernel", "goldleaves_migrator"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    run(connection, f"set role {role}")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("create temporary table scratch (a integer)")
