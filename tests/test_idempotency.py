@@ -44,16 +44,16 @@ def test_sixteen_writers_with_overlapping_shuffled_batches(
     def writer(batches: list[list[Event]]) -> Callable[[Connection], list[Answer]]:
         return lambda connection: [ingest(connection, batch, organization.id) for batch in batches]
 
-    for number in range(5):
+    for number in range(4):
         # Most ids of a round are new and all writers have most of them; a few come from the rounds before.
-        ids = [f"{number}-{index}" for index in range(200)] + random.sample(sorted(sent), min(len(sent), 20))
+        ids = [f"{number}-{index}" for index in range(800)] + random.sample(sorted(sent), min(len(sent), 20))
         plan = [
             [
                 [
                     event(key, moment(1, seconds=random.randrange(86_400 * 28)) if random.random() < 0.7 else None)
-                    for key in random.sample(ids, 120)
+                    for key in random.sample(ids, 600)  # long enough for two inserts to overlap
                 ]
-                for _ in range(3)
+                for _ in range(2)
             ]
             for _ in range(WRITERS)
         ]

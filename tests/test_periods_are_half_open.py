@@ -30,14 +30,9 @@ TIMEZONES = (
 )
 # Also where it is awkward: the hours around the ends of months, in the middle of which clocks change.
 INSTANTS = st.one_of(
-    st.datetimes(datetime(2022, 1, 1), datetime(2029, 1, 1)),
-    st.builds(
-        lambda year, number, hours: datetime(year, number, 1) + timedelta(hours=hours),
-        st.integers(2022, 2028),
-        st.integers(1, 12),
-        st.floats(-40, 40),
-    ),
-).map(lambda naive: naive.replace(tzinfo=UTC))
+    st.datetimes(moment(48).replace(tzinfo=None), moment(-12).replace(tzinfo=None), timezones=st.just(UTC)),
+    st.builds(lambda ago, hours: moment(ago, hours=hours), st.integers(-12, 48), st.floats(-40, 40)),
+)
 
 Period = tuple[datetime, datetime]
 
