@@ -1,0 +1,329 @@
+"""Every stable code that the sources can raise is raised here, for real, with its status. The list comes from scanning
+the sources: a code that nobody has provoked fails the test on the day it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from api.errors import SIDECAR_CODES
+from api.settings import PROJECT
+from tests.conftest import MakeOrganization, OpenStack
+from tests.harness import Organization, RunningStack
+from tests.sql_requests import Caller, enter
+
+MAX_INGEST_BYTES = 4096
+
+# What issue 2 promises to clients, whoever raises it.
+PROMISED = {
+    "BILLING_PERIOD_LOCKED": 409,
+    "PERIOD_NOT_ENDED": 409,
+    "NOT_A_MEMBER": 403,
+    "ROLE_REQUIRED": 403,
+    "USER_NOT_PROVISIONED": 403,
+    "ORGANIZATION_REQUIRED": 400,
+}
+PROMISED_IN_OUTCOMES = {"INVALID_EVENT", "BILLING_PERIOD_LOCKED", "IDEMPOTENCY_CONFLICT"}
+
+_CODE = r"([A-Z]+(?:_[A-Z]+)+)"
+_NO_CODES = {"YYYY_MM"}  # a format of to_char
+
+
+def codes_in_sql() -> set[str]:
+    """A string that is a code, or begins with one and a colon."""
+    text = "\n".join(path.read_text() for path in PROJECT.glob("sql/**/*.sql"))
+    return set(re.findall(rf"'{_CODE}(?=[:'])", text)) - _NO_CODES
+
+
+def codes_in_api() -> set[str]:
+    """What goes to problem(), or begins a message. The demo only reads codes."""
+    paths = [path for path in PROJECT.glob("api/**/*.py") if "demo" not in path.parts]
+    text = "\n".join(path.read_text() for path in paths)
+    return set(re.findall(rf'problem\(\s*"{_CODE}"', text)) | set(re.findall(rf'"{_CODE}: ', text)) | set(SIDECAR_CODES)
+
+
+@dataclass(frozen=True)
+class World:
+    stack: RunningStack
+    organization: Organization
+
+    def ask(
+        self, method: str, path: str, token: str | None = None, *, direct: bool = False, **request: Any
+    ) -> httpx.Response:
+        base = self.stack.postgrest_url if direct else self.stack.gateway_url
+        headers = [("Authorization", f"Bearer {token}")] if token is not None else []
+        headers += request.pop("headers", [])
+        with httpx.Client(base_url=base, timeout=60, trust_env=False) as client:
+            return client.request(method, path, headers=headers, **request)
+
+    def member(self, role: str = "owner") -> str:
+        return self.stack.token(self.organization[role].subject)
+
+    def stranger(self) -> str:
+        """Somebody whom the sidecar has to ask Postgres about."""
+        return self.stack.token(f"stranger-{uuid4()}")
+
+    def close(self, function: str, start: str | None, role: str = "platform_admin") -> httpx.Response:
+        return self.ask(
+            "POST",
+            f"/api/v1/rpc/{function}",
+            self.stack.token("staff", role=role),
+            headers=[("X-Organization-ID", self.organization.slug)],
+            json={"period_start": start},
+        )
+
+    def found(self, **details: str) -> httpx.Response:
+        body = {"name": "Firm", "slug": f"o-{uuid4().hex[:8]}", **details}
+        return self.ask("POST", "/api/v1/rpc/create_organization", self.member(), json=body)
+
+    def send(self, content: str, **request: Any) -> httpx.Response:
+        headers = [("Content-Type", "application/json"), *request.pop("headers", [])]
+        token = request.pop("token", None) or self.stack.token("backend", role="service")
+        return self.ask("POST", "/v1/events", token, headers=headers, content=content, **request)
+
+    def outcome(self, **event: object) -> dict[str, Any]:
+        body = {"id": str(uuid4()), "event": "api.request", "quantity": 1, **event}
+        answer = self.send(json.dumps([body]), headers=[("X-Organization-ID", str(self.organization.id))])
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+def months_ago(months: int) -> str:
+    first = datetime.now(UTC).date().replace(day=1)
+    for _ in range(months):
+        first = (first - timedelta(days=1)).replace(day=1)
+    return first.isoformat()
+
+
+@pytest.fixture(scope="module")
+def world(open_stack: OpenStack, make_organization: MakeOrganization) -> Iterator[World]:
+    with open_stack(max_ingest_bytes=MAX_INGEST_BYTES) as stack:
+        world = World(stack, make_organization(stack.database, "acme"))
+        assert world.close("finalize_period", months_ago(1)).status_code == 200
+        yield world
+
+
+def from_finalized_period(world: World) -> httpx.Response:
+    return world.close("recalculate_period", months_ago(1))
+
+
+def from_busy_period(world: World) -> httpx.Response:
+    """A writer that stays. Half a minute of patience is shortened for the test, the way to it is not."""
+    with world.stack.database.connect() as superuser:
+        found = superuser.execute(
+            "select pg_get_functiondef('billing.take_period_lock(uuid)'::regprocedure)"
+        ).fetchone()
+        assert found and "'2s'" in found[0] and "1 .. 15" in found[0]
+        superuser.execute(found[0].replace("'2s'", "'20ms'").replace("1 .. 15", "1 .. 2"))
+        try:
+            with superuser.transaction():
+                superuser.execute("select billing.share_period_locks(array[%s::uuid])", [world.organization.id])
+                return world.close("finalize_period", months_ago(2))
+        finally:
+            superuser.execute(found[0])
+
+
+def from_wrong_isolation_level(world: World) -> str:
+    with world.stack.database.connect("authenticator") as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with pytest.raises(psycopg.Error) as refused, connection.transaction():
+            enter(connection, Caller("platform_admin", "staff", str(world.organization.id)))
+            connection.execute("select api.finalize_period(%s::date)", [months_ago(2)])
+    return f"{refused.value.sqlstate} {refused.value.diag.message_primary}"
+
+
+def from_person_without_organization(world: World) -> httpx.Response:
+    subject = f"nobody-{uuid4()}"
+    with world.stack.database.connect() as superuser:
+        superuser.execute("insert into tenancy.users (subject) values (%s)", [subject])
+    return world.ask("GET", "/api/v1/cases", world.stack.token(subject))
+
+
+def rejected(world: World, **event: object) -> str:
+    [refusal] = world.outcome(**event)["rejected"]
+    return f"PT200 {refusal['code']}: {refusal['message']}"
+
+
+def conflicting(world: World) -> str:
+    event_id = str(uuid4())
+    assert world.outcome(id=event_id, quantity=1)["accepted"] == 1
+    [conflict] = world.outcome(id=event_id, quantity=2)["conflicts"]
+    return f"PT200 {conflict['code']}: {conflict['message']}"
+
+
+def from_two_organizations(world: World) -> httpx.Response:
+    headers = [("X-Organization-ID", world.organization.slug), ("X-Organization-ID", str(world.organization.id))]
+    return world.ask("GET", "/api/v1/cases", world.member(), headers=headers)
+
+
+def from_what_nobody_foresaw(world: World) -> httpx.Response:
+    with world.stack.database.connect() as superuser:
+        superuser.execute("revoke execute on function tenancy.identify from sidecar")
+        try:
+            return world.ask("GET", "/api/v1/cases", world.stranger())
+        finally:
+            superuser.execute("grant execute on function tenancy.identify to sidecar")
+
+
+def from_database_that_is_away(world: World) -> httpx.Response:
+    name = world.stack.database.name
+    with replace(world.stack.database, name="postgres").connect() as server, closed_to_all(server, name):
+        server.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
+        return world.ask("GET", "/api/v1/cases", world.stranger())
+
+
+@contextmanager
+def closed_to_all(server: psycopg.Connection[tuple[Any, ...]], name: str) -> Iterator[None]:
+    close = psycopg.sql.SQL("alter database {} allow_connections {}")
+    server.execute(close.format(psycopg.sql.Identifier(name), psycopg.sql.SQL("false")))
+    try:
+        yield
+    finally:
+        server.execute(close.format(psycopg.sql.Identifier(name), psycopg.sql.SQL("true")))
+
+
+def from_database_that_is_busy(world: World) -> httpx.Response:
+    """Somebody holds the users, and an operator cancels who waits for them."""
+    waiting = """
+        select pg_cancel_backend(pid) from pg_stat_activity
+        where datname = current_database() and usename = 'sidecar' and wait_event_type = 'Lock'
+    """
+    with world.stack.database.connect() as holder, world.stack.database.connect() as operator, holder.transaction():
+        holder.execute("lock table tenancy.users in access exclusive mode")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(world.ask, "GET", "/api/v1/cases", world.stranger())
+            deadline = time.monotonic() + 20
+            while not operator.execute(waiting).fetchall() and not answer.done():
+                assert time.monotonic() < deadline, "the sidecar does not wait for the lock"
+                time.sleep(0.02)
+            return answer.result(timeout=20)
+
+
+def from_postgrest_that_is_away(world: World) -> httpx.Response:
+    token = world.member()
+    world.stack.stop("postgrest")
+    try:
+        return world.ask("GET", "/api/v1/cases", token)
+    finally:
+        world.stack.start("postgrest")
+
+
+Raised = Callable[[World], httpx.Response | str]
+
+SQL_CODES: Mapping[str, tuple[int, Raised]] = {
+    "BILLING_PERIOD_LOCKED": (409, from_finalized_period),
+    "IDEMPOTENCY_CONFLICT": (200, conflicting),
+    "INVALID_BODY": (400, lambda world: world.send("5")),
+    "INVALID_EVENT": (200, partial(rejected, quantity=-1)),
+    "INVALID_NAME": (400, lambda world: world.found(name=" ")),
+    "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
+    "INVALID_TIMEZONE": (400, lambda world: world.found(timezone="Mars/Olympus")),
+    "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/cases", world.stack.token(None), direct=True)),
+    "ISOLATION_LEVEL": (500, from_wrong_isolation_level),
+    "NOT_A_MEMBER": (
+        403,
+        lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("X-Organization-ID", "other")]),
+    ),
+    "ORGANIZATION_NOT_FOUND": (
+        404,
+        lambda world: world.ask(
+            "GET",
+            "/api/v1/cases",
+            world.stack.token("staff", role="platform_admin"),
+            headers=[("X-Organization-ID", "nowhere")],
+        ),
+    ),
+    "ORGANIZATION_REQUIRED": (400, from_person_without_organization),
+    "PERIOD_BUSY": (503, from_busy_period),
+    "PERIOD_NOT_ENDED": (409, lambda world: world.close("finalize_period", months_ago(0))),
+    "PERIOD_NOT_FOUND": (404, lambda world: world.close("finalize_period", "1999-01-01")),
+    "PERIOD_REQUIRED": (400, lambda world: world.close("finalize_period", None)),
+    "ROLE_REQUIRED": (403, lambda world: world.close("finalize_period", months_ago(1), role="service")),
+    "SLUG_TAKEN": (409, lambda world: world.found(slug="acme")),
+    "USER_NOT_PROVISIONED": (403, lambda world: world.ask("GET", "/cases", world.stranger(), direct=True)),
+}
+
+API_CODES: Mapping[str, tuple[int, Raised]] = {
+    "AMBIGUOUS_HEADER": (400, from_two_organizations),
+    "BODY_TOO_LARGE": (413, lambda world: world.send("[" + " " * MAX_INGEST_BYTES + "]")),
+    "DATABASE_BUSY": (503, from_database_that_is_busy),
+    "DATABASE_UNAVAILABLE": (503, from_database_that_is_away),
+    "INTERNAL_ERROR": (500, from_what_nobody_foresaw),
+    "INVALID_BODY": (400, lambda world: world.send("{")),
+    "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/api/v1/cases", "no.to.ken")),
+    "METHOD_NOT_ALLOWED": (405, lambda world: world.ask("GET", "/v1/events", world.member())),
+    "ORGANIZATION_NOT_FOUND": (404, lambda world: world.send("[]", headers=[("X-Organization-ID", "nowhere")])),
+    "POSTGREST_UNAVAILABLE": (503, from_postgrest_that_is_away),
+    "ROLE_REQUIRED": (403, lambda world: world.send("[]", token=world.member())),
+    "ROUTE_NOT_FOUND": (404, lambda world: world.ask("GET", "/nothing/here", world.member())),
+    "UNSUPPORTED_MEDIA_TYPE": (
+        415,
+        lambda world: world.ask("POST", "/v1/events", world.stack.token("backend", role="service"), content="[]"),
+    ),
+}
+
+
+def test_every_code_in_the_sources_is_raised_here() -> None:
+    assert codes_in_sql() == set(SQL_CODES)
+    assert codes_in_api() == set(API_CODES)
+
+
+def test_promised_codes_exist_with_their_status() -> None:
+    assert {code: SQL_CODES[code][0] for code in PROMISED} == PROMISED
+    assert codes_in_sql() >= PROMISED_IN_OUTCOMES
+
+
+@pytest.mark.parametrize("code", SQL_CODES)
+def test_code_of_sql(world: World, code: str) -> None:
+    status, raised = SQL_CODES[code]
+    assert code_of(raised(world)) == (status, code)
+
+
+@pytest.mark.parametrize("code", API_CODES)
+def test_code_of_the_sidecar(world: World, code: str) -> None:
+    status, raised = API_CODES[code]
+    assert SIDECAR_CODES[code] == status
+    assert code_of(raised(world)) == (status, code)
+
+
+def code_of(answer: httpx.Response | str) -> tuple[int, str]:
+    """Status and stable code, of an answer in the error shape or of "PTnnn CODE: text"."""
+    if isinstance(answer, httpx.Response):
+        body = answer.json()
+        assert set(body) == {"code", "message", "details", "hint"}, body
+        assert body["code"] == f"PT{answer.status_code}", body
+        answer = f"{body['code']} {body['message']}"
+    match = re.fullmatch(rf"PT(\d{{3}}) {_CODE}: \S.*", answer, re.DOTALL)
+    assert match, answer
+    return int(match[1]), match[2]
+
+
+def test_late_usage_is_rejected_by_the_code_of_its_period(world: World) -> None:
+    assert rejected(world, time=f"{months_ago(1)}T12:00:00Z").startswith("PT200 BILLING_PERIOD_LOCKED: ")
+
+
+@pytest.mark.parametrize("role", ["owner", "admin", "member", "viewer", "billing"])
+@pytest.mark.parametrize("function", ["finalize_period", "recalculate_period"])
+def test_no_tenant_closes_a_period(world: World, function: str, role: str) -> None:
+    answer = world.ask("POST", f"/api/v1/rpc/{function}", world.member(role), json={"period_start": months_ago(1)})
+    assert code_of(answer) == (403, "ROLE_REQUIRED")
+
+
+def test_nobody_without_a_token_closes_a_period(world: World) -> None:
+    answer = world.ask("POST", "/api/v1/rpc/finalize_period", json={"period_start": months_ago(1)})
+    assert answer.status_code == 401
