@@ -31,6 +31,7 @@ from api.sender import Sender
 from api.settings import PROJECT, Settings
 from api.spool import Spool
 from api.tenants import Tenants
+from api.upstream import Upstream
 
 log = structlog.get_logger(__name__)
 
@@ -41,22 +42,20 @@ MAINTENANCE_RETRY_SECONDS: Final = 10.0
 
 def create_app(settings: Settings, spool: Spool) -> Starlette:
     """The ASGI application, with a spool that is open. Raises SettingsError when a needed setting is missing."""
-    postgrest_url = settings.require("postgrest_url").rstrip("/")
     database = Database(settings.require("database_url"), settings.database_pool_size)
     verifier = TokenVerifier(settings.require("jwt_secret"), settings.jwt_algorithm)
     tenants = Tenants(database)
-    gateway = Gateway(postgrest_url)
+    postgrest = Upstream(settings.require("postgrest_url"))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         sender = Sender(spool, database)
         shipping = asyncio.create_task(sender.run())
         beside = [asyncio.create_task(spool.keep_synced()), asyncio.create_task(_maintain(database))]
-        await gateway.start()
         try:
             yield
         finally:
-            await gateway.close()
+            postgrest.close()
             sender.close()
             await asyncio.wait([shipping], timeout=DRAIN_SECONDS)
             for task in (shipping, *beside):
@@ -66,9 +65,9 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
 
     return Starlette(
         routes=[
-            Mount("/api/v1", gateway),
+            Mount("/api/v1", Gateway(postgrest)),
             Route("/v1/events", events_endpoint(database, tenants, settings.max_ingest_bytes), methods=["POST"]),
-            Route("/health", health_endpoint(database, spool, postgrest_url, PROJECT / "migrations")),
+            Route("/health", health_endpoint(database, spool, postgrest, PROJECT / "migrations")),
         ],
         middleware=[
             Middleware(CorrelationId),

@@ -6,19 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
-import aiohttp
-from multidict import CIMultiDict
 from starlette.types import Message, Receive, Scope, Send
-from yarl import URL
 
 from api.context import RequestContext, context_of
 from api.errors import problem
 from api.middleware.correlation import HEADER as REQUEST_ID
 from api.middleware.tenant import HEADER as ORGANIZATION
 from api.routes import GATEWAY_PREFIX, upstream_path
+from api.upstream import Body, Headers, Upstream, UpstreamError
 
-CONNECT_TIMEOUT_SECONDS: Final = 2.0
-IDLE_SECONDS: Final = 15.0  # below the 30 s after which PostgREST's server closes an idle connection
 WATCH_AFTER_SECONDS: Final = 0.05  # quicker answers are not worth a task that waits for the client to hang up
 SMALL_BODY_BYTES: Final = 64 * 1024
 
@@ -35,19 +31,18 @@ HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-# Not forwarded as they came: what the gateway says itself, and what clients may not say about themselves.
-_OURS: Final = frozenset(
-    {
-        b"host",
-        b"expect",
-        b"authorization",
-        b"forwarded",
-        b"x-forwarded-for",
-        b"x-real-ip",
-        REQUEST_ID,
-    }
-)
-_RELATIVE_TO_POSTGREST: Final = frozenset({b"location", b"content-location"})
+# Not forwarded as they came: framing, what the gateway says itself, and what clients may not say about themselves.
+NOT_FORWARDED: Final = HOP_BY_HOP | {
+    b"host",
+    b"expect",
+    b"content-length",
+    b"authorization",
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-real-ip",
+    REQUEST_ID,
+}
+RELATIVE_TO_POSTGREST: Final = frozenset({b"location", b"content-location"})
 
 
 class ClientGone(Exception):
@@ -55,26 +50,10 @@ class ClientGone(Exception):
 
 
 class Gateway:
-    """An ASGI application. Start it on the loop it is used on."""
+    """An ASGI application."""
 
-    def __init__(self, postgrest_url: str) -> None:
-        self._base = postgrest_url.rstrip("/")
-        self._session: aiohttp.ClientSession | None = None
-
-    async def start(self) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS),
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            auto_decompress=False,
-            max_line_size=65536,
-            max_field_size=65536,
-        )
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = upstream_path(scope)
@@ -90,36 +69,26 @@ class Gateway:
             hang_up.absorb()
         except ClientGone:
             pass
-        except aiohttp.ClientError:
-            if not body.client_gone:
-                raise problem(
-                    "POSTGREST_UNAVAILABLE",
-                    "PostgREST cannot be reached or went away",
-                    hint="Try again in a moment. What was asked may have been done.",
-                ) from None
+        except UpstreamError:
+            raise problem(
+                "POSTGREST_UNAVAILABLE",
+                "PostgREST cannot be reached or went away",
+                hint="Try again in a moment. What was asked may have been done.",
+            ) from None
         finally:
             hang_up.stop_watching()
 
     async def _exchange(self, scope: Scope, path: bytes, body: RequestBody, send: Send) -> None:
-        assert self._session is not None, "start() comes first"  # noqa: S101
         query: bytes = scope["query_string"]
         target = path + b"?" + query if query else path
-        async with self._session.request(
-            scope["method"],
-            URL(self._base + target.decode("latin-1"), encoded=True),
-            headers=_request_headers(scope),
-            data=await body.to_send(),
-            allow_redirects=False,
-        ) as response:
-            headers = _response_headers(response.raw_headers)
-            await send({"type": "http.response.start", "status": response.status, "headers": headers})
-            content = response.content
-            while True:
-                chunk = await content.readany()
-                more = not content.at_eof()
+        to_send = await body.to_send()
+        async with self._upstream.exchange(scope["method"], target, _request_headers(scope), to_send) as answer:
+            headers = _response_headers(answer.headers)
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            more = True
+            while more:
+                chunk, more = await answer.read()
                 await send({"type": "http.response.body", "body": chunk, "more_body": more})
-                if not more:
-                    return
 
 
 class RequestBody:
@@ -129,22 +98,20 @@ class RequestBody:
         self._receive = receive
         self.consumed = asyncio.Event()
         self.client_gone = False
-        self._declared = 0
-        chunked = False
+        self._declared: int | None = 0  # None: chunked
         for name, value in scope["headers"]:
             if name == b"content-length":
                 self._declared = int(value)
             elif name == b"transfer-encoding":
-                chunked = True
-        self._streamed = chunked or self._declared > SMALL_BODY_BYTES
-        if not chunked and not self._declared:
+                self._declared = None
+        if self._declared == 0:
             self.consumed.set()
 
-    async def to_send(self) -> bytes | AsyncIterator[bytes] | None:
+    async def to_send(self) -> bytes | Body | None:
         if self.consumed.is_set():
             return None
-        if self._streamed:
-            return self._chunks()
+        if self._declared is None or self._declared > SMALL_BODY_BYTES:
+            return Body(self._chunks(), self._declared)
         return b"".join([chunk async for chunk in self._chunks()])
 
     async def client_hangs_up(self) -> None:
@@ -199,31 +166,28 @@ class HangUp:
             self._exchange.cancel()
 
 
-def _request_headers(scope: Scope) -> CIMultiDict[str]:
+def _request_headers(scope: Scope) -> Headers:
     context: RequestContext = context_of(scope)
-    dropped = HOP_BY_HOP | _OURS | _named_in_connection(scope["headers"])
+    dropped = NOT_FORWARDED | _named_in_connection(scope["headers"])
     if context.tenant is not None:
         dropped |= {ORGANIZATION}
-    headers: CIMultiDict[str] = CIMultiDict(
-        (name.decode("latin-1"), _text(value)) for name, value in scope["headers"] if name not in dropped
-    )
-    headers["X-Request-ID"] = context.request_id
+    headers = [header for header in scope["headers"] if header[0] not in dropped]
+    headers.append((REQUEST_ID, context.request_id.encode()))
     if context.principal.token is not None:
-        headers["Authorization"] = f"Bearer {context.principal.token}"
+        headers.append((b"authorization", b"Bearer " + context.principal.token.encode()))
     if context.tenant is not None:
-        headers["X-Organization-ID"] = str(context.tenant.organization_id)
+        headers.append((ORGANIZATION, str(context.tenant.organization_id).encode()))
     if client := scope.get("client"):
-        headers["X-Forwarded-For"] = client[0]
+        headers.append((b"x-forwarded-for", client[0].encode()))
     return headers
 
 
-def _response_headers(raw: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
+def _response_headers(answered: Headers) -> Headers:
     headers = []
-    for raw_name, raw_value in raw:
-        name, value = raw_name.lower(), raw_value
+    for name, value in answered:
         if name in HOP_BY_HOP or name == b"date":  # the server sends its own Date
             continue
-        if name in _RELATIVE_TO_POSTGREST and value.startswith(b"/"):
+        if name in RELATIVE_TO_POSTGREST and value.startswith(b"/"):
             value = GATEWAY_PREFIX + value
         headers.append((name, value))
     return headers
@@ -235,10 +199,3 @@ def _named_in_connection(headers: list[tuple[bytes, bytes]]) -> frozenset[bytes]
     if not listed or listed in ([b"keep-alive"], [b"Keep-Alive"], [b"close"]):
         return frozenset()
     return frozenset(token.strip().lower() for value in listed for token in value.split(b","))
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value.decode("latin-1")

@@ -8,23 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.database import Database, DatabaseError
 from api.spool import Spool
+from api.upstream import Upstream, UpstreamError
 
 PROBE_TIMEOUT_SECONDS: Final = 2.0
 
 
 def health_endpoint(
-    database: Database, spool: Spool, postgrest_url: str, migrations: Path
+    database: Database, spool: Spool, postgrest: Upstream, migrations: Path
 ) -> Callable[[Request], Awaitable[Response]]:
     async def health(_: Request) -> Response:
         """200 while everything works, 503 when a part is away, migrations are pending or the spool is full."""
-        probe = _answers(f"{postgrest_url}/rpc/health")
-        facts, postgrest_is_up = await asyncio.gather(_database_facts(database), probe)
+        facts, postgrest_is_up = await asyncio.gather(_database_facts(database), _answers(postgrest))
         pending = None if facts is None else sorted(_known_migrations(migrations) - set(facts.get("applied", [])))
         spool_state = spool.state()
         is_ok = facts is not None and postgrest_is_up and not pending and not spool_state.full
@@ -49,12 +48,16 @@ async def _database_facts(database: Database) -> dict[str, Any] | None:
         return None
 
 
-async def _answers(url: str) -> bool:
-    timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS)
+async def _answers(postgrest: Upstream) -> bool:
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as response:
-            return response.status == 200
-    except (aiohttp.ClientError, TimeoutError):
+        async with (
+            asyncio.timeout(PROBE_TIMEOUT_SECONDS),
+            postgrest.exchange("GET", b"/rpc/health", [(b"accept", b"application/json")]) as answer,
+        ):
+            while (await answer.read())[1]:
+                pass
+            return answer.status == 200
+    except (UpstreamError, TimeoutError):
         return False
 
 

@@ -156,6 +156,34 @@ def test_writes_and_the_location_of_what_they_made(firm: Firm) -> None:
     assert firm.gateway.get(target).json() == []
 
 
+def test_connections_to_postgrest_are_used_again(firm: Firm) -> None:
+    def in_use() -> set[int]:
+        return {connection.laddr[1] for connection in upstream_connections(firm.stack)}
+
+    firm.gateway.get("/api/v1/cases")
+    before = in_use()
+    assert before
+    for _ in range(3):
+        firm.gateway.get("/api/v1/cases")
+        firm.gateway.get("/api/v1/nothing")
+        firm.gateway.post("/api/v1/cases", json={"title": "one"})
+        firm.gateway.delete("/api/v1/cases?title=eq.one")
+    assert in_use() == before
+
+
+def test_a_write_never_goes_out_on_a_connection_that_postgrest_is_closing(firm: Firm) -> None:
+    """PostgREST's server closes the connection after a HEAD, and a write cannot be tried twice."""
+    for _ in range(50):
+        assert firm.gateway.head("/api/v1/cases").status_code == 200
+        assert firm.gateway.post("/api/v1/cases", json={"title": "after a HEAD"}).status_code == 201
+
+
+def upstream_connections(stack: RunningStack) -> list[Any]:
+    port = urlsplit(stack.postgrest_url).port
+    connections = sidecar_process(stack).net_connections("tcp")
+    return [c for c in connections if c.raddr and c.raddr[1] == port and c.status == psutil.CONN_ESTABLISHED]
+
+
 @pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "content-length"])
 def test_large_bodies_stream_both_ways(firm: Firm, chunked: bool) -> None:
     rows = [{"title": f"{number:06d} " + "é" * 90} for number in range(5000)]
@@ -166,6 +194,15 @@ def test_large_bodies_stream_both_ways(firm: Firm, chunked: bool) -> None:
     assert created.status_code == 201, created.text
     read = firm.gateway.get("/api/v1/cases?select=title&order=title")
     assert read.json() == rows
+
+
+def test_an_answer_that_comes_before_all_was_sent(firm: Firm) -> None:
+    """The rest of the body must not be taken for the next request, neither here nor by PostgREST."""
+    for _ in range(3):
+        pieces = (b"x" * 65536 for _ in range(80))
+        refused = firm.gateway.post("/api/v1/cases", content=pieces, headers={"Content-Type": "application/json"})
+        assert refused.status_code == 400
+        assert firm.gateway.post("/api/v1/cases", json={"title": "next"}).status_code == 201
 
 
 def test_requests_one_after_the_other_on_one_connection(firm: Firm) -> None:
@@ -353,13 +390,10 @@ def test_a_client_that_hangs_up_in_the_middle_pays_for_what_it_got(firm: Firm) -
 
 
 def test_nobody_waits_upstream_for_a_client_that_hung_up(firm: Firm) -> None:
-    gateway, port = urlsplit(firm.stack.gateway_url), urlsplit(firm.stack.postgrest_url).port
-    sidecar = sidecar_process(firm.stack)
+    gateway = urlsplit(firm.stack.gateway_url)
 
     def upstream() -> list[Any]:
-        return [
-            c for c in sidecar.net_connections("tcp") if c.raddr and c.raddr[1] == port and c.status == "ESTABLISHED"
-        ]
+        return upstream_connections(firm.stack)
 
     with firm.stack.database.connect(autocommit=False) as blocker:
         blocker.execute("lock table app.cases in access exclusive mode")
