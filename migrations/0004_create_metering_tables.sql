@@ -58,8 +58,6 @@ create type metering.parsed_event as (
   organization_id uuid,
   key uuid,
   fact uuid,
-  first_fact uuid,
-  copy integer,
   id text,
   event_name text,
   quantity numeric,

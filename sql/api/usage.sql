@@ -9,16 +9,7 @@ select
   e.dimensions ->> 'endpoint' as route,
   coalesce(e.dimensions ->> 'method' || ' ' || (e.dimensions ->> 'endpoint'), e.event_name) as action,
   e.quantity as units,
-  e.quantity * (
-    select p.unit_amount_cents
-    from metering.meters m
-    join billing.prices p on p.meter_code = m.code
-    where m.event_name = e.event_name
-      and m.created_at <= e.recorded_at
-      and p.effective_from <= e.occurred_at
-    order by p.effective_from desc
-    limit 1
-  ) as cost_cents,
+  e.quantity * billing.unit_amount_cents(e.organization_id, e.event_name, e.occurred_at, e.recorded_at) as cost_cents,
   e.occurred_at as ts,
   (e.dimensions - 'endpoint' - 'method' - 'duration_ms')
     || case when e.dimensions ? 'duration_ms' then jsonb_build_object('processing_time', e.dimensions -> 'duration_ms') else '{}' end
@@ -33,7 +24,7 @@ comment on column api.usage_events.user_id is 'Who did it, when known.';
 comment on column api.usage_events.route is 'The billable route, without ids.';
 comment on column api.usage_events.action is 'Method and route; the event''s name where it was no request.';
 comment on column api.usage_events.units is 'Quantity in the unit of the event''s meter.';
-comment on column api.usage_events.cost_cents is 'units times the price in force then, in minor units, not rounded; null when the event is not billed.';
+comment on column api.usage_events.cost_cents is 'units times the price that the invoice takes, in minor units, not rounded; null when the event is not billed.';
 comment on column api.usage_events.ts is 'When it happened (UTC).';
 comment on column api.usage_events.metadata is 'status_code, response_size (bytes), client_ip, user_agent, processing_time (ms), and what the sender added.';
 comment on column api.usage_events.created_at is 'When it was recorded (UTC).';
@@ -47,16 +38,7 @@ select
   e.resource_id,
   e.quantity,
   e.unit,
-  (
-    select p.unit_amount_cents
-    from metering.meters m
-    join billing.prices p on p.meter_code = m.code
-    where m.event_name = e.event_name
-      and m.created_at <= e.recorded_at
-      and p.effective_from <= e.occurred_at
-    order by p.effective_from desc
-    limit 1
-  ) as unit_cost_cents,
+  billing.unit_amount_cents(e.organization_id, e.event_name, e.occurred_at, e.recorded_at) as unit_cost_cents,
   case
     when e.request_id is null then e.dimensions
     else e.dimensions || jsonb_build_object('request_id', e.request_id)
@@ -75,7 +57,7 @@ from metering.usage_events e;
 comment on view api.billing_events is 'The same events as usage_events, with the fields that billing needs.';
 comment on column api.billing_events.event_type is 'usage, or adjustment: it happened in a period that was finalized already and counts in this one.';
 comment on column api.billing_events.quantity is 'In units of column unit.';
-comment on column api.billing_events.unit_cost_cents is 'Price a unit in force then, in minor units; null when the event is not billed.';
+comment on column api.billing_events.unit_cost_cents is 'Price of a unit that the invoice takes, in minor units; null when the event is not billed.';
 comment on column api.billing_events.dimensions is 'endpoint, method, status_code, duration_ms, request_id and what the sender added.';
 comment on column api.billing_events.status is '0 pending, 1 posted: acknowledged by Stripe.';
 comment on column api.billing_events.occurred_at is 'When it counts (UTC).';

@@ -34,7 +34,9 @@ begin
   -- Statements from here on see everything that the lock waited for.
   select * into strict v_period
   from billing.billing_periods
-  where organization_id = p_organization_id and period_start = v_period.period_start;
+  where organization_id = p_organization_id
+    and period_start = v_period.period_start
+    and period_end = v_period.period_end;
 
   if v_period.status = 'finalized' then
     select * into strict v_invoice
@@ -46,31 +48,36 @@ begin
   select currency into strict v_currency from tenancy.organizations where id = p_organization_id;
   v_year := to_char(now() at time zone v_period.timezone, 'YYYY');
 
-  insert into billing.invoices (organization_id, number, period_start, period_end, currency, total_cents)
-  select
-    p_organization_id,
-    format('%s-%s', v_year, lpad((count(i.id) + 1)::text, 4, '0')),
-    v_period.period_start,
-    v_period.period_end,
-    v_currency,
-    (
-      select coalesce(sum(r.amount_cents), 0)
-      from billing.rate_period(p_organization_id, v_period.period_start, v_period.period_end) r
-      where r.unit_amount_cents is not null
+  -- Rated once, in one statement: a price that is committed meanwhile must not come between the total and its lines.
+  with rated as materialized (
+    select *
+    from billing.rate_period(p_organization_id, v_period.period_start, v_period.period_end) r
+    where r.unit_amount_cents is not null
+  ),
+  invoice as (
+    insert into billing.invoices (organization_id, number, period_start, period_end, currency, total_cents)
+    select
+      p_organization_id,
+      format('%s-%s', v_year, lpad((count(i.id) + 1)::text, 4, '0')),
+      v_period.period_start,
+      v_period.period_end,
+      v_currency,
+      (select coalesce(sum(r.amount_cents), 0) from rated r)
+    from billing.invoices i
+    where i.organization_id = p_organization_id
+      and i.number like v_year || '-%'
+    returning *
+  ),
+  lines as (
+    insert into billing.invoice_lines (
+      organization_id, invoice_id, line_number, meter_code, description, unit, events, quantity, unit_amount_cents, amount_cents
     )
-  from billing.invoices i
-  where i.organization_id = p_organization_id
-    and i.number like v_year || '-%'
-  returning * into v_invoice;
-
-  insert into billing.invoice_lines (
-    organization_id, invoice_id, line_number, meter_code, description, unit, events, quantity, unit_amount_cents, amount_cents
+    select
+      p_organization_id, i.id, row_number() over (order by r.meter_code),
+      r.meter_code, r.description, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents
+    from rated r, invoice i
   )
-  select
-    p_organization_id, v_invoice.id, row_number() over (order by r.meter_code),
-    r.meter_code, r.description, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents
-  from billing.rate_period(p_organization_id, v_period.period_start, v_period.period_end) r
-  where r.unit_amount_cents is not null;
+  select * into v_invoice from invoice;
 
   update billing.billing_periods
   set status = 'finalized', finalized_at = clock_timestamp()

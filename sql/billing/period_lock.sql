@@ -34,25 +34,41 @@ begin
 end;
 $$;
 
--- Its waiting stops new writers of the slot, so it gives up after two seconds, lets them pass and tries again.
+-- Its waiting stops new writers of the slot, so it gives up after two seconds, lets them pass and tries again. One organization
+-- a transaction: who holds one slot and waits for the next would deadlock with writers of both.
 create or replace function billing.take_period_lock(p_organization_id uuid)
 returns void
 language plpgsql
 volatile
 set search_path = ''
 as $$
+declare
+  v_lock_timeout text := current_setting('lock_timeout');
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
       errcode = 'PT500',
       message = 'ISOLATION_LEVEL: a period is finalized in READ COMMITTED only, else events that the lock waited for stay unseen';
   end if;
+  if exists (
+    select from pg_catalog.pg_locks
+    where pid = pg_backend_pid()
+      and locktype = 'advisory'
+      and mode = 'ExclusiveLock'
+      and classid = billing.period_lock_class()::oid
+      and objid <> billing.period_lock_slot(p_organization_id)::oid
+  ) then
+    raise exception using
+      errcode = 'PT409',
+      message = 'ONE_ORGANIZATION_A_TRANSACTION: this transaction has finalized a period of another organization',
+      hint = 'Commit it first.';
+  end if;
 
   for v_try in 1 .. 15 loop
     begin
       set local lock_timeout = '2s';
       perform pg_advisory_xact_lock(billing.period_lock_class(), billing.period_lock_slot(p_organization_id));
-      set local lock_timeout = default;
+      perform set_config('lock_timeout', v_lock_timeout, true);
       return;
     exception when lock_not_available then
       perform pg_sleep(0.05 + random() * 0.2);

@@ -14,6 +14,17 @@ as $$
   )
 $$;
 
+-- The first moment of the anchor's day, in the month of p_month.
+create or replace function billing.anchor_instant(p_month date, p_anchor_day integer, p_timezone text)
+returns timestamptz
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$ select billing.anchor_date(p_month, p_anchor_day)::timestamp at time zone p_timezone $$;
+
+-- The instants decide, not the calendar day: where clocks go back at midnight, an hour of the anchor's day comes before the
+-- midnight that counts (the second one), and belongs to the period before.
 create or replace function billing.period_bounds(
   p_timezone text, p_anchor_day integer, p_at timestamptz, out period_start timestamptz, out period_end timestamptz
 )
@@ -23,15 +34,29 @@ parallel safe
 set search_path = ''
 as $$
 declare
-  v_day date := (p_at at time zone p_timezone)::date;
-  v_anchor date := billing.anchor_date(v_day, p_anchor_day);
-  v_month date := date_trunc('month', v_day::timestamp)::date;
+  v_month date := date_trunc('month', p_at at time zone p_timezone)::date;
+  v_anchor timestamptz := billing.anchor_instant(v_month, p_anchor_day, p_timezone);
 begin
-  if v_day < v_anchor then
-    v_month := (v_month - interval '1 month')::date;
+  if v_anchor <= p_at then
+    period_start := v_anchor;
+    period_end := billing.anchor_instant((v_month + interval '1 month')::date, p_anchor_day, p_timezone);
+  else
+    period_start := billing.anchor_instant((v_month - interval '1 month')::date, p_anchor_day, p_timezone);
+    period_end := v_anchor;
   end if;
-  period_start := billing.anchor_date(v_month, p_anchor_day)::timestamp at time zone p_timezone;
-  period_end := billing.anchor_date((v_month + interval '1 month')::date, p_anchor_day)::timestamp at time zone p_timezone;
+end;
+$$;
+
+create or replace function billing.raise_no_organization(p_organization_id uuid)
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  raise exception using
+    errcode = 'PT404',
+    message = format('ORGANIZATION_NOT_FOUND: there is no organization %s', p_organization_id);
 end;
 $$;
 
@@ -53,14 +78,20 @@ begin
   if found then
     return;
   end if;
-  select b.period_start, b.period_end, o.billing_timezone into period_start, period_end, timezone
+  -- It would fill the gap between its neighbours, also when the organization has moved to another timezone since.
+  select
+    greatest(b.period_start, (select max(p.period_end) from billing.billing_periods p where p.organization_id = o.id and p.period_end <= p_at)),
+    least(b.period_end, (select min(p.period_start) from billing.billing_periods p where p.organization_id = o.id and p.period_start > p_at)),
+    o.billing_timezone
+  into period_start, period_end, timezone
   from tenancy.organizations o, billing.period_bounds(o.billing_timezone, o.billing_anchor_day, p_at) b
   where o.id = p_organization_id;
 end;
 $$;
 
--- Makes what is missing so that every moment from p_from to p_until lies in a period. Many writers may do so at once: who comes
--- second waits for the first one's row and goes on from there, hence the loops that look again.
+-- Makes what is missing so that every moment from p_from to p_until lies in a period. Who makes periods of an organization is
+-- alone with that: a writer that prepends and one that appends would wait for each other's rows. Writers outside READ COMMITTED do
+-- not see what the lock waited for; they meet it as a conflict and fail with 40001, which is theirs to retry.
 create or replace function billing.ensure_periods(p_organization_id uuid, p_from timestamptz, p_until timestamptz)
 returns void
 language plpgsql
@@ -73,19 +104,28 @@ declare
   v_first timestamptz;
   v_last timestamptz;
 begin
-  -- The usual case: one look into an index.
-  if exists (
-    select from billing.billing_periods p
-    where p.organization_id = p_organization_id
-      and p.period_start <= p_from
-      and p.period_end > p_until
-  ) then
+  -- The usual case: two looks into an index. There are no gaps, so the ends of the chain say it all.
+  if exists (select from billing.billing_periods where organization_id = p_organization_id and period_start <= p_from)
+    and exists (select from billing.billing_periods where organization_id = p_organization_id and period_end > p_until)
+  then
     return;
   end if;
 
-  select billing_timezone, billing_anchor_day into strict v_timezone, v_anchor_day
+  -- A bound, so that one wrong year does not make thousands of periods. Two months more than events may be old.
+  if p_from < metering.oldest_event_time() - interval '2 months' or p_until > now() + interval '2 years' then
+    raise exception using
+      errcode = 'PT400',
+      message = format('TIME_OUT_OF_RANGE: billing periods reach from five years ago to two years ahead, not from %s to %s', p_from, p_until);
+  end if;
+
+  select billing_timezone, billing_anchor_day into v_timezone, v_anchor_day
   from tenancy.organizations
   where id = p_organization_id;
+  if not found then
+    perform billing.raise_no_organization(p_organization_id);
+  end if;
+
+  perform pg_advisory_xact_lock(hashtextextended('goldleaves.periods.' || p_organization_id, 0));
 
   insert into billing.billing_periods (organization_id, period_start, period_end, timezone)
   select p_organization_id, b.period_start, b.period_end, v_timezone
@@ -126,5 +166,57 @@ begin
 end;
 $$;
 
-grant execute on function billing.anchor_date(date, integer), billing.period_bounds(text, integer, timestamptz),
-  billing.find_period(uuid, timestamptz), billing.ensure_periods(uuid, timestamptz, timestamptz) to goldleaves_kernel;
+-- Bounds of the period that a client names by its first day in the organization's timezone; null is the current one.
+create or replace function billing.period_from_date(
+  p_organization_id uuid, p_first_day date, out period_start timestamptz, out period_end timestamptz, out timezone text, out status text
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_at timestamptz;
+begin
+  if p_first_day is not null then
+    -- As it is stored comes first: the organization may have moved to another timezone since.
+    select p.period_start, p.period_end, p.timezone, p.status into period_start, period_end, timezone, status
+    from billing.billing_periods p
+    where p.organization_id = p_organization_id
+      and p.period_start >= (p_first_day - 1)::timestamp at time zone 'UTC'
+      and p.period_start < (p_first_day + 2)::timestamp at time zone 'UTC'
+      and (p.period_start at time zone p.timezone)::date = p_first_day;
+    if found then
+      return;
+    end if;
+
+    if p_first_day not between (metering.oldest_event_time() - interval '2 months')::date and (now() + interval '1 year')::date then
+      raise exception using
+        errcode = 'PT404',
+        message = format('PERIOD_NOT_FOUND: no billing period starts on %s', p_first_day),
+        hint = 'GET /billing_periods lists them; start_date is what to send.';
+    end if;
+  end if;
+
+  select coalesce(p_first_day::timestamp at time zone o.billing_timezone, now()) into v_at
+  from tenancy.organizations o
+  where o.id = p_organization_id;
+  if not found then
+    perform billing.raise_no_organization(p_organization_id);
+  end if;
+
+  select f.period_start, f.period_end, f.timezone, f.status into period_start, period_end, timezone, status
+  from billing.find_period(p_organization_id, v_at) f;
+
+  if p_first_day is not null and (period_start at time zone timezone)::date <> p_first_day then
+    raise exception using
+      errcode = 'PT404',
+      message = format('PERIOD_NOT_FOUND: no billing period starts on %s', p_first_day),
+      hint = format('The period around that day starts on %s.', (period_start at time zone timezone)::date);
+  end if;
+end;
+$$;
+
+grant execute on function billing.anchor_date(date, integer), billing.anchor_instant(date, integer, text),
+  billing.period_bounds(text, integer, timestamptz), billing.find_period(uuid, timestamptz),
+  billing.ensure_periods(uuid, timestamptz, timestamptz), billing.period_from_date(uuid, date),
+  billing.raise_no_organization(uuid) to goldleaves_kernel;

@@ -46,39 +46,29 @@ as $$
   order by m.code nulls last, u.event_name
 $$;
 
--- Bounds of the period that a client names by its first day in the organization's timezone; null is the current one.
-create or replace function billing.period_from_date(
-  p_organization_id uuid, p_first_day date, out period_start timestamptz, out period_end timestamptz, out timezone text, out status text
+grant execute on function billing.rate_period(uuid, timestamptz, timestamptz) to goldleaves_kernel;
+
+-- What a unit of an event costs, for those who look at single events: the price that its invoice takes, which is the one in
+-- force when its period begins. Null when the event is not billed.
+create or replace function billing.unit_amount_cents(
+  p_organization_id uuid, p_event_name text, p_occurred_at timestamptz, p_recorded_at timestamptz
 )
-language plpgsql
+returns numeric
+language sql
 stable
+security definer
 set search_path = ''
 as $$
-declare
-  v_at timestamptz := now();
-begin
-  if p_first_day is not null then
-    if p_first_day not between (now() - interval '5 years')::date and (now() + interval '1 year')::date then
-      raise exception using
-        errcode = 'PT404',
-        message = format('PERIOD_NOT_FOUND: no billing period starts on %s', p_first_day),
-        hint = 'GET /billing_periods lists them; start_date is what to send.';
-    end if;
-    select p_first_day::timestamp at time zone o.billing_timezone into v_at
-    from tenancy.organizations o
-    where o.id = p_organization_id;
-  end if;
-
-  select f.period_start, f.period_end, f.timezone, f.status into period_start, period_end, timezone, status
-  from billing.find_period(p_organization_id, v_at) f;
-
-  if p_first_day is not null and (period_start at time zone timezone)::date <> p_first_day then
-    raise exception using
-      errcode = 'PT404',
-      message = format('PERIOD_NOT_FOUND: no billing period starts on %s', p_first_day),
-      hint = format('The period around that day starts on %s.', (period_start at time zone timezone)::date);
-  end if;
-end;
+  select p.unit_amount_cents
+  from metering.meters m
+  join tenancy.organizations o on o.id = p_organization_id
+  join billing.prices p on p.meter_code = m.code and p.currency = o.currency
+  where m.event_name = p_event_name
+    and m.created_at <= p_recorded_at
+    and p.effective_from <= (select f.period_start from billing.find_period(p_organization_id, p_occurred_at) f)
+  order by p.effective_from desc
+  limit 1
 $$;
 
-grant execute on function billing.rate_period(uuid, timestamptz, timestamptz), billing.period_from_date(uuid, date) to goldleaves_kernel;
+alter function billing.unit_amount_cents(uuid, text, timestamptz, timestamptz) owner to goldleaves_kernel;
+grant execute on function billing.unit_amount_cents(uuid, text, timestamptz, timestamptz) to member, platform_admin;

@@ -6,12 +6,29 @@ stable
 security definer
 set search_path = ''
 as $$
+declare
+  v_period record;
 begin
   perform billing.require_organization();
+  select * into v_period from billing.period_from_date(tenancy.current_org(), p_period_start);
+
+  -- Of a finalized period the invoice is the answer, whatever became of prices since; beside it, what is not billed.
   return query
+    select coalesce(l.meter_code, r.meter_code), coalesce(l.unit, r.unit), coalesce(l.events, r.events),
+      coalesce(l.quantity, r.quantity), l.unit_amount_cents, coalesce(l.amount_cents, 0)
+    from billing.rate_period(tenancy.current_org(), v_period.period_start, v_period.period_end) r
+    full join (
+      select il.*
+      from billing.invoices i
+      join billing.invoice_lines il on il.organization_id = i.organization_id and il.invoice_id = i.id
+      where i.organization_id = tenancy.current_org()
+        and i.period_start = v_period.period_start
+    ) as l on l.meter_code = r.meter_code
+    where v_period.status = 'finalized'
+    union all
     select r.meter_code, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents
-    from billing.period_from_date(tenancy.current_org(), p_period_start) p,
-      billing.rate_period(tenancy.current_org(), p.period_start, p.period_end) r;
+    from billing.rate_period(tenancy.current_org(), v_period.period_start, v_period.period_end) r
+    where v_period.status is distinct from 'finalized';
 end;
 $$;
 

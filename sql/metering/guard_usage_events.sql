@@ -9,6 +9,9 @@ set search_path = ''
 as $$
 begin
   perform billing.share_period_locks(p_organization_ids);
+  -- A period that does not exist would be an open door: another could make and finalize it unseen.
+  perform billing.ensure_periods(t.organization_id, t.first_at, t.last_at)
+  from unnest(p_organization_ids, p_firsts, p_lasts) as t (organization_id, first_at, last_at);
 
   -- Outside READ COMMITTED the snapshot may be older than the lock; locking the row then raises 40001 if it has changed since.
   if current_setting('transaction_isolation') <> 'read committed' then

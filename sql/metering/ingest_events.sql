@@ -38,7 +38,7 @@ declare
   v_locked integer[] := '{}';
   v_new uuid[];
   v_accepted integer;
-  v_duplicates integer;
+  v_duplicates integer := 0;
   v_conflicts jsonb := '[]';
   v_rejected jsonb := '[]';
 begin
@@ -87,20 +87,20 @@ begin
         and p.status = 'finalized';
     end if;
 
-    -- The keys arrive sorted: unsorted, overlapping batches of many writers deadlock.
+    -- Of equal ids the first that may count does. The keys arrive sorted: unsorted, overlapping batches of many writers deadlock.
     with inserted as (
       insert into metering.event_keys (organization_id, key, fact)
-      select e.organization_id, e.key, e.fact
+      select distinct on (e.organization_id, e.key) e.organization_id, e.key, e.fact
       from unnest(v_parsed) as e
-      where e.copy = 1
+      where e.problem is null
         and (p_late = 'adjust' or e.position <> all (v_locked))
+      order by e.organization_id, e.key, e.position
       on conflict do nothing
       returning key
     )
     select coalesce(array_agg(key), '{}') into v_new from inserted;
-    v_accepted := cardinality(v_new);
 
-    if v_accepted > 0 then
+    if v_new <> '{}' then
       perform metering.ensure_partitions(least(min(f), v_now), greatest(max(l), v_now))
       from unnest(v_firsts, v_lasts) as t (f, l);
 
@@ -108,7 +108,7 @@ begin
         organization_id, occurred_at, source, idempotency_key, event_type, event_name, quantity, unit,
         user_id, resource_id, request_id, dimensions, belongs_at
       )
-      select
+      select distinct on (e.organization_id, e.key)
         e.organization_id,
         case when e.position = any (v_locked) then v_now else coalesce(e.occurred_at, v_now) end,
         p_source,
@@ -123,18 +123,21 @@ begin
         e.dimensions,
         case when e.position = any (v_locked) then e.occurred_at end
       from unnest(v_parsed) as e
-      where e.copy = 1
-        and e.key = any (v_new);
+      where e.key = any (v_new)
+        and (p_late = 'adjust' or e.position <> all (v_locked))
+      order by e.organization_id, e.key, e.position;
     end if;
   end if;
 
   -- Everything that made no new event, with the reason. Usually there is nothing here.
-  if v_accepted is distinct from cardinality(v_parsed) then
-    with known as materialized (
-      select k.key, k.fact
-      from metering.event_keys k
-      join (select e.organization_id, e.key from unnest(v_parsed) as e where e.copy = 1 and e.key <> all (coalesce(v_new, '{}'))) as e
-        on e.organization_id = k.organization_id and e.key = k.key
+  v_accepted := coalesce(cardinality(v_new), 0);
+  if v_accepted < cardinality(v_parsed) then
+    with accepted as materialized (
+      select distinct on (e.key) e.position
+      from unnest(v_parsed) as e
+      where e.key = any (v_new)
+        and (p_late = 'adjust' or e.position <> all (v_locked))
+      order by e.key, e.position
     ),
     judged as materialized (
       select
@@ -143,17 +146,15 @@ begin
         e.organization_id,
         case
           when e.problem is not null then 'INVALID_EVENT'
-          when k.key is not null and k.fact <> e.fact then 'IDEMPOTENCY_CONFLICT'
-          when k.key is not null then 'DUPLICATE'
-          when e.key = any (v_new) and e.copy = 1 then 'ACCEPTED'
-          when e.key <> all (v_new) then 'BILLING_PERIOD_LOCKED'
-          when e.fact <> e.first_fact then 'IDEMPOTENCY_CONFLICT'
+          when k.key is null then 'BILLING_PERIOD_LOCKED'
+          when k.fact <> e.fact then 'IDEMPOTENCY_CONFLICT'
           else 'DUPLICATE'
         end as code,
         e.problem,
         e.occurred_at
       from unnest(v_parsed) as e
-      left join known k on k.key = e.key
+      left join metering.event_keys k on k.organization_id = e.organization_id and k.key = e.key
+      where e.position <> all (array(select a.position from accepted a))
     ),
     explained as materialized (
       select
@@ -185,8 +186,8 @@ begin
   end if;
 
   return jsonb_build_object(
-    'accepted', coalesce(v_accepted, 0),
-    'duplicates', coalesce(v_duplicates, 0),
+    'accepted', v_accepted,
+    'duplicates', v_duplicates,
     'conflicts', v_conflicts,
     'rejected', v_rejected
   );

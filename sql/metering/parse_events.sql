@@ -137,22 +137,14 @@ as $$
   )
   select array_agg(
     row(
-      k.position, k.organization_id, k.key, k.fact, k.first_fact, k.copy, k.id, k.event_name, k.quantity, k.event ->> 'unit',
+      k.position, k.organization_id, k.key, k.fact, k.id, k.event_name, k.quantity, k.event ->> 'unit',
       k.occurred_at, k.event ->> 'user_id', k.event ->> 'resource_id', k.event ->> 'request_id',
       case when jsonb_typeof(k.event -> 'dimensions') = 'object' then k.event -> 'dimensions' else '{}' end,
       k.problem
     )::metering.parsed_event
-    order by k.organization_id, k.key, k.copy
+    order by k.organization_id, k.key, k.position
   )
-  from (
-    -- Of equal ids in one batch the first wins.
-    select
-      keyed.*,
-      case when key is not null then row_number() over w end as copy,
-      case when key is not null then first_value(fact) over w end as first_fact
-    from keyed
-    window w as (partition by organization_id, key order by position)
-  ) as k
+  from keyed k
 $$;
 
 alter function metering.parse_events(jsonb, uuid, text) owner to goldleaves_kernel;

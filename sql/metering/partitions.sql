@@ -16,8 +16,11 @@ begin
   if to_regclass(format('metering.%I', v_name)) is not null then
     return;
   end if;
+  -- Whoever waited here looks into the table of tables itself: to_regclass may still answer from before the wait.
   perform pg_advisory_xact_lock(hashtextextended('goldleaves.partitions', 0));
-  if to_regclass(format('metering.%I', v_name)) is not null then
+  if exists (
+    select from pg_catalog.pg_class where relname = v_name and relnamespace = 'metering'::regnamespace
+  ) then
     return;
   end if;
 
