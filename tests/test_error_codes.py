@@ -24,7 +24,7 @@ from api.errors import SIDECAR_CODES
 from api.settings import PROJECT
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack
-from tests.sql_requests import Caller, enter
+from tests.sql_requests import Caller, enter, run
 
 MAX_INGEST_BYTES = 4096
 
@@ -147,6 +147,36 @@ def from_wrong_isolation_level(world: World) -> str:
     return f"{refused.value.sqlstate} {refused.value.diag.message_primary}"
 
 
+def from_two_organizations_in_one_transaction(world: World) -> str:
+    """Two slots of the period lock: finalizers that took them in different orders would deadlock."""
+    return refusal_in_sql(
+        world,
+        "select billing.take_period_lock(%(org)s)",
+        """
+        select billing.take_period_lock(other.id)
+        from (
+          select id from (select gen_random_uuid() as id from generate_series(1, 100)) as some
+          where billing.period_lock_slot(id) <> billing.period_lock_slot(%(org)s)
+          limit 1
+        ) as other
+        """,
+    )
+
+
+def from_a_wrong_year(world: World) -> str:
+    return refusal_in_sql(world, "select billing.ensure_periods(%(org)s, now() - interval '100 years', now())")
+
+
+def refusal_in_sql(world: World, *statements: str) -> str:
+    """What the last one of several statements in a transaction says. Nobody reaches these functions over HTTP."""
+    with world.stack.database.connect() as superuser, superuser.transaction(force_rollback=True):
+        for statement in statements[:-1]:
+            run(superuser, statement, {"org": world.organization.id})
+        with pytest.raises(psycopg.Error) as refused:
+            run(superuser, statements[-1], {"org": world.organization.id})
+    return f"{refused.value.sqlstate} {refused.value.diag.message_primary}"
+
+
 def from_person_without_organization(world: World) -> httpx.Response:
     subject = f"nobody-{uuid4()}"
     with world.stack.database.connect() as superuser:
@@ -239,6 +269,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         403,
         lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("X-Organization-ID", "other")]),
     ),
+    "ONE_ORGANIZATION_A_TRANSACTION": (409, from_two_organizations_in_one_transaction),
     "ORGANIZATION_NOT_FOUND": (
         404,
         lambda world: world.ask(
@@ -255,6 +286,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "PERIOD_REQUIRED": (400, lambda world: world.close("finalize_period", None)),
     "ROLE_REQUIRED": (403, lambda world: world.close("finalize_period", months_ago(1), role="service")),
     "SLUG_TAKEN": (409, lambda world: world.found(slug="acme")),
+    "TIME_OUT_OF_RANGE": (400, from_a_wrong_year),
     "USER_NOT_PROVISIONED": (403, lambda world: world.ask("GET", "/cases", world.stranger(), direct=True)),
 }
 
