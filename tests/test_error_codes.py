@@ -155,7 +155,7 @@ def from_two_organizations_in_one_transaction(world: World) -> str:
         """
         select billing.take_period_lock(other.id)
         from (
-          select id from (select gen_random_uuid() as id from generate_series(1, 100)) as some
+          select id from (select gen_random_uuid() as id from generate_series(1, 100)) as candidates
           where billing.period_lock_slot(id) <> billing.period_lock_slot(%(org)s)
           limit 1
         ) as other
