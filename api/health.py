@@ -22,11 +22,12 @@ def health_endpoint(
     database: Database, spool: Spool, postgrest: Upstream, migrations: Path
 ) -> Callable[[Request], Awaitable[Response]]:
     async def health(_: Request) -> Response:
-        """200 while everything works, 503 when a part is away, migrations are pending or the spool is full."""
+        """200 while everything works, 503 when a part is away, migrations are pending, or the spool is full or stalled."""
         facts, postgrest_is_up = await asyncio.gather(_database_facts(database), _answers(postgrest))
         pending = None if facts is None else sorted(_known_migrations(migrations) - set(facts.get("applied", [])))
         spool_state = spool.state()
-        is_ok = facts is not None and postgrest_is_up and not pending and not spool_state.full
+        spool_is_ok = not spool_state.full and not spool_state.stalled
+        is_ok = facts is not None and postgrest_is_up and not pending and spool_is_ok
         return JSONResponse(
             {
                 "status": "ok" if is_ok else "degraded",

@@ -33,6 +33,7 @@ SEGMENT_BYTES: Final = 4 * 1024 * 1024
 MAX_RECORD_BYTES: Final = 1024 * 1024
 SYNC_DELAY_SECONDS: Final = 0.02
 COMPLAIN_EVERY_SECONDS: Final = 10.0
+STALLED_AFTER_SECONDS: Final = 60.0  # records are usually in Postgres within a fraction of a second
 FULL_FOR_SECONDS: Final = 30.0  # how long a record that could not be kept shows in /health, unless a later one is kept
 _HEADER: Final = struct.Struct(">II")
 _LENGTH: Final = struct.Struct(">I")
@@ -56,6 +57,7 @@ class SpoolState:
     oldest_seconds: float
     dropped: int
     full: bool
+    stalled: bool  # what is oldest should have been delivered long ago: look for spool_waits in the log
 
 
 class Spool:
@@ -161,7 +163,7 @@ class Spool:
         oldest = self._sealed[0] if self._sealed else self._active
         age = max(0.0, time() - oldest.created) if oldest is not None else 0.0
         full = self._failed_at is not None and monotonic() - self._failed_at < FULL_FOR_SECONDS
-        return SpoolState(self._bytes, round(age, 3), self._dropped, full)
+        return SpoolState(self._bytes, round(age, 3), self._dropped, full, age > STALLED_AFTER_SECONDS)
 
     async def keep_synced(self) -> None:
         """Bring what was appended to the disk itself, soon after. Runs until cancelled."""
