@@ -22,7 +22,7 @@ def health_endpoint(
     database: Database, spool: Spool, postgrest: Upstream, migrations: Path
 ) -> Callable[[Request], Awaitable[Response]]:
     async def health(_: Request) -> Response:
-        """200 while everything works, 503 when a part is away, migrations are pending, or the spool is full or stalled."""
+        """200 while everything works; 503 when a part is away, migrations are pending, or the spool is stuck."""
         facts, postgrest_is_up = await asyncio.gather(_database_facts(database), _answers(postgrest))
         pending = None if facts is None else sorted(_known_migrations(migrations) - set(facts.get("applied", [])))
         spool_state = spool.state()
