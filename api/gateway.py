@@ -12,6 +12,7 @@ from api.context import RequestContext, context_of
 from api.errors import problem
 from api.middleware.correlation import HEADER as REQUEST_ID
 from api.middleware.tenant import HEADER as ORGANIZATION
+from api.middleware.tenant import organization_named
 from api.routes import GATEWAY_PREFIX, upstream_path
 from api.upstream import Body, Headers, Upstream, UpstreamError
 
@@ -168,15 +169,15 @@ class HangUp:
 
 def _request_headers(scope: Scope) -> Headers:
     context: RequestContext = context_of(scope)
-    dropped = NOT_FORWARDED | _named_in_connection(scope["headers"])
-    if context.tenant is not None:
-        dropped |= {ORGANIZATION}
+    dropped = NOT_FORWARDED | _named_in_connection(scope["headers"]) | {ORGANIZATION}
     headers = [header for header in scope["headers"] if header[0] not in dropped]
     headers.append((REQUEST_ID, context.request_id.encode()))
     if context.principal.token is not None:
         headers.append((b"authorization", b"Bearer " + context.principal.token.encode()))
-    if context.tenant is not None:
-        headers.append((ORGANIZATION, str(context.tenant.organization_id).encode()))
+    # Always what the tenant was resolved from, and never what came: PostgREST must not see another name than we did.
+    organization = str(context.tenant.organization_id) if context.tenant is not None else organization_named(scope)
+    if organization is not None:
+        headers.append((ORGANIZATION, organization.encode()))
     if client := scope.get("client"):
         headers.append((b"x-forwarded-for", client[0].encode()))
     return headers

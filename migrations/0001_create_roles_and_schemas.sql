@@ -52,7 +52,7 @@ grant usage on schema tenancy, app, metering, billing, stripe, ops to goldleaves
 grant usage on schema tenancy to anon, member, service, platform_admin, sidecar;
 grant usage on schema app, metering, billing, stripe to member, platform_admin;
 grant usage on schema metering, ops to sidecar;
-grant usage on schema ops to anon, member;
+grant usage on schema ops to member;
 
 -- The four settings below are set for one transaction by tenancy.enter() and by nothing else. After a commit a custom setting
 -- reads '' and not NULL, hence nullif. No `set search_path` here: it would stop the planner from inlining them into policies.
@@ -116,7 +116,9 @@ end
 $$;
 
 grant execute on function tenancy.current_org(), tenancy.current_user_id(), tenancy.current_role_in(text[]),
-  tenancy.my_organizations() to anon, member, service, platform_admin, goldleaves_kernel;
+  tenancy.my_organizations() to member;
+grant execute on function tenancy.current_org() to platform_admin;
+grant execute on function tenancy.current_org(), tenancy.current_user_id() to goldleaves_kernel;
 grant execute on function ops.new_id() to member, goldleaves_kernel;
 
 -- What the loader brought to this database: the files with their text, and the objects each of them made.

@@ -167,6 +167,11 @@ def from_a_wrong_year(world: World) -> str:
     return refusal_in_sql(world, "select billing.ensure_periods(%(org)s, now() - interval '100 years', now())")
 
 
+def from_an_organization_without_owner(world: World) -> str:
+    """Policies keep people from removing themselves; this keeps two owners from removing each other."""
+    return refusal_in_sql(world, "delete from tenancy.memberships where organization_id = %(org)s and role = 'owner'")
+
+
 def refusal_in_sql(world: World, *statements: str) -> str:
     """What the last one of several statements in a transaction says. Nobody reaches these functions over HTTP."""
     with world.stack.database.connect() as superuser, superuser.transaction(force_rollback=True):
@@ -257,6 +262,10 @@ Raised = Callable[[World], httpx.Response | str]
 
 SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "BILLING_PERIOD_LOCKED": (409, from_finalized_period),
+    "COUNT_NOT_EXACT": (
+        400,
+        lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("Prefer", "count=planned")]),
+    ),
     "IDEMPOTENCY_CONFLICT": (200, conflicting),
     "INVALID_BODY": (400, lambda world: world.send("5")),
     "INVALID_EVENT": (200, partial(rejected, quantity=-1)),
@@ -265,6 +274,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_TIMEZONE": (400, lambda world: world.found(timezone="Mars/Olympus")),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/cases", world.stack.token(None), direct=True)),
     "ISOLATION_LEVEL": (500, from_wrong_isolation_level),
+    "LAST_OWNER": (409, from_an_organization_without_owner),
     "NOT_A_MEMBER": (
         403,
         lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("X-Organization-ID", "other")]),

@@ -41,8 +41,8 @@ SCHEMA_USAGE: Mapping[str, set[str]] = {
 
 _CONTEXT = {"tenancy.current_org", "tenancy.current_user_id", "tenancy.current_role_in", "tenancy.my_organizations"}
 _PERSONAL = {"api.sign_in", "api.create_organization", "tenancy.sign_in", "tenancy.create_organization"}
-_CLOSING = {"api.finalize_period", "api.recalculate_period", "api.require_platform_admin"}
-_SUMMARY = {"api.usage_summary", "billing.usage_summary"}
+_CLOSING = {"api.finalize_period", "api.recalculate_period", "tenancy.require_platform_admin"}
+_SUMMARY = {"api.usage_summary", "billing.usage_summary", "billing.unit_amount_cents"}
 
 # Refusals are part of the contract: a role may call what answers it with a clear ROLE_REQUIRED.
 FUNCTIONS: Mapping[str, set[str]] = {
@@ -55,7 +55,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "tenancy.current_org",
         "billing.finalize_period",
         "billing.recalculate_period",
-        "billing.require_organization",
+        "tenancy.require_organization",
     }
     | _PERSONAL
     | _CLOSING

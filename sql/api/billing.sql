@@ -32,23 +32,6 @@ comment on view api.invoice_lines is 'Lines of invoices, one a meter. amount_cen
 
 grant select on api.billing_periods, api.invoices, api.invoice_lines to member, platform_admin;
 
--- EXECUTE goes to everybody with a token, so that the refusal is a clear 403 that says which role is needed.
-create function api.require_platform_admin()
-returns void
-language plpgsql
-stable
-as $$
-begin
-  if current_user <> 'platform_admin' then
-    raise exception using
-      errcode = 'PT403',
-      message = 'ROLE_REQUIRED: only platform_admin closes billing periods',
-      hint = 'Owners and admins read usage_summary, invoices and billing_periods.';
-  end if;
-  perform billing.require_organization();
-end;
-$$;
-
 create function api.finalize_period(period_start date)
 returns api.invoices
 language plpgsql
@@ -57,7 +40,7 @@ as $$
 declare
   v_invoice api.invoices;
 begin
-  perform api.require_platform_admin();
+  perform tenancy.require_platform_admin();
   select i.id, i.organization_id, i.number, i.period_start, i.period_end, i.currency, i.total_cents, i.issued_at
   into v_invoice
   from billing.finalize_period(tenancy.current_org(), finalize_period.period_start) i;
@@ -74,7 +57,7 @@ language plpgsql
 volatile
 as $$
 begin
-  perform api.require_platform_admin();
+  perform tenancy.require_platform_admin();
   return query select * from billing.recalculate_period(tenancy.current_org(), recalculate_period.period_start);
 end;
 $$;
@@ -82,5 +65,5 @@ $$;
 comment on function api.recalculate_period(date) is
   'Rates an open period anew and returns a row a meter; it stores nothing. For platform_admin. Errors: ROLE_REQUIRED (403), BILLING_PERIOD_LOCKED (409) when the period is finalized.';
 
-grant execute on function api.require_platform_admin(), api.finalize_period(date), api.recalculate_period(date)
+grant execute on function api.finalize_period(date), api.recalculate_period(date)
   to member, service, platform_admin;

@@ -9,7 +9,7 @@ as $$
 declare
   v_period record;
 begin
-  perform billing.require_organization();
+  perform tenancy.require_organization();
   select * into v_period from billing.period_from_date(tenancy.current_org(), p_period_start);
 
   -- Of a finalized period the invoice is the answer, whatever became of prices since; beside it, what is not billed.
@@ -32,22 +32,5 @@ begin
 end;
 $$;
 
-create or replace function billing.require_organization()
-returns void
-language plpgsql
-stable
-set search_path = ''
-as $$
-begin
-  if tenancy.current_org() is null then
-    raise exception using
-      errcode = 'PT400',
-      message = 'ORGANIZATION_REQUIRED: no organization was chosen',
-      hint = 'Send X-Organization-ID (id or slug).';
-  end if;
-end;
-$$;
-
-grant execute on function billing.require_organization() to goldleaves_kernel, member, service, platform_admin;
 alter function billing.usage_summary(date) owner to goldleaves_kernel;
 grant execute on function billing.usage_summary(date) to member, platform_admin;

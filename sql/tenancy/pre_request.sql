@@ -13,6 +13,15 @@ declare
   v_path text := coalesce(current_setting('request.path', true), '');
   v_request_id text := v_headers ->> 'x-request-id';
 begin
+  -- Planned counts come from the statistics of the whole table, and leakproof operators read them under RLS too: the estimate
+  -- of a filter tells how many rows other tenants have. There is no switch for it in PostgREST.
+  if v_headers ->> 'prefer' ~* 'count\s*=\s*"?(planned|estimated)' then
+    raise exception using
+      errcode = 'PT400',
+      message = 'COUNT_NOT_EXACT: planned and estimated counts are made from all tenants'' rows',
+      hint = 'Use Prefer: count=exact.';
+  end if;
+
   perform tenancy.enter(
     p_subject => v_claims ->> 'sub',
     -- The role that PostgREST has switched to, not what the claim says it is.

@@ -7,7 +7,8 @@ immutable
 parallel safe
 set search_path = ''
 as $$
-  select coalesce(nullif(btrim(left(regexp_replace(lower(p_text), '[^a-z0-9]+', '-', 'g'), 40), '-'), ''), 'personal')
+  -- At most 35 characters, so that it is never taken for a UUID, which has 36.
+  select coalesce(nullif(btrim(left(regexp_replace(lower(p_text), '[^a-z0-9]+', '-', 'g'), 35), '-'), ''), 'personal')
 $$;
 
 -- Safe to call at the same moment from many connections: one of them makes the user, the others wait for it and find it.
@@ -20,8 +21,8 @@ as $$
 declare
   v_user_id uuid;
   v_organization_id uuid;
-  v_name text := coalesce(nullif(split_part(p_email, '@', 1), ''), 'personal');
-  v_slug text := tenancy.slugify(coalesce(nullif(split_part(p_email, '@', 1), ''), 'personal'));
+  v_name text := coalesce(nullif(btrim(left(split_part(p_email, '@', 1), 200)), ''), 'personal');
+  v_slug text := tenancy.slugify(v_name);
 begin
   select id into v_user_id from tenancy.users where subject = p_subject;
   if v_user_id is not null then
@@ -38,7 +39,7 @@ begin
 
   loop
     insert into tenancy.organizations (kind, name, slug, owner_user_id)
-    values ('personal', left(v_name, 200), v_slug, v_user_id)
+    values ('personal', v_name, v_slug, v_user_id)
     on conflict (slug) do nothing
     returning id into v_organization_id;
     exit when v_organization_id is not null;

@@ -1,0 +1,39 @@
+-- What a function asks for before it does anything.
+
+create or replace function tenancy.require_organization()
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if tenancy.current_org() is null then
+    raise exception using
+      errcode = 'PT400',
+      message = 'ORGANIZATION_REQUIRED: no organization was chosen',
+      hint = 'Send X-Organization-ID (id or slug).';
+  end if;
+end;
+$$;
+
+-- Called by functions that run as their caller, so current_user is the role of the token. They are EXECUTE for everybody with a
+-- token, so that the refusal is a clear 403 that says which role is needed; what they call is for platform_admin alone.
+create or replace function tenancy.require_platform_admin()
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if current_user <> 'platform_admin' then
+    raise exception using
+      errcode = 'PT403',
+      message = 'ROLE_REQUIRED: only platform_admin closes billing periods',
+      hint = 'Owners and admins read usage_summary, invoices and billing_periods.';
+  end if;
+  perform tenancy.require_organization();
+end;
+$$;
+
+grant execute on function tenancy.require_organization() to goldleaves_kernel, platform_admin;
+grant execute on function tenancy.require_platform_admin() to member, service, platform_admin;
