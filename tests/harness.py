@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -25,12 +27,19 @@ from api.stack.state import Secrets, StateDir
 ROLES = ("owner", "admin", "member", "viewer", "billing")
 
 
+# Below the range that outgoing connections take theirs from, and each worker of a parallel run has its own thousands: a
+# port that was free a moment ago stays so until somebody listens on it.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = (20_000 + 2_000 * (_WORKER % 6) + (os.getpid() + number) % 2_000 for number in count())
+
+
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port of loopback that nobody listens on, another one each time."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable")
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,9 @@ def test_without_a_token_there_is_nothing_to_send(stack: RunningStack) -> None:
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("named", ["nobody", str(uuid4()), "Ünknown", "' or true --", "x" * 5000, "%00"])
+@pytest.mark.parametrize(
+    "named", ["nobody", "00000000-0000-7000-8000-000000000000", "Ünknown", "' or true --", "x" * 5000, "%00"]
+)
 def test_an_unknown_organization_is_not_found(backend: httpx.Client, named: str) -> None:
     headers = {"X-Organization-ID": named.encode()}
     response = backend.post("/v1/events", json={"events": []}, headers=list(headers.items()))  # type: ignore[arg-type]
