@@ -118,10 +118,8 @@ def _work(console: Console, cast: Cast) -> dict[str, Any]:
         (cast.kauri, cast.kiri, {"api.request": 2, "doc.upload": 1}),
     ):
         events = _await_events(person, expected)
-        table = _table(
-            "event", "endpoint", "method", "status_code", "duration_ms", "request_id",
-            title=f"billing_events of {organization['name']}",
-        )  # fmt: skip
+        console.print(f"[bold]billing_events of {organization['name']}[/]", highlight=False)
+        table = _table("event", "endpoint", "method", "status_code", "duration_ms", "request_id")
         for event in events:
             dimensions = event["dimensions"]
             table.add_row(
@@ -172,7 +170,7 @@ def _trespass(console: Console, cast: Cast, case: dict[str, Any]) -> None:
         if answer.status_code != expected or (expected == 200 and answer.json() != []):
             raise DemoError(f"{who}, {how}: {answer.status_code} {answer.text}")
         said = "no rows" if expected == 200 else answer.json()["message"]
-        table.add_row(who, how, str(answer.status_code), _clip(said, 70))
+        table.add_row(who, how, str(answer.status_code), _clip(said, 90))
     console.print(table)
 
 
@@ -211,9 +209,9 @@ def _close_last_month(console: Console, cast: Cast, endpoints: Endpoints, batch:
     invoice = cast.staff.post("/api/v1/rpc/finalize_period", {"period_start": start})
     lines = cast.ada.get("/api/v1/invoice_lines", invoice_id=f"eq.{invoice['id']}", order="line_number")
 
+    console.print(f"[bold]Invoice {invoice['number']} of Aurora Legal for the month from {start}[/]", highlight=False)
     table = _table(
         "line", "meter", "quantity", "unit", "unit price", "amount",
-        title=f"Invoice {invoice['number']} of Aurora Legal for the month from {start}",
         show_footer=True,
     )  # fmt: skip
     for line in lines:
@@ -224,11 +222,13 @@ def _close_last_month(console: Console, cast: Cast, endpoints: Endpoints, batch:
     table.columns[4].footer, table.columns[5].footer = "total", _money(invoice["total_cents"])
     for number in (2, 4, 5):
         table.columns[number].justify = "right"
-    console.print(table)
-    if invoice["total_cents"] != sum(line["amount_cents"] for line in lines) or invoice["total_cents"] != 25 * len(
-        batch
+    console.print(table, "")
+    if (
+        sum(line["quantity"] for line in lines) != len(batch)
+        or invoice["total_cents"] != sum(line["amount_cents"] for line in lines)
+        or any(abs(line["amount_cents"] - line["quantity"] * line["unit_amount_cents"]) > 0.5 for line in lines)
     ):
-        raise DemoError(f"the invoice does not add up: {json.dumps(invoice)}")
+        raise DemoError(f"the invoice does not add up: {json.dumps([invoice, lines])}")
 
     late = cast.backend.post("/v1/events", {"events": [dict(batch[0], id=f"{cast.tag}-late")]})
     again = cast.staff.ask("POST", "/api/v1/rpc/recalculate_period", json={"period_start": start})
@@ -241,7 +241,7 @@ def _close_last_month(console: Console, cast: Cast, endpoints: Endpoints, batch:
     for what, answer, message in refusals:
         if not message.startswith("BILLING_PERIOD_LOCKED: "):
             raise DemoError(f"{what} was not refused: {message}")
-        table.add_row(what, answer, _clip(message, 70))
+        table.add_row(what, answer, _clip(message, 110))
     console.print(table)
 
 
@@ -306,8 +306,6 @@ def _table(*columns: str, **options: Any) -> Table:
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        title_justify="left",
-        title_style="bold",
         **options,
     )
 
