@@ -13,15 +13,17 @@ from functools import wraps
 from types import FrameType
 from typing import Annotated, ParamSpec, TypeVar
 
+import httpx
 import psycopg
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from api import migrations
+from api.demo import DemoError, play
 from api.settings import Settings, SettingsError, load_settings
 from api.stack import Stack, StackError
-from api.stack.progress import Progress, describe
+from api.stack.progress import Progress
 from api.tokens import Role, mint_token
 
 P = ParamSpec("P")
@@ -52,6 +54,8 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*arguments, **options)
         except (StackError, SettingsError, migrations.MigrationError) as error:
             text = str(error)
+        except (DemoError, httpx.HTTPError) as error:
+            text = f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"
         except psycopg.Error as error:
             text = str(error).strip() or type(error).__name__
         except OSError as error:
@@ -99,10 +103,9 @@ def demo() -> None:
 
     Example:  goldleaves demo
     """
-    from api.demo import play
-
-    with _terminable(), _stack().borrowed() as endpoints:
-        play(console, endpoints)
+    stack = _stack()
+    with _terminable(), stack.borrowed() as endpoints:
+        play(console, endpoints, stack.settings)
 
 
 @app.command()
@@ -115,7 +118,7 @@ def migrate() -> None:
     Example:  MIGRATION_DATABASE_URL=postgresql://goldleaves_migrator:…@db/goldleaves goldleaves migrate
     """
     settings = load_settings()
-    console.print(describe(migrations.migrate(_migration_url(settings), settings)), highlight=False)
+    _say(migrations.migrate(_migration_url(settings), settings))
 
 
 @app.command()
@@ -132,11 +135,7 @@ def rollback(
     """
     if (to is not None) == everything:
         raise SettingsError("Say how far: --to ID (that migration stays), or --all.")
-    settings = load_settings()
-    url = _migration_url(settings)
-    if to is not None:
-        to = next((name for name in migrations.status(url).applied if name.startswith(f"{to}_")), to)
-    console.print(describe(migrations.rollback(url, settings, to)), highlight=False)
+    _say(migrations.rollback(_migration_url(load_settings()), to))
 
 
 @app.command()
@@ -193,6 +192,10 @@ def status() -> None:
 
 def _stack() -> Stack:
     return Stack(load_settings(), Progress(console))
+
+
+def _say(report: migrations.MigrationReport | migrations.RollbackReport) -> None:
+    console.print(str(report), highlight=False, markup=False, soft_wrap=True)
 
 
 def _migration_url(settings: Settings) -> str:

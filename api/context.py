@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from time import perf_counter
 from typing import Final
 from uuid import UUID
@@ -28,8 +28,8 @@ class Tenant:
 class RequestContext:
     request_id: str
     sent_by_client: bool  # the request id came with the request, so a retry would carry it again
-    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    started: float = field(default_factory=perf_counter)
+    received_at: datetime = field(init=False)  # Timer sets these two
+    started: float = field(init=False)
     principal: Principal = ANONYMOUS
     tenant: Tenant | None = None
 

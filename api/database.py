@@ -12,7 +12,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Result, Row, Select, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -109,10 +109,11 @@ class Database:
 
     async def ingest(self, events: str, organization_id: UUID | None, source: str, late: str) -> str:
         """Store usage events given as JSON text. Returns the outcome as JSON text."""
-        return str(await self._scalar(_INGEST, (events, organization_id, source, late)))
+        row = await self._first(_INGEST, events, organization_id, source, late)
+        return str(row[0]) if row is not None else ""
 
     async def record_rejection(self, source: str, event: str, code: str, message: str) -> None:
-        await self._scalar(_REJECT, (source, event, code, message))
+        await self._first(_REJECT, source, event, code, message)
 
     async def maintain(self) -> None:
         await self._first(select(func.ops.maintain()))
@@ -122,20 +123,16 @@ class Database:
             row = await self._first(select(func.ops.health()))
         return dict(row[0]) if row is not None else {}
 
-    async def _first(self, statement: Select[Any]) -> Row[Any] | None:
+    async def _first(self, statement: Select[Any] | str, *parameters: object) -> Row[Any] | None:
+        """The first row. SQL given as text goes to the driver as it is, with its parameters."""
+        result: Result[Any]
         try:
             async with self._engine.connect() as connection:
-                row: Row[Any] | None = (await connection.execute(statement)).first()
-                return row
-        except DBAPIError as error:
-            raise DatabaseError(error.orig or error) from None
-        except (PoolTimeout, psycopg.Error, OSError) as error:
-            raise DatabaseError(error) from None
-
-    async def _scalar(self, sql: str, parameters: tuple[object, ...]) -> object:
-        try:
-            async with self._engine.connect() as connection:
-                return (await connection.exec_driver_sql(sql, parameters)).scalar()
+                if isinstance(statement, str):
+                    result = await connection.exec_driver_sql(statement, parameters)
+                else:
+                    result = await connection.execute(statement)
+                return result.first()
         except DBAPIError as error:
             raise DatabaseError(error.orig or error) from None
         except (PoolTimeout, psycopg.Error, OSError) as error:

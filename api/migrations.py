@@ -140,7 +140,7 @@ def migrate(url: str, settings: Settings, root: Path = PROJECT) -> MigrationRepo
         )
 
 
-def rollback(url: str, settings: Settings, to: str | None, root: Path = PROJECT) -> RollbackReport:
+def rollback(url: str, to: str | None, root: Path = PROJECT) -> RollbackReport:
     """Undo the migrations after `to` (None: all of them), newest first, then load the release recorded at `to`.
 
     Behaviour is unloaded first: views block changes of columns. Raises MigrationError when `to` is not applied.

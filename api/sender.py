@@ -76,7 +76,7 @@ class Sender:
 
     async def _reject(self, event: bytes, refusal: DatabaseError) -> None:
         log.error("event_refused", state=refusal.state, error=refusal.message)
-        code, message = refusal.state or "INVALID_EVENT", refusal.message or str(refusal)
+        code, message = _stable_code(refusal), refusal.message or str(refusal)
         text = event.decode("utf-8", "replace")
         try:
             await self._insist(lambda: self._database.record_rejection(SOURCE, text, code, message))
@@ -109,3 +109,9 @@ class Sender:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+
+
+def _stable_code(refusal: DatabaseError) -> str:
+    """The code that our SQL puts in front of its message. What Postgres itself refuses is just no valid event."""
+    code, colon, _ = refusal.message.partition(":")
+    return code if colon and refusal.state is not None and refusal.state.startswith("PT") else "INVALID_EVENT"

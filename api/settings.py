@@ -1,7 +1,11 @@
-"""The one place where configuration is read: environment first, then `.env`. `.env.example` lists every variable."""
+"""The one place where configuration is read: environment first, then `.env`. `.env.example` lists every variable.
+
+GOLDLEAVES_ENV_FILE names a file to read instead of the project's `.env`; when it is empty, none is read.
+"""
 
 from __future__ import annotations
 
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PROJECT = Path(__file__).resolve().parent.parent
+ENV_FILE = "GOLDLEAVES_ENV_FILE"
 
 
 class SettingsError(Exception):
@@ -17,7 +22,9 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_file=PROJECT / ".env", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_file=os.environ.get(ENV_FILE, PROJECT / ".env") or None, env_ignore_empty=True, extra="ignore"
+    )
 
     # Where things listen. All of them on `host`, which is loopback unless told otherwise.
     host: str = "127.0.0.1"
@@ -37,7 +44,6 @@ class Settings(BaseSettings):
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
     jwt_expiration_minutes: int = Field(default=60, ge=1)
 
-    environment: Literal["development", "production"] = "development"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     billable_routes: Annotated[tuple[str, ...], NoDecode] = (

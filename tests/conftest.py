@@ -174,7 +174,7 @@ def _copied(cluster: Cluster, template: Database) -> Iterator[Database]:
 @contextmanager
 def _embedded(state: StateDir, secrets: Secrets) -> Iterator[tuple[str, int]]:
     settings = Settings(host=HOST, postgres_port=free_port(), state_dir=state.root)
-    prepare_cluster(state, secrets)
+    prepare_cluster(state, secrets, print)
     part = postgres_part(settings, state, {"max_connections": MAX_CONNECTIONS})
     try:
         wait_until_ready(part, start(part, state), state)

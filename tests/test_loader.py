@@ -378,7 +378,7 @@ def test_a_change_by_hand_stops_a_migration_and_a_rollback_too(loaded: Project) 
     loaded.execute("grant delete on app.notes to service")
     loaded.write("migrations/0003_create_more.sql", "create table app.more (id int);")
     loaded.write("migrations/0003_create_more.rollback.sql", "drop table app.more;")
-    for attempt in (loaded.migrate, lambda: rollback(loaded.database.migrator, Settings(), None, loaded.root)):
+    for attempt in (loaded.migrate, lambda: rollback(loaded.database.migrator, None, loaded.root)):
         with pytest.raises(PolicyConflict, match=r"app\.notes: grant delete to service was added"):
             attempt()
     assert status(loaded.database.migrator, loaded.root).applied == (FIRST, "0002_create_notes")
@@ -601,7 +601,7 @@ def test_migrations_outside_a_transaction_and_in_python(loaded: Project) -> None
     assert loaded.migrate().applied == ("0003_index_notes", "0004_fill_tags")
     assert loaded.query("select indisvalid from pg_index where indexrelid = 'app.notes_title'::regclass") == [(True,)]
     assert loaded.query("select name from app.tags") == [("one",)]
-    assert rollback(loaded.database.migrator, Settings(), "0003", loaded.root).rolled_back == ("0004_fill_tags",)
+    assert rollback(loaded.database.migrator, "0003", loaded.root).rolled_back == ("0004_fill_tags",)
     assert loaded.query("select name from app.tags") == []
 
 
@@ -613,7 +613,7 @@ def test_rollback_loads_the_release_it_goes_back_to(loaded: Project) -> None:
     loaded.write("sql/app/later.sql", function("app.later()", "int", "select 1"))
     loaded.migrate()
 
-    report = rollback(loaded.database.migrator, Settings(), "0002", loaded.root)
+    report = rollback(loaded.database.migrator, "0002", loaded.root)
     assert (report.rolled_back, report.head, report.behaviour) == (("0003_add_color",), "0002_create_notes", True)
     assert loaded.query("select id, title, notes from api.notes") == []
     assert loaded.query("select app.count_notes()") == [(0,)]
@@ -629,7 +629,7 @@ def test_every_head_that_was_migrated_to_has_its_release(loaded: Project) -> Non
         loaded.write(f"migrations/{name}.sql", f"create table app.t{name[:4]} (id int);")
         loaded.write(f"migrations/{name}.rollback.sql", f"drop table app.t{name[:4]};")
         assert loaded.migrate().loaded == ()
-    report = rollback(loaded.database.migrator, Settings(), "0003", loaded.root)
+    report = rollback(loaded.database.migrator, "0003", loaded.root)
     assert (report.behaviour, len(report.loaded)) == (True, 7)
     assert loaded.query("select count(*) from api.notes") == [(0,)]
 
@@ -639,7 +639,7 @@ def test_rollback_unloads_what_may_not_fit_any_more(loaded: Project) -> None:
         loaded.write(f"migrations/{name}.sql", f"create table app.t{name[:4]} (id int);")
         loaded.write(f"migrations/{name}.rollback.sql", f"drop table app.t{name[:4]};")
     loaded.migrate()
-    report = rollback(loaded.database.migrator, Settings(), "0003", loaded.root)
+    report = rollback(loaded.database.migrator, "0003", loaded.root)
     assert (report.behaviour, report.loaded) == (False, ())
     assert not loaded.exists("app.count_notes")
     assert loaded.query("select to_regnamespace('api')") == [(None,)]
@@ -648,7 +648,7 @@ def test_rollback_unloads_what_may_not_fit_any_more(loaded: Project) -> None:
 
 
 def test_rollback_to_where_nothing_was_ever_loaded_says_so(loaded: Project) -> None:
-    report = rollback(loaded.database.migrator, Settings(), FIRST, loaded.root)
+    report = rollback(loaded.database.migrator, FIRST, loaded.root)
     assert (report.rolled_back, report.loaded, report.behaviour) == (("0002_create_notes",), (), False)
     assert "nothing was loaded" in str(report)
     assert not loaded.exists("ops.maintain")
@@ -658,7 +658,7 @@ def test_rollback_to_where_nothing_was_ever_loaded_says_so(loaded: Project) -> N
 def test_a_rollback_without_its_file_stops_before_anything_is_undone(loaded: Project) -> None:
     loaded.remove("migrations/0002_create_notes.rollback.sql")
     with pytest.raises(MigrationError, match=r"there is no 0002_create_notes\.rollback\.sql"):
-        rollback(loaded.database.migrator, Settings(), None, loaded.root)
+        rollback(loaded.database.migrator, None, loaded.root)
     assert loaded.query("select count(*) from api.notes") == [(0,)]
 
 

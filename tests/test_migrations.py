@@ -55,7 +55,7 @@ def test_up_down_to_zero_and_up_again_end_in_the_same_catalog(empty_database: Da
     assert migrate(empty_database.migrator, Settings()).applied == tuple(IDS)
     first = catalog_of(empty_database)
 
-    assert rollback(empty_database.migrator, Settings(), None).rolled_back == tuple(reversed(IDS))
+    assert rollback(empty_database.migrator, None).rolled_back == tuple(reversed(IDS))
     assert schemas_of(empty_database) == sorted([*before, "yoyo"])
     assert status(empty_database.migrator).applied == ()
 
@@ -66,7 +66,7 @@ def test_up_down_to_zero_and_up_again_end_in_the_same_catalog(empty_database: Da
 def test_each_migration_goes_down_and_up_again(database: Database) -> None:
     first = catalog_of(database)
     for name in reversed(IDS[:-1]):
-        assert rollback(database.migrator, Settings(), name).head == name
+        assert rollback(database.migrator, name).head == name
         assert status(database.migrator).applied[-1] == name
         migrate(database.migrator, Settings())
         assert catalog_of(database) == first, f"down to {name} and up again"
@@ -143,5 +143,5 @@ def test_status_before_and_after(empty_database: Database) -> None:
 
 def test_rollback_refuses_what_is_not_applied(database: Database) -> None:
     with pytest.raises(MigrationError, match="9999 is not an applied migration"):
-        rollback(database.migrator, Settings(), "9999")
-    assert rollback(database.migrator, Settings(), IDS[-1][:4]).rolled_back == ()
+        rollback(database.migrator, "9999")
+    assert rollback(database.migrator, IDS[-1][:4]).rolled_back == ()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
@@ -86,6 +88,7 @@ async def respond(spool: Spool, method: str, response: list[Message], send: Send
         "client": ("127.0.0.1", 1),
     }
     context = RequestContext("r", sent_by_client=False)
+    context.received_at, context.started = datetime.now(UTC), perf_counter()
     context.tenant = Tenant(uuid4(), uuid4())
     set_context(scope, context)
     await Usage(app, spool, BillableRoutes(["/api/v1/cases"]))(scope, receive, send)

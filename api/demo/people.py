@@ -21,6 +21,7 @@ class Person:
     def __init__(
         self,
         endpoints: Endpoints,
+        algorithm: str,
         subject: str,
         *,
         role: Role = "member",
@@ -28,9 +29,12 @@ class Person:
         organization: str | None = None,
     ) -> None:
         self.subject = subject
-        self.token = mint_token(endpoints.jwt_secret, subject, role=role, email=email)
+        self.token = mint_token(endpoints.jwt_secret, subject, role=role, email=email, algorithm=algorithm)
         self._http = httpx.Client(
-            base_url=endpoints.gateway_url, headers={"Authorization": f"Bearer {self.token}"}, timeout=30
+            base_url=endpoints.gateway_url,
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=30,
+            trust_env=False,  # a proxy that the environment names does not know this machine's loopback
         )
         if organization is not None:
             self.act_for(organization)

@@ -9,18 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import httpx
 import psycopg
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from api.demo.people import DemoError, Person
+from api.settings import Settings
 from api.stack.endpoints import Endpoints
+from api.stack.state import StateDir
 
 AURORA_TIMEZONE = "America/Los_Angeles"
 KAURI_TIMEZONE = "Pacific/Auckland"
@@ -40,23 +43,23 @@ class Cast:
     kauri: dict[str, Any]
 
 
-def play(console: Console, endpoints: Endpoints) -> None:
+def play(console: Console, endpoints: Endpoints, settings: Settings) -> None:
     """Play all scenes. Raises DemoError where something answers otherwise than the story says."""
     with ExitStack() as stack:
-        cast = _found_organizations(console, endpoints, stack)
+        cast = _found_organizations(console, endpoints, settings.jwt_algorithm, stack)
         case = _work(console, cast)
         _trespass(console, cast, case)
         batch = _send_three_times(console, cast)
         _close_last_month(console, cast, endpoints, batch)
-        _where_next(console, cast, endpoints)
+        _where_next(console, cast, endpoints, StateDir(settings.state_dir))
 
 
-def _found_organizations(console: Console, endpoints: Endpoints, stack: ExitStack) -> Cast:
+def _found_organizations(console: Console, endpoints: Endpoints, algorithm: str, stack: ExitStack) -> Cast:
     _scene(console, 1, "Two organizations, three people")
     tag = secrets.token_hex(2)
 
     def enter(name: str, **options: Any) -> Person:
-        return stack.enter_context(Person(endpoints, f"{name}-{tag}", **options))
+        return stack.enter_context(Person(endpoints, algorithm, f"{name}-{tag}", **options))
 
     ada, ben, kiri = (enter(name, email=f"{name}-{tag}@example.com") for name in ("ada", "ben", "kiri"))
     people = {
@@ -226,7 +229,7 @@ def _close_last_month(console: Console, cast: Cast, endpoints: Endpoints, batch:
     if (
         sum(line["quantity"] for line in lines) != len(batch)
         or invoice["total_cents"] != sum(line["amount_cents"] for line in lines)
-        or any(abs(line["amount_cents"] - line["quantity"] * line["unit_amount_cents"]) > 0.5 for line in lines)
+        or any(abs(_exact(line["amount_cents"]) - _price(line)) > Decimal("0.5") for line in lines)
     ):
         raise DemoError(f"the invoice does not add up: {json.dumps([invoice, lines])}")
 
@@ -258,7 +261,7 @@ def _update_in_sql(endpoints: Endpoints, organization_id: str) -> str:
     return "the update went through"
 
 
-def _where_next(console: Console, cast: Cast, endpoints: Endpoints) -> None:
+def _where_next(console: Console, cast: Cast, endpoints: Endpoints, state: StateDir) -> None:
     _scene(console, 6, "Where to go next")
     gateway = endpoints.gateway_url
     slug = cast.aurora["slug"]
@@ -266,8 +269,9 @@ def _where_next(console: Console, cast: Cast, endpoints: Endpoints) -> None:
         f"[bold]make up[/] starts this stack and leaves it running, with the data of this story. Then:\n"
         f"  gateway   {gateway}/api/v1/   (what your frontends talk to)\n"
         f"  health    {gateway}/health\n"
-        f"  database  psql, with database_url from .goldleaves/stack.json\n",
+        f"  database  psql, with database_url from {escape(str(state.stack_file))}\n",
         highlight=False,
+        soft_wrap=True,
     )
     console.print("A token of Ada's, good for an hour, and three requests to try:\n", highlight=False)
     _copyable(console, f"TOKEN={cast.ada.token}")
@@ -278,9 +282,7 @@ def _where_next(console: Console, cast: Cast, endpoints: Endpoints) -> None:
         "invoices?select=number,total_cents,invoice_lines(meter,quantity,amount_cents)",
     ):
         _copyable(console, f"curl {headers} '{gateway}/api/v1/{path}'")
-    with httpx.Client(headers={"Authorization": f"Bearer {cast.ada.token}", "X-Organization-ID": slug}) as http:
-        for path in ("documents?select=title,status,cases(title)", "rpc/usage_summary"):
-            http.get(f"{gateway}/api/v1/{path}").raise_for_status()
+        cast.ada.ask("GET", f"/api/v1/{path}").raise_for_status()
 
 
 def _last_month(timezone: str) -> datetime:
@@ -314,8 +316,21 @@ def _message(entry: dict[str, str]) -> str:
     return f"{entry['code']}: {entry['message']}"
 
 
+def _price(line: dict[str, Any]) -> Decimal:
+    """Of an invoice line, before it is rounded to a cent."""
+    return _exact(line["quantity"]) * _exact(line["unit_amount_cents"])
+
+
+def _exact(number: float) -> Decimal:
+    """The number that was sent: JSON knows decimals only."""
+    return Decimal(str(number))
+
+
 def _money(cents: float | None) -> str:
-    return "" if cents is None else f"${cents / 100:,.2f}"
+    """Dollars, or cents where there are fractions of them, as a price may have."""
+    if cents is None:
+        return ""
+    return f"${cents / 100:,.2f}" if cents == int(cents) else f"{_exact(cents):,f}¢"
 
 
 def _short(text: str) -> str:

@@ -4,6 +4,6 @@ In production each of them is a container or a service of its own. Only the comm
 """
 
 from api.stack.endpoints import Endpoints, StackError
-from api.stack.stack import PartStatus, Stack
+from api.stack.stack import Stack
 
-__all__ = ["Endpoints", "PartStatus", "Stack", "StackError"]
+__all__ = ["Endpoints", "Stack", "StackError"]

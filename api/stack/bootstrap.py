@@ -24,16 +24,15 @@ def create_migrator(server_url: str, password: str) -> None:
 
 
 def create_database(server_url: str, database: str = DATABASE) -> None:
-    """Make the database unless it is there. Nobody may connect but the migrator, who passes the right on."""
+    """Make the database unless it is there. Nobody may connect but the migrator, who passes that right on."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         name, migrator = sql.Identifier(database), sql.Identifier(MIGRATOR)
         if connection.execute("select from pg_database where datname = %s", [database]).rowcount == 0:
             # A cluster made without a locale would give SQL_ASCII, which holds text of any encoding and none.
             connection.execute(sql.SQL("create database {} template template0 encoding 'UTF8'").format(name))
         connection.execute(sql.SQL("revoke all on database {} from public").format(name))
-        connection.execute(
-            sql.SQL("grant connect, create on database {} to {} with grant option").format(name, migrator)
-        )
+        connection.execute(sql.SQL("grant create on database {} to {}").format(name, migrator))
+        connection.execute(sql.SQL("grant connect on database {} to {} with grant option").format(name, migrator))
 
 
 def set_passwords(server_url: str, passwords: Mapping[str, str]) -> None:

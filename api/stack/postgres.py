@@ -10,6 +10,7 @@ import pwd
 import shutil
 import stat
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,11 +65,14 @@ def postgres_part(settings: Settings, state: StateDir, options: dict[str, str] |
     )
 
 
-def prepare_cluster(state: StateDir, secrets: Secrets) -> bool:
-    """Make the data directory unless it is there, whole or not at all. Returns whether it was made."""
+def prepare_cluster(state: StateDir, secrets: Secrets, tell: Callable[[str], None]) -> bool:
+    """Make the data directory unless it is there, whole or not at all. Returns whether it was made.
+
+    `tell` gets a line about what was changed elsewhere on the machine for it.
+    """
     user = _system_user()
-    if user is not None:
-        _open_the_way(state)
+    if user is not None and (opened := _open_the_way(state)):
+        tell(f"Opened for the user {user} to pass through: {', '.join(str(path) for path in opened)}")
     version_file = state.data / "PG_VERSION"
     if state.data.exists():
         version = version_file.read_text().strip() if version_file.exists() else "none"
@@ -176,14 +180,19 @@ def _run_as_root(*command: str) -> None:
         raise StackError(f"`{' '.join(command)}` failed: {error.stderr.strip()}") from None
 
 
-def _open_the_way(state: StateDir) -> None:
-    """Let the system user reach, but not list, what it needs below directories of root that are closed to others."""
+def _open_the_way(state: StateDir) -> list[Path]:
+    """Let the system user reach, but not list, what it needs below directories of root that are closed to others.
+
+    Returns the directories that are not ours and were opened.
+    """
     state.root.chmod(state.root.stat().st_mode | stat.S_IXOTH)
+    opened = []
     for start in (state.root.resolve(), binaries().resolve()):
         for directory in start.parents:
             mode = directory.stat().st_mode
             if not mode & stat.S_IXOTH:
                 directory.chmod(mode | stat.S_IXOTH)
+                opened.append(directory)
     installation = binaries().parent
     # A package that was installed under a strict umask is closed to others altogether.
     if not (binaries() / "postgres").stat().st_mode & stat.S_IXOTH:
@@ -191,3 +200,5 @@ def _open_the_way(state: StateDir) -> None:
             if not path.is_symlink():
                 mode = path.stat().st_mode
                 path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
+        opened.append(installation)
+    return opened

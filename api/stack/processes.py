@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from api.settings import Settings
 from api.stack.endpoints import StackError, url_host
 from api.stack.state import StateDir, write_private
 
@@ -201,8 +202,14 @@ def answers_ok(host: str, port: int, path: str) -> bool:
 
 
 def _inherited() -> dict[str, str]:
-    """Our environment without libpq's variables, which would redirect what the parts connect to."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    """Our environment without what is meant for us: settings, of which some are secrets that no part may hold; and
+    without libpq's variables, which would redirect what the parts connect to.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.lower() not in Settings.model_fields and not name.startswith("PG")
+    }
 
 
 def _mark(state: StateDir, name: str) -> str:

@@ -9,22 +9,6 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from api.migrations import MigrationReport, RollbackReport
-
-
-def describe(report: MigrationReport | RollbackReport) -> str:
-    """What a migrate or a rollback did, in a few words."""
-    if isinstance(report, MigrationReport):
-        changes = [("migration", "applied", report.applied), ("file", "loaded", report.loaded)]
-        changes.append(("object", "dropped", report.dropped))
-    else:
-        changes = [("migration", "rolled back", report.rolled_back), ("file", "loaded", report.loaded)]
-    return ", ".join(_count(noun, verb, len(items)) for noun, verb, items in changes if items) or "up to date"
-
-
-def _count(noun: str, verb: str, number: int) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'} {verb}"
-
 
 @dataclass
 class Step:
@@ -49,6 +33,9 @@ class Progress:
             self._console.print(f"  [red]✗[/red] {title}", highlight=False)
             raise
         seconds = f"{time.monotonic() - started:.1f} s"
-        self._console.print(
-            f"  [green]✓[/green] {title:<14} {step.outcome:<36} [dim]{seconds:>6}[/dim]", highlight=False
-        )
+        line = f"  [green]✓[/green] {title:<16} [dim]{seconds:>6}[/dim]  {step.outcome}"
+        self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Say something that a person should know of, on a line of its own."""
+        self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from api.settings import PROJECT, Settings
+from api.settings import ENV_FILE, PROJECT, Settings
 from api.stack.endpoints import StackError, http_url
 from api.stack.processes import Part, answers_ok
 
@@ -65,8 +65,10 @@ def sidecar_part(settings: Settings, database_url: str, jwt_secret: str, spool: 
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
-    """Every setting as the variable that it is read from, so that a child sees the same whatever `.env` says."""
-    return {name.upper(): _as_text(value) for name, value in settings if value is not None}
+    """Every setting that is not None as the variable that it is read from, and no `.env`, which might hold the others:
+    a child sees exactly these settings.
+    """
+    return {name.upper(): _as_text(value) for name, value in settings if value is not None} | {ENV_FILE: ""}
 
 
 def find_postgrest(settings: Settings) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from api.stack.processes import (
     stop,
     wait_until_ready,
 )
-from api.stack.progress import Progress, describe
+from api.stack.progress import Progress
 from api.stack.services import postgrest_part, sidecar_part
 from api.stack.state import Secrets, StateDir, write_private
 
@@ -108,13 +107,6 @@ class Stack:
             PartStatus(name, urls[name], process.pid if process else None) for name, process in running.items()
         )
 
-    def endpoints(self) -> Endpoints | None:
-        """What `stack.json` says, or None when the stack is not up."""
-        try:
-            return Endpoints(**json.loads(self.state.stack_file.read_text()))
-        except FileNotFoundError:
-            return None
-
     def jwt_secret(self) -> str | None:
         """The key of the tokens this stack accepts: JWT_SECRET, else the generated one. None before the first start."""
         if self.settings.jwt_secret is not None:
@@ -157,7 +149,7 @@ class Stack:
         process = find(part.name, self.state)
         with self._progress.step(part.title) as step:
             if process is None:
-                if part.name == "postgres" and prepare_cluster(self.state, secrets):
+                if part.name == "postgres" and prepare_cluster(self.state, secrets, self._progress.note):
                     step.outcome = "created"
                 started.append(part.name)
                 process = start(part, self.state)
@@ -174,7 +166,7 @@ class Stack:
             bootstrap.create_database(server_url)
             report = migrate(self._database_url(bootstrap.MIGRATOR, secrets.goldleaves_migrator), self.settings)
             bootstrap.set_passwords(server_url, secrets.of_services())
-            step.outcome = describe(report)
+            step.outcome = str(report)
 
     def _endpoints(self, secrets: Secrets) -> Endpoints:
         settings = self.settings
