@@ -27,7 +27,7 @@ create table tenancy.users (
 );
 
 alter table tenancy.organizations
-  add foreign key (owner_user_id) references tenancy.users (id) on delete restrict deferrable initially deferred;
+  add foreign key (owner_user_id) references tenancy.users (id) on delete restrict;
 
 create table tenancy.memberships (
   organization_id uuid not null default tenancy.current_org() references tenancy.organizations (id) on delete cascade,

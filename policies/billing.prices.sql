@@ -1,3 +1,2 @@
--- Prices are public: what a unit of a meter costs from when on.
-grant select on billing.prices to member, platform_admin;
+-- Prices are read by the functions that rate usage and by nobody else; events and invoices show what a unit costs.
 grant select, insert on billing.prices to goldleaves_kernel;

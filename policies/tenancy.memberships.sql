@@ -1,5 +1,6 @@
 -- Memberships. Everybody sees who belongs to the organization, and their own memberships elsewhere. Owners and admins add
--- people and change roles, admins no owners; owners remove. Nobody changes their own, so an owner always remains.
+-- people and change roles, admins no owners; owners remove. Nobody changes their own; that an owner remains when two of them
+-- change each other is the trigger's business (sql/tenancy/keep_an_owner.sql).
 alter table tenancy.memberships enable row level security;
 alter table tenancy.memberships force row level security;
 

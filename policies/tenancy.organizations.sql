@@ -1,4 +1,5 @@
--- Organizations. Members see their own; owners and admins rename it; only owners delete it, and only while it owes nothing.
+-- Organizations. Members see their own; owners and admins rename it; only owners delete it, and only before its first usage has
+-- made a billing period.
 alter table tenancy.organizations enable row level security;
 alter table tenancy.organizations force row level security;
 

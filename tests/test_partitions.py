@@ -14,7 +14,7 @@ from tests.harness import Database
 from tests.usage import Connection, event, ingest, moment, month, race, value
 
 PARENT = "metering.usage_events"
-GUARDS = {"guard_insert", "guard_update", "guard_delete", "guard_truncate"}
+GUARDS = {"guard_insert", "guard_update_old", "guard_update_new", "guard_delete", "guard_truncate"}
 
 
 def partitions(connection: Connection) -> dict[str, str]:
@@ -107,6 +107,7 @@ def test_an_event_of_a_month_without_partition_makes_it(
         assert name(month(30)) not in partitions(connection)
         assert ingest(sidecar, [event("a", moment(30, days=3))], organization).accepted == 1
         assert name(month(30)) in partitions(connection)
+        assert name(month(29)) not in partitions(connection), "only the month of the event"
         assert_whole_months(connection)
         assert_closed(connection)
         for role in ("member", "platform_admin", "service", "anon", "sidecar", "goldleaves_kernel"):

@@ -12,6 +12,11 @@ select
 from billing.billing_periods;
 
 comment on view api.billing_periods is 'Billing periods, half-open: period_start belongs to it, period_end to the next one.';
+comment on column api.billing_periods.organization_id is 'Whose period it is.';
+comment on column api.billing_periods.period_start is 'First moment of the period (UTC).';
+comment on column api.billing_periods.period_end is 'First moment of the next period (UTC).';
+comment on column api.billing_periods.timezone is 'IANA timezone in which the period begins and ends at midnight.';
+comment on column api.billing_periods.finalized_at is 'When it was finalized (UTC); null while it is open.';
 comment on column api.billing_periods.start_date is 'First day in the organization''s timezone: what usage_summary and finalize_period take.';
 comment on column api.billing_periods.end_date is 'First day of the next period.';
 comment on column api.billing_periods.status is 'open, or finalized: nothing in it can change again.';
@@ -21,6 +26,12 @@ select id, organization_id, number, period_start, period_end, currency, total_ce
 from billing.invoices;
 
 comment on view api.invoices is 'One invoice a finalized period. total_cents is the sum of its lines.';
+comment on column api.invoices.id is 'What invoice_lines.invoice_id points at.';
+comment on column api.invoices.organization_id is 'Who pays.';
+comment on column api.invoices.period_start is 'First moment of the period (UTC).';
+comment on column api.invoices.period_end is 'First moment after the period (UTC).';
+comment on column api.invoices.currency is 'ISO 4217, lowercase.';
+comment on column api.invoices.issued_at is 'When the period was finalized (UTC).';
 comment on column api.invoices.number is 'Without gaps in the organization and year.';
 comment on column api.invoices.total_cents is 'In minor units of currency.';
 
@@ -29,6 +40,17 @@ select invoice_id, organization_id, line_number, meter_code as meter, descriptio
 from billing.invoice_lines;
 
 comment on view api.invoice_lines is 'Lines of invoices, one a meter. amount_cents is quantity times unit_amount_cents, rounded once, half away from zero.';
+
+comment on column api.invoice_lines.invoice_id is 'The invoice.';
+comment on column api.invoice_lines.organization_id is 'Who pays.';
+comment on column api.invoice_lines.line_number is 'From 1, within the invoice.';
+comment on column api.invoice_lines.meter is 'Code of the meter.';
+comment on column api.invoice_lines.description is 'What the meter counts.';
+comment on column api.invoice_lines.unit is 'What quantity is in.';
+comment on column api.invoice_lines.events is 'How many events make the quantity.';
+comment on column api.invoice_lines.quantity is 'Sum over the period, in unit.';
+comment on column api.invoice_lines.unit_amount_cents is 'Price of one unit, in minor units of the invoice''s currency; may be a fraction.';
+comment on column api.invoice_lines.amount_cents is 'In whole minor units.';
 
 grant select on api.billing_periods, api.invoices, api.invoice_lines to member, platform_admin;
 
@@ -49,12 +71,12 @@ end;
 $$;
 
 comment on function api.finalize_period(date) is
-  'Closes the period that starts on that day for the organization of X-Organization-ID and returns its invoice; called again it returns the same one. For platform_admin. Errors: ROLE_REQUIRED (403), PERIOD_NOT_ENDED (409), PERIOD_NOT_FOUND (404), PERIOD_BUSY (503).';
+  'Closes the period that starts on that day for the organization of X-Organization-ID and returns its invoice; called again it returns the same one. For platform_admin. Errors: ROLE_REQUIRED (403), ORGANIZATION_REQUIRED, PERIOD_REQUIRED (400), ORGANIZATION_NOT_FOUND, PERIOD_NOT_FOUND (404), PERIOD_NOT_ENDED (409), PERIOD_BUSY (503).';
 
 create function api.recalculate_period(period_start date)
 returns table (meter text, unit text, events bigint, quantity numeric, unit_amount_cents numeric, amount_cents numeric)
 language plpgsql
-volatile
+stable
 as $$
 begin
   perform tenancy.require_platform_admin();
@@ -63,7 +85,7 @@ end;
 $$;
 
 comment on function api.recalculate_period(date) is
-  'Rates an open period anew and returns a row a meter; it stores nothing. For platform_admin. Errors: ROLE_REQUIRED (403), BILLING_PERIOD_LOCKED (409) when the period is finalized.';
+  'Rates an open period anew and returns a row a meter; it stores nothing. For platform_admin. Errors: ROLE_REQUIRED (403), ORGANIZATION_REQUIRED (400), ORGANIZATION_NOT_FOUND, PERIOD_NOT_FOUND (404), BILLING_PERIOD_LOCKED (409) when the period is finalized.';
 
 grant execute on function api.finalize_period(date), api.recalculate_period(date)
   to member, service, platform_admin;

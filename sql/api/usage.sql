@@ -18,6 +18,8 @@ select
 from metering.usage_events e;
 
 comment on view api.usage_events is 'Everything the organization has used, an event a row.';
+comment on column api.usage_events.id is 'Made by us; a UUIDv7, so it grows with time.';
+comment on column api.usage_events.event_name is 'What happened, such as api.request or doc.upload.';
 comment on column api.usage_events.request_id is 'X-Request-ID of the request that caused the event.';
 comment on column api.usage_events.tenant_id is 'The organization.';
 comment on column api.usage_events.user_id is 'Who did it, when known.';
@@ -55,6 +57,11 @@ select
 from metering.usage_events e;
 
 comment on view api.billing_events is 'The same events as usage_events, with the fields that billing needs.';
+comment on column api.billing_events.id is 'Made by us; a UUIDv7, so it grows with time.';
+comment on column api.billing_events.organization_id is 'Who pays.';
+comment on column api.billing_events.event_name is 'What happened, such as api.request or doc.upload.';
+comment on column api.billing_events.resource_id is 'What it happened to, such as the id of a document.';
+comment on column api.billing_events.unit is 'What quantity is in, as the sender called it.';
 comment on column api.billing_events.event_type is 'usage, or adjustment: it happened in a period that was finalized already and counts in this one.';
 comment on column api.billing_events.quantity is 'In units of column unit.';
 comment on column api.billing_events.unit_cost_cents is 'Price of a unit that the invoice takes, in minor units; null when the event is not billed.';

@@ -18,6 +18,8 @@ $$;
 
 -- p_events: an array of events, or {"events": [...]}. p_organization_id: of all of them, or null when each names its own.
 -- p_late: what to do with an event of a finalized period: 'reject' it, or 'adjust': count it now and keep when it happened.
+-- Membership in a list is asked with `in (select unnest(…))`, which is hashed: `= any (…)` compares with each element, and a batch
+-- may have a hundred thousand.
 -- Returns {"accepted", "duplicates", "conflicts": [{id, code, message}], "rejected": [{id, code, message}]}.
 create or replace function metering.ingest_events(
   p_events jsonb, p_organization_id uuid default null, p_source text default 'api', p_late text default 'reject'
@@ -72,11 +74,8 @@ begin
       group by 1
     ) as t;
 
-    for v_index in 1 .. cardinality(v_organizations) loop
-      perform billing.ensure_periods(v_organizations[v_index], v_firsts[v_index], v_lasts[v_index]);
-    end loop;
     -- Only when the batch reaches into a finalized period at all is each event looked at.
-    if exists (select from metering.require_open_periods(v_organizations, v_firsts, v_lasts)) then
+    if exists (select from billing.finalized_periods(v_organizations, v_firsts, v_lasts)) then
       select coalesce(array_agg(e.position), '{}') into v_locked
       from unnest(v_parsed) as e
       join billing.billing_periods p
@@ -93,7 +92,7 @@ begin
       select distinct on (e.organization_id, e.key) e.organization_id, e.key, e.fact
       from unnest(v_parsed) as e
       where e.problem is null
-        and (p_late = 'adjust' or e.position <> all (v_locked))
+        and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))
       order by e.organization_id, e.key, e.position
       on conflict do nothing
       returning key
@@ -101,8 +100,15 @@ begin
     select coalesce(array_agg(key), '{}') into v_new from inserted;
 
     if v_new <> '{}' then
-      perform metering.ensure_partitions(least(min(f), v_now), greatest(max(l), v_now))
-      from unnest(v_firsts, v_lasts) as t (f, l);
+      perform metering.ensure_partition(m.month)
+      from (
+        select distinct date_trunc('month', coalesce(e.occurred_at, v_now) at time zone 'UTC')::date as month
+        from unnest(v_parsed) as e
+        where e.problem is null
+        union
+        select date_trunc('month', v_now at time zone 'UTC')::date
+        order by 1
+      ) as m;
 
       insert into metering.usage_events (
         organization_id, occurred_at, source, idempotency_key, event_type, event_name, quantity, unit,
@@ -110,10 +116,10 @@ begin
       )
       select distinct on (e.organization_id, e.key)
         e.organization_id,
-        case when e.position = any (v_locked) then v_now else coalesce(e.occurred_at, v_now) end,
+        case when e.position in (select unnest(v_locked)) then v_now else coalesce(e.occurred_at, v_now) end,
         p_source,
         e.id,
-        case when e.position = any (v_locked) then 'adjustment' else 'usage' end,
+        case when e.position in (select unnest(v_locked)) then 'adjustment' else 'usage' end,
         e.event_name,
         e.quantity,
         e.unit,
@@ -121,10 +127,10 @@ begin
         e.resource_id,
         e.request_id,
         e.dimensions,
-        case when e.position = any (v_locked) then e.occurred_at end
+        case when e.position in (select unnest(v_locked)) then e.occurred_at end
       from unnest(v_parsed) as e
-      where e.key = any (v_new)
-        and (p_late = 'adjust' or e.position <> all (v_locked))
+      where e.key in (select unnest(v_new))
+        and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))
       order by e.organization_id, e.key, e.position;
     end if;
   end if;
@@ -135,8 +141,8 @@ begin
     with accepted as materialized (
       select distinct on (e.key) e.position
       from unnest(v_parsed) as e
-      where e.key = any (v_new)
-        and (p_late = 'adjust' or e.position <> all (v_locked))
+      where e.key in (select unnest(v_new))
+        and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))
       order by e.key, e.position
     ),
     judged as materialized (
@@ -154,7 +160,7 @@ begin
         e.occurred_at
       from unnest(v_parsed) as e
       left join metering.event_keys k on k.organization_id = e.organization_id and k.key = e.key
-      where e.position <> all (array(select a.position from accepted a))
+      where e.position not in (select a.position from accepted a)
     ),
     explained as materialized (
       select

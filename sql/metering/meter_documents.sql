@@ -20,8 +20,6 @@ begin
   -- now() is the start of the transaction, which may lie in a period that has been finalized since; under the lock it cannot.
   perform billing.share_period_locks(v_organizations);
   v_now := clock_timestamp();
-  perform billing.ensure_periods(i.organization_id, v_now, v_now)
-  from (select organization_id from unnest(v_organizations) as u (organization_id) order by 1) as i;
   perform metering.ensure_partition((v_now at time zone 'UTC')::date);
 
   if tg_op = 'INSERT' then

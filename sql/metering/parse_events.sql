@@ -90,7 +90,7 @@ as $$
       case
         when p_organization_id is not null and coalesce(lower(e.event ->> 'organization_id') = p_organization_id::text, true)
           then p_organization_id
-        when p_organization_id is null and e.event ->> 'organization_id' ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+        when p_organization_id is null and tenancy.is_uuid(e.event ->> 'organization_id')
           then (e.event ->> 'organization_id')::uuid
       end as organization_id
     from jsonb_array_elements(p_events) with ordinality as e (event, position)
@@ -117,7 +117,7 @@ as $$
         when not r.organization_id = any (array(select id from organizations)) then 'organization_id: there is no such organization'
         when r.event ? 'time' and jsonb_typeof(r.event -> 'time') <> 'null' and r.occurred_at is null
           then 'time needs RFC 3339 with an offset, such as 2026-01-31T09:30:00Z'
-        when r.occurred_at > clock_timestamp() + interval '5 minutes' then 'time is in the future'
+        when r.occurred_at > statement_timestamp() + interval '5 minutes' then 'time is in the future'
         when r.occurred_at < metering.oldest_event_time() then 'time is more than five years ago'
         when coalesce(jsonb_typeof(r.event -> 'dimensions'), 'null') not in ('object', 'null') then 'dimensions needs an object'
         when pg_column_size(r.event -> 'dimensions') > 8192 then 'dimensions are larger than 8 kB'

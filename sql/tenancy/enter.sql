@@ -8,6 +8,35 @@ immutable
 parallel safe
 as $$ select p_text ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' $$;
 
+-- Organizations are named by id or slug. The gateway and PostgREST both ask here, so that they mean the same one.
+create or replace function tenancy.find_organization(p_named text)
+returns uuid
+language sql
+stable
+set search_path = ''
+as $$
+  select o.id
+  from tenancy.organizations o
+  where case when tenancy.is_uuid(p_named) then o.id = p_named::uuid else o.slug = p_named end
+$$;
+
+-- The organization that a user names, or their default one, and their role in it. Nothing when they are not a member of it,
+-- or when it does not exist: nobody learns which.
+create or replace function tenancy.find_membership(p_user_id uuid, p_named text)
+returns table (organization_id uuid, role text)
+language sql
+stable
+set search_path = ''
+as $$
+  select m.organization_id, m.role
+  from tenancy.memberships m
+  where m.user_id = p_user_id
+    and m.organization_id = case
+      when p_named is null then (select u.default_organization_id from tenancy.users u where u.id = p_user_id)
+      else tenancy.find_organization(p_named)
+    end
+$$;
+
 -- `set local` and not set_config: Citus forwards the first to its workers. Every setting is written each time, so that nothing
 -- that leaked into a pooled connection can survive.
 create or replace function tenancy.set_context(
@@ -37,12 +66,10 @@ create or replace function tenancy.enter(
 returns void
 language plpgsql
 volatile
-security definer
 set search_path = ''
 as $$
 declare
   v_user_id uuid;
-  v_default_id uuid;
   v_organization_id uuid;
   v_role text;
   v_mine uuid[] := '{}';
@@ -54,9 +81,7 @@ begin
 
   if p_role in ('service', 'platform_admin') then
     if p_organization is not null then
-      select o.id into v_organization_id
-      from tenancy.organizations o
-      where case when tenancy.is_uuid(p_organization) then o.id = p_organization::uuid else o.slug = p_organization end;
+      v_organization_id := tenancy.find_organization(p_organization);
       if v_organization_id is null then
         raise exception using
           errcode = 'PT404',
@@ -75,7 +100,7 @@ begin
       hint = 'A member''s JWT needs the claims sub and role.';
   end if;
 
-  select u.id, u.default_organization_id into v_user_id, v_default_id
+  select u.id into v_user_id
   from tenancy.users u
   where u.subject = p_subject;
 
@@ -96,20 +121,8 @@ begin
     where m.user_id = v_user_id;
   end if;
 
-  if p_organization is null then
-    select m.organization_id, m.role into v_organization_id, v_role
-    from tenancy.memberships m
-    where m.organization_id = v_default_id and m.user_id = v_user_id;
-  elsif tenancy.is_uuid(p_organization) then
-    select m.organization_id, m.role into v_organization_id, v_role
-    from tenancy.memberships m
-    where m.organization_id = p_organization::uuid and m.user_id = v_user_id;
-  else
-    select m.organization_id, m.role into v_organization_id, v_role
-    from tenancy.memberships m
-    join tenancy.organizations o on o.id = m.organization_id
-    where o.slug = p_organization and m.user_id = v_user_id;
-  end if;
+  select m.organization_id, m.role into v_organization_id, v_role
+  from tenancy.find_membership(v_user_id, p_organization) m;
 
   if v_organization_id is null and p_organization is not null then
     raise exception using
@@ -129,6 +142,5 @@ begin
 end;
 $$;
 
-alter function tenancy.set_context(uuid, uuid, text, text, uuid[]) owner to goldleaves_kernel;
-alter function tenancy.enter(text, text, text, text, text) owner to goldleaves_kernel;
-grant execute on function tenancy.is_uuid(text) to goldleaves_kernel;
+grant execute on function tenancy.is_uuid(text), tenancy.find_organization(text), tenancy.find_membership(uuid, text),
+  tenancy.set_context(uuid, uuid, text, text, uuid[]), tenancy.enter(text, text, text, text, text) to goldleaves_kernel;

@@ -65,12 +65,7 @@ declare
   v_user_id uuid;
 begin
   if p_role in ('service', 'platform_admin') then
-    return query
-      select null::uuid, (
-        select o.id
-        from tenancy.organizations o
-        where case when tenancy.is_uuid(p_organization) then o.id = p_organization::uuid else o.slug = p_organization end
-      );
+    return query select null::uuid, tenancy.find_organization(p_organization);
     return;
   end if;
 
@@ -81,18 +76,7 @@ begin
   end if;
 
   v_user_id := tenancy.provision_user(p_subject, p_email);
-  return query
-    select v_user_id, (
-      select m.organization_id
-      from tenancy.memberships m
-      join tenancy.organizations o on o.id = m.organization_id
-      where m.user_id = v_user_id
-        and case
-          when p_organization is null then o.id = (select u.default_organization_id from tenancy.users u where u.id = v_user_id)
-          when tenancy.is_uuid(p_organization) then o.id = p_organization::uuid
-          else o.slug = p_organization
-        end
-    );
+  return query select v_user_id, (select m.organization_id from tenancy.find_membership(v_user_id, p_organization) m);
 end;
 $$;
 
