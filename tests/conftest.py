@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from api.migrations import migrate
-from api.settings import Settings
+from api.settings import ENV_FILE, Settings
 from api.stack import bootstrap
 from api.stack.endpoints import http_url
 from api.stack.postgres import SUPERUSER, postgres_part, prepare_cluster
@@ -35,9 +35,10 @@ POSTGRES_IMAGE = "postgres:18"
 
 _number = count(1)
 
-# The environment and the .env of whoever runs the tests must not change what they prove.
+# The environment and the .env of whoever runs the tests must not change what they prove, here and in child processes.
 for variable in set(Settings.model_fields) - {"postgrest_bin"}:
     os.environ.pop(variable.upper(), None)
+os.environ[ENV_FILE] = ""
 Settings.model_config["env_file"] = None
 
 
@@ -93,6 +94,13 @@ def empty_database(cluster: Cluster) -> Iterator[Database]:
         yield made
     finally:
         cluster.drop(made)
+
+
+@pytest.fixture(scope="module")
+def shared_database(cluster: Cluster, template: Database) -> Iterator[Database]:
+    """A fresh migrated database for all tests of a file: each takes an organization of its own."""
+    with _copied(cluster, template) as made:
+        yield made
 
 
 OpenStack = Callable[..., AbstractContextManager[RunningStack]]

@@ -7,14 +7,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import httpx
-import psycopg
 from psycopg import sql
 
-from tests.harness import Cluster, Database, RunningStack
+from tests.harness import Database, RunningStack
 
 SHAPE = {"code", "message", "details", "hint"}
 
@@ -83,10 +83,10 @@ def spool_state(stack: RunningStack) -> dict[str, Any]:
 
 
 @contextmanager
-def database_away(cluster: Cluster, database: Database) -> Iterator[None]:
+def database_away(database: Database) -> Iterator[None]:
     """Cut all connections to a database and let nobody in, as when Postgres is down; other databases go on."""
     name = sql.Identifier(database.name)
-    with psycopg.connect(cluster.server_url, autocommit=True) as superuser:
+    with replace(database, name="postgres").connect() as superuser:
         superuser.execute(sql.SQL("alter database {} with allow_connections false").format(name))
         superuser.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [database.name])
         try:

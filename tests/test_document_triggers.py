@@ -8,27 +8,21 @@ from uuid import UUID
 import pytest
 
 from tests.conftest import MakeOrganization
-from tests.harness import Cluster, Database, Organization, RunningStack
-from tests.usage import Connection, copied, race, value
+from tests.harness import Database, Organization, RunningStack
+from tests.usage import Connection, race, value
 
 UPLOAD, PROCESSED = "doc.upload", "doc.processed"
 
 
-@pytest.fixture(scope="module")
-def database(cluster: Cluster, template: Database) -> Iterator[Database]:
-    with copied(cluster, template, "documents") as made:
+@pytest.fixture
+def connection(shared_database: Database) -> Iterator[Connection]:
+    with shared_database.connect() as made:
         yield made
 
 
 @pytest.fixture
-def connection(database: Database) -> Iterator[Connection]:
-    with database.connect() as made:
-        yield made
-
-
-@pytest.fixture
-def organization(database: Database, make_organization: MakeOrganization) -> UUID:
-    return make_organization(database, roles=("owner",)).id
+def organization(shared_database: Database, make_organization: MakeOrganization) -> UUID:
+    return make_organization(shared_database, roles=("owner",)).id
 
 
 def metered(connection: Connection, organization: UUID) -> dict[str, int]:
@@ -80,9 +74,9 @@ def test_five_hundred_rows_in_one_statement(connection: Connection, organization
 
 
 def test_rows_of_several_organizations_in_one_statement(
-    connection: Connection, database: Database, make_organization: MakeOrganization
+    connection: Connection, shared_database: Database, make_organization: MakeOrganization
 ) -> None:
-    organizations = [make_organization(database, roles=("owner",)).id for _ in range(5)]
+    organizations = [make_organization(shared_database, roles=("owner",)).id for _ in range(5)]
     connection.execute(
         """
         insert into app.documents (organization_id, title)
@@ -188,13 +182,13 @@ def test_deleting_takes_no_usage_back(connection: Connection, organization: UUID
 
 
 def test_one_document_processed_by_many_at_once_is_processed_once(
-    database: Database, connection: Connection, organization: UUID
+    shared_database: Database, connection: Connection, organization: UUID
 ) -> None:
     """Whoever comes second finds it processed: its update is no transition."""
     for number in range(1, 6):
         document = upload(connection, organization)
         race(
-            database,
+            shared_database,
             [
                 lambda connection, document=document: connection.execute(  # type: ignore[misc]
                     "update app.documents set status = 'processed' where id = %s", [document]

@@ -9,9 +9,8 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -24,7 +23,9 @@ from api.errors import SIDECAR_CODES
 from api.settings import PROJECT
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack
+from tests.observe import database_away
 from tests.sql_requests import Caller, enter, run
+from tests.usage import month
 
 MAX_INGEST_BYTES = 4096
 
@@ -77,13 +78,13 @@ class World:
         """Somebody whom the sidecar has to ask Postgres about."""
         return self.stack.token(f"stranger-{uuid4()}")
 
-    def close(self, function: str, start: str | None, role: str = "platform_admin") -> httpx.Response:
+    def close(self, function: str, start: date | None, role: str = "platform_admin") -> httpx.Response:
         return self.ask(
             "POST",
             f"/api/v1/rpc/{function}",
             self.stack.token("staff", role=role),
             headers=[("X-Organization-ID", self.organization.slug)],
-            json={"period_start": start},
+            json={"period_start": start and start.isoformat()},
         )
 
     def found(self, **details: str) -> httpx.Response:
@@ -103,23 +104,16 @@ class World:
         return found
 
 
-def months_ago(months: int) -> str:
-    first = datetime.now(UTC).date().replace(day=1)
-    for _ in range(months):
-        first = (first - timedelta(days=1)).replace(day=1)
-    return first.isoformat()
-
-
 @pytest.fixture(scope="module")
 def world(open_stack: OpenStack, make_organization: MakeOrganization) -> Iterator[World]:
     with open_stack(max_ingest_bytes=MAX_INGEST_BYTES) as stack:
         world = World(stack, make_organization(stack.database, "acme"))
-        assert world.close("finalize_period", months_ago(1)).status_code == 200
+        assert world.close("finalize_period", month(1)).status_code == 200
         yield world
 
 
 def from_finalized_period(world: World) -> httpx.Response:
-    return world.close("recalculate_period", months_ago(1))
+    return world.close("recalculate_period", month(1))
 
 
 def from_busy_period(world: World) -> httpx.Response:
@@ -133,7 +127,7 @@ def from_busy_period(world: World) -> httpx.Response:
         try:
             with superuser.transaction():
                 superuser.execute("select billing.share_period_locks(array[%s::uuid])", [world.organization.id])
-                return world.close("finalize_period", months_ago(2))
+                return world.close("finalize_period", month(2))
         finally:
             superuser.execute(found[0])
 
@@ -143,7 +137,7 @@ def from_wrong_isolation_level(world: World) -> str:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with pytest.raises(psycopg.Error) as refused, connection.transaction():
             enter(connection, Caller("platform_admin", "staff", str(world.organization.id)))
-            connection.execute("select api.finalize_period(%s::date)", [months_ago(2)])
+            connection.execute("select api.finalize_period(%s::date)", [month(2)])
     return f"{refused.value.sqlstate} {refused.value.diag.message_primary}"
 
 
@@ -216,20 +210,8 @@ def from_what_nobody_foresaw(world: World) -> httpx.Response:
 
 
 def from_database_that_is_away(world: World) -> httpx.Response:
-    name = world.stack.database.name
-    with replace(world.stack.database, name="postgres").connect() as server, closed_to_all(server, name):
-        server.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [name])
+    with database_away(world.stack.database):
         return world.ask("GET", "/api/v1/cases", world.stranger())
-
-
-@contextmanager
-def closed_to_all(server: psycopg.Connection[tuple[Any, ...]], name: str) -> Iterator[None]:
-    close = psycopg.sql.SQL("alter database {} allow_connections {}")
-    server.execute(close.format(psycopg.sql.Identifier(name), psycopg.sql.SQL("false")))
-    try:
-        yield
-    finally:
-        server.execute(close.format(psycopg.sql.Identifier(name), psycopg.sql.SQL("true")))
 
 
 def from_database_that_is_busy(world: World) -> httpx.Response:
@@ -291,10 +273,10 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     ),
     "ORGANIZATION_REQUIRED": (400, from_person_without_organization),
     "PERIOD_BUSY": (503, from_busy_period),
-    "PERIOD_NOT_ENDED": (409, lambda world: world.close("finalize_period", months_ago(0))),
-    "PERIOD_NOT_FOUND": (404, lambda world: world.close("finalize_period", "1999-01-01")),
+    "PERIOD_NOT_ENDED": (409, lambda world: world.close("finalize_period", month(0))),
+    "PERIOD_NOT_FOUND": (404, lambda world: world.close("finalize_period", date(1999, 1, 1))),
     "PERIOD_REQUIRED": (400, lambda world: world.close("finalize_period", None)),
-    "ROLE_REQUIRED": (403, lambda world: world.close("finalize_period", months_ago(1), role="service")),
+    "ROLE_REQUIRED": (403, lambda world: world.close("finalize_period", month(1), role="service")),
     "SLUG_TAKEN": (409, lambda world: world.found(slug="acme")),
     "TIME_OUT_OF_RANGE": (400, from_a_wrong_year),
     "USER_NOT_PROVISIONED": (403, lambda world: world.ask("GET", "/cases", world.stranger(), direct=True)),
@@ -356,16 +338,16 @@ def code_of(answer: httpx.Response | str) -> tuple[int, str]:
 
 
 def test_late_usage_is_rejected_by_the_code_of_its_period(world: World) -> None:
-    assert rejected(world, time=f"{months_ago(1)}T12:00:00Z").startswith("PT200 BILLING_PERIOD_LOCKED: ")
+    assert rejected(world, time=f"{month(1)}T12:00:00Z").startswith("PT200 BILLING_PERIOD_LOCKED: ")
 
 
 @pytest.mark.parametrize("role", ["owner", "admin", "member", "viewer", "billing"])
 @pytest.mark.parametrize("function", ["finalize_period", "recalculate_period"])
 def test_no_tenant_closes_a_period(world: World, function: str, role: str) -> None:
-    answer = world.ask("POST", f"/api/v1/rpc/{function}", world.member(role), json={"period_start": months_ago(1)})
+    answer = world.ask("POST", f"/api/v1/rpc/{function}", world.member(role), json={"period_start": str(month(1))})
     assert code_of(answer) == (403, "ROLE_REQUIRED")
 
 
 def test_nobody_without_a_token_closes_a_period(world: World) -> None:
-    answer = world.ask("POST", "/api/v1/rpc/finalize_period", json={"period_start": months_ago(1)})
+    answer = world.ask("POST", "/api/v1/rpc/finalize_period", json={"period_start": str(month(1))})
     assert answer.status_code == 401

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import MakeOrganization
-from tests.harness import Cluster, Database
-from tests.usage import Connection, Event, copied, event, ingest, moment, value
+from tests.harness import Database
+from tests.usage import Connection, Event, event, ingest, moment, value
 
 # Everything that JSON can say and jsonb can hold: it knows no U+0000 and no lone surrogates.
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=300)
@@ -60,19 +60,13 @@ def events(organization: UUID) -> st.SearchStrategy[object]:
 
 
 @pytest.fixture(scope="module")
-def database(cluster: Cluster, template: Database) -> Iterator[Database]:
-    with copied(cluster, template, "validation") as made:
-        yield made
+def organization(shared_database: Database, make_organization: MakeOrganization) -> UUID:
+    return make_organization(shared_database, roles=("owner",)).id
 
 
 @pytest.fixture(scope="module")
-def organization(database: Database, make_organization: MakeOrganization) -> UUID:
-    return make_organization(database, roles=("owner",)).id
-
-
-@pytest.fixture(scope="module")
-def connection(database: Database) -> Iterator[Connection]:
-    with database.connect() as made:
+def connection(shared_database: Database) -> Iterator[Connection]:
+    with shared_database.connect() as made:
         yield made
 
 
@@ -295,7 +289,7 @@ def test_an_event_is_stored_as_it_was_sent(connection: Connection, organization:
 
 
 def test_without_an_organization_each_event_names_its_own(
-    connection: Connection, organization: UUID, database: Database
+    connection: Connection, organization: UUID, shared_database: Database
 ) -> None:
     batch = [
         event("a", organization_id=str(organization)),

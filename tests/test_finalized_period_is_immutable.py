@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,8 +10,8 @@ import psycopg
 import pytest
 
 from tests.conftest import MakeOrganization
-from tests.harness import Cluster, Database
-from tests.usage import Connection, copied, event, finalize, ingest, moment, month, value
+from tests.harness import Database
+from tests.usage import Connection, event, finalize, ingest, moment, month, value
 
 WHO = ("postgres", "goldleaves_owner", "goldleaves_kernel")
 PARENT = "metering.usage_events"
@@ -33,28 +32,27 @@ class Closed:
 
 
 @pytest.fixture(scope="module")
-def closed(cluster: Cluster, template: Database, make_organization: MakeOrganization) -> Iterator[Closed]:
-    with copied(cluster, template, "immutable") as database:
-        organization, other = make_organization(database).id, make_organization(database).id
-        with database.connect() as connection:
-            for each in (organization, other):
-                ingest(connection, [event("last", LAST, quantity=3), event("current", CURRENT)], each)
-            finalize(connection, organization, month(1))
-            # The kernel and the owner may do less than this. What protects the period must not be that they may not.
-            for schema, table in [
-                ("metering", PARENT),
-                ("metering", PARTITION),
-                ("metering", CURRENT_PARTITION),
-                ("billing", "billing.billing_periods"),
-                ("billing", "billing.invoices"),
-                ("billing", "billing.invoice_lines"),
-            ]:
-                connection.execute(f"grant usage on schema {schema} to goldleaves_kernel")
-                connection.execute(f"grant all on {table} to goldleaves_kernel")
-                connection.execute(f"create policy by_test_owner on {table} to goldleaves_owner using (true)")
-                if table in (PARTITION, CURRENT_PARTITION):
-                    connection.execute(f"create policy by_test on {table} to goldleaves_kernel using (true)")
-        yield Closed(database, organization, other)
+def closed(shared_database: Database, make_organization: MakeOrganization) -> Closed:
+    organization, other = make_organization(shared_database).id, make_organization(shared_database).id
+    with shared_database.connect() as connection:
+        for each in (organization, other):
+            ingest(connection, [event("last", LAST, quantity=3), event("current", CURRENT)], each)
+        finalize(connection, organization, month(1))
+        # The kernel and the owner may do less than this. What protects the period must not be that they may not.
+        for schema, table in [
+            ("metering", PARENT),
+            ("metering", PARTITION),
+            ("metering", CURRENT_PARTITION),
+            ("billing", "billing.billing_periods"),
+            ("billing", "billing.invoices"),
+            ("billing", "billing.invoice_lines"),
+        ]:
+            connection.execute(f"grant usage on schema {schema} to goldleaves_kernel")
+            connection.execute(f"grant all on {table} to goldleaves_kernel")
+            connection.execute(f"create policy by_test_owner on {table} to goldleaves_owner using (true)")
+            if table in (PARTITION, CURRENT_PARTITION):
+                connection.execute(f"create policy by_test on {table} to goldleaves_kernel using (true)")
+    return Closed(shared_database, organization, other)
 
 
 def attempt(closed: Closed, who: str, statement: str, **more: Any) -> None:

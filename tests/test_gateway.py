@@ -6,9 +6,8 @@ import http.client
 import json
 import re
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +20,7 @@ import pytest
 
 from api.stack.processes import members
 from tests.conftest import MakeOrganization, OpenStack
-from tests.harness import Cluster, Organization, RunningStack
+from tests.harness import Database, Organization, RunningStack
 from tests.observe import assert_problem, database_away, eventually, gateway_events, metered_since
 
 
@@ -430,15 +429,13 @@ def test_postgrest_away_is_said_in_the_error_shape(open_stack: OpenStack, make_o
             assert client.get("/health").status_code == 200
 
 
-def test_database_away_is_said_in_the_error_shape(
-    cluster: Cluster, open_stack: OpenStack, make_organization: MakeOrganization
-) -> None:
+def test_database_away_is_said_in_the_error_shape(open_stack: OpenStack, make_organization: MakeOrganization) -> None:
     with open_stack() as stack:
         organization = make_organization(stack.database)
         backend = {"Authorization": f"Bearer {stack.token('backend', role='service')}"}
         with stack.client(organization["owner"].subject) as client:
             assert client.get("/api/v1/cases").status_code == 200
-            with database_away(cluster, stack.database):
+            with database_away(stack.database):
                 unknown = client.get("/api/v1/cases", headers={"X-Organization-ID": "somewhere-else"})
                 assert_problem(unknown, 503, "DATABASE_UNAVAILABLE")
                 events = client.post("/v1/events", json={"events": []}, headers=backend)
@@ -459,23 +456,32 @@ def test_a_drained_sidecar_answers_what_it_began_and_ships_what_it_has(
 ) -> None:
     with open_stack() as stack:
         organization = make_organization(stack.database)
-        with stack.database.connect(autocommit=False) as blocker:
+        with (
+            stack.client(organization["owner"].subject) as client,
+            stack.database.connect(autocommit=False) as blocker,
+            ThreadPoolExecutor(1) as pool,
+        ):
             blocker.execute("lock table app.cases in access exclusive mode")
-            command = ["curl", "-s", "-w", "%{http_code}", f"{stack.gateway_url}/api/v1/cases"]
-            token = stack.token(organization["owner"].subject)
-            asking = subprocess.Popen([*command, "-H", f"Authorization: Bearer {token}"], stdout=subprocess.PIPE)
-            time.sleep(0.5)
+            asking = pool.submit(client.get, "/api/v1/cases")
+            assert eventually(lambda: waits_for_a_lock(stack.database), bool)
             process = sidecar_process(stack)
             process.terminate()
             refused = eventually(lambda: refuses(stack.gateway_url), bool)
             assert refused, "a draining sidecar takes no new connections"
             assert process.is_running()
             blocker.rollback()
-        answer, _ = asking.communicate(timeout=20)
-        assert answer == b"[]200"
+            answer = asking.result(timeout=20)
+            assert (answer.status_code, answer.json()) == (200, [])
         process.wait(timeout=20)
         assert len(gateway_events(stack, organization.id)) == 1
         assert list(stack.state.spool.glob("*.spool")) == []
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    """Whether a request has got so far."""
+    with database.connect() as operator:
+        waiting = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        return operator.execute(waiting).rowcount > 0
 
 
 def sidecar_process(stack: RunningStack) -> psutil.Process:

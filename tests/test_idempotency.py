@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -10,16 +10,10 @@ import psycopg
 import pytest
 
 from tests.conftest import MakeOrganization
-from tests.harness import Cluster, Database, Organization
-from tests.usage import Answer, Connection, Event, copied, event, finalize, ingest, moment, month, race, value
+from tests.harness import Database, Organization
+from tests.usage import Answer, Connection, Event, event, finalize, ingest, moment, month, race, value
 
 WRITERS = 16
-
-
-@pytest.fixture(scope="module")
-def database(cluster: Cluster, template: Database) -> Iterator[Database]:
-    with copied(cluster, template, "idempotency") as made:
-        yield made
 
 
 def stored(connection: Connection, organization: Organization) -> list[tuple[str, str]]:
@@ -33,10 +27,10 @@ def stored(connection: Connection, organization: Organization) -> list[tuple[str
 
 
 def test_sixteen_writers_with_overlapping_shuffled_batches(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
     """Each id is there once and was accepted once; nobody deadlocks, and no event goes without an answer."""
-    organization = make_organization(database)
+    organization = make_organization(shared_database)
     random = Random(2026)
     sent: set[str] = set()
     accepted = 0
@@ -58,13 +52,13 @@ def test_sixteen_writers_with_overlapping_shuffled_batches(
             for _ in range(WRITERS)
         ]
         sent |= {item["id"] for batches in plan for batch in batches for item in batch}
-        answers = race(database, [writer(batches) for batches in plan])
+        answers = race(shared_database, [writer(batches) for batches in plan])
         for batches, answered in zip(plan, answers, strict=True):
             assert [answer.answered for answer in answered] == [len(batch) for batch in batches]
             assert not any(answer.conflicts or answer.rejected for answer in answered)
             accepted += sum(answer.accepted for answer in answered)
 
-    with database.connect() as connection:
+    with shared_database.connect() as connection:
         assert stored(connection, organization) == sorted(("api", key) for key in sent)
         assert accepted == len(sent)
         assert value(
@@ -73,13 +67,13 @@ def test_sixteen_writers_with_overlapping_shuffled_batches(
 
 
 def test_of_two_writers_with_different_facts_one_wins_and_the_other_is_told(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
     """The second one waits for the first: what it learns then is a conflict, not a duplicate and not a new event."""
-    organization = make_organization(database)
+    organization = make_organization(shared_database)
     for number in range(10):
         answers = race(
-            database,
+            shared_database,
             [
                 lambda connection, quantity=quantity, number=number: ingest(  # type: ignore[misc]
                     connection, [event(f"same-{number}", quantity=quantity)], organization.id
@@ -92,10 +86,10 @@ def test_of_two_writers_with_different_facts_one_wins_and_the_other_is_told(
 
 
 def test_a_batch_that_is_mostly_new_names_only_what_is_not(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
-    organization = make_organization(database)
-    with database.connect("sidecar") as connection:
+    organization = make_organization(shared_database)
+    with shared_database.connect("sidecar") as connection:
         ingest(connection, [event("old", quantity=3)], organization.id)
         batch = [event(f"new-{index}") for index in range(500)]
         batch[250:250] = [event("old", quantity=3), event("old", quantity=4)]
@@ -106,17 +100,17 @@ def test_a_batch_that_is_mostly_new_names_only_what_is_not(
 
 
 def test_twice_in_one_batch_is_one_event_and_the_first_wins(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
-    organization = make_organization(database)
-    with database.connect("sidecar") as connection:
+    organization = make_organization(shared_database)
+    with shared_database.connect("sidecar") as connection:
         answer = ingest(
             connection,
             [event("a", quantity=5), event("b"), event("a", quantity=5), event("a", quantity=6)],
             organization.id,
         )
     assert (answer.accepted, answer.duplicates, len(answer.conflicts), answer.rejected) == (2, 1, 1, ())
-    with database.connect() as connection:
+    with shared_database.connect() as connection:
         assert (
             value(
                 connection,
@@ -127,9 +121,11 @@ def test_twice_in_one_batch_is_one_event_and_the_first_wins(
         )
 
 
-def test_the_key_is_organization_and_source_and_id(database: Database, make_organization: MakeOrganization) -> None:
-    one, two = make_organization(database), make_organization(database)
-    with database.connect("sidecar") as connection:
+def test_the_key_is_organization_and_source_and_id(
+    shared_database: Database, make_organization: MakeOrganization
+) -> None:
+    one, two = make_organization(shared_database), make_organization(shared_database)
+    with shared_database.connect("sidecar") as connection:
         assert ingest(connection, [event("same")], one.id).accepted == 1
         assert ingest(connection, [event("same")], one.id, source="https://other.example/app").accepted == 1
         assert ingest(connection, [event("same")], two.id).accepted == 1
@@ -142,10 +138,10 @@ def test_the_key_is_organization_and_source_and_id(database: Database, make_orga
 
 @pytest.mark.parametrize(("first", "second"), [(("a", "bc"), ("ab", "c")), (("a1:", "b"), ("a", "1:b"))])
 def test_parts_of_the_key_do_not_run_into_each_other(
-    database: Database, make_organization: MakeOrganization, first: tuple[str, str], second: tuple[str, str]
+    shared_database: Database, make_organization: MakeOrganization, first: tuple[str, str], second: tuple[str, str]
 ) -> None:
-    organization = make_organization(database)
-    with database.connect("sidecar") as connection:
+    organization = make_organization(shared_database)
+    with shared_database.connect("sidecar") as connection:
         for source, key in (first, second):
             assert ingest(connection, [event(key)], organization.id, source=source).accepted == 1
 
@@ -156,17 +152,17 @@ def test_parts_of_the_key_do_not_run_into_each_other(
     ids=str,
 )
 def test_a_conflict_is_named_and_kept_and_the_first_one_counts(
-    database: Database, make_organization: MakeOrganization, changed: dict[str, Any]
+    shared_database: Database, make_organization: MakeOrganization, changed: dict[str, Any]
 ) -> None:
-    organization = make_organization(database)
+    organization = make_organization(shared_database)
     first = event("a", resource_id="doc-1")
     other = {**first, **changed}
-    with database.connect("sidecar") as connection:
+    with shared_database.connect("sidecar") as connection:
         ingest(connection, [first], organization.id)
         answer = ingest(connection, [other], organization.id)
     assert (answer.accepted, answer.duplicates, answer.rejected) == (0, 0, ())
     assert [(conflict.id, conflict.code) for conflict in answer.conflicts] == [("a", "IDEMPOTENCY_CONFLICT")]
-    with database.connect() as connection:
+    with shared_database.connect() as connection:
         assert connection.execute(
             "select event_name, quantity, resource_id from metering.usage_events where organization_id = %s",
             [organization.id],
@@ -177,12 +173,12 @@ def test_a_conflict_is_named_and_kept_and_the_first_one_counts(
 
 
 def test_the_same_fact_written_otherwise_is_a_duplicate(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
     """Numbers are compared by value; user, unit, dimensions and request do not make another fact."""
-    organization = make_organization(database)
+    organization = make_organization(shared_database)
     ways = ["1", "1.0", "1.000", "1e0", "10e-1"]
-    with database.connect("sidecar") as connection:
+    with shared_database.connect("sidecar") as connection:
         answers = [
             ingest(connection, f'[{{"id": "a", "event": "e", "quantity": {way}, "user_id": "{way}"}}]', organization.id)
             for way in ways
@@ -190,9 +186,9 @@ def test_the_same_fact_written_otherwise_is_a_duplicate(
     assert [(answer.accepted, answer.duplicates) for answer in answers] == [(1, 0)] + [(0, 1)] * 4
 
 
-def test_a_rejected_event_uses_up_no_key(database: Database, make_organization: MakeOrganization) -> None:
-    organization = make_organization(database)
-    with database.connect("sidecar") as connection:
+def test_a_rejected_event_uses_up_no_key(shared_database: Database, make_organization: MakeOrganization) -> None:
+    organization = make_organization(shared_database)
+    with shared_database.connect("sidecar") as connection:
         for broken in (event("a", quantity=-1), event("a", name="with space"), event("a", unit=5)):
             assert [refusal.code for refusal in ingest(connection, [broken], organization.id).rejected] == [
                 "INVALID_EVENT"
@@ -204,10 +200,10 @@ def test_a_rejected_event_uses_up_no_key(database: Database, make_organization: 
 
 
 def test_an_event_refused_for_its_period_uses_up_no_key(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
-    organization = make_organization(database)
-    with database.connect() as connection:
+    organization = make_organization(shared_database)
+    with shared_database.connect() as connection:
         finalize(connection, organization.id, month(1))
         refused = ingest(connection, [event("a", moment(1, days=3))], organization.id)
         assert [refusal.code for refusal in refused.rejected] == ["BILLING_PERIOD_LOCKED"]
@@ -215,12 +211,12 @@ def test_an_event_refused_for_its_period_uses_up_no_key(
 
 
 def test_in_one_batch_too_an_event_refused_for_its_period_uses_up_no_key(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
     """The copy that can be accepted is, wherever in the batch it stands."""
-    organization = make_organization(database)
+    organization = make_organization(shared_database)
     locked, welcome = moment(1, days=3), moment(0, minutes=1)
-    with database.connect() as connection:
+    with shared_database.connect() as connection:
         finalize(connection, organization.id, month(1))
         for key, times in {"a": (locked, welcome), "b": (welcome, locked)}.items():
             answer = ingest(connection, [event(key, at) for at in times], organization.id)
@@ -230,12 +226,12 @@ def test_in_one_batch_too_an_event_refused_for_its_period_uses_up_no_key(
 
 @pytest.mark.parametrize("late", ["reject", "adjust"])
 def test_a_retry_after_its_period_was_closed_is_a_duplicate(
-    database: Database, make_organization: MakeOrganization, late: str
+    shared_database: Database, make_organization: MakeOrganization, late: str
 ) -> None:
     """Whoever lost the answer and asks again must not be told to correct what was counted all along."""
-    organization = make_organization(database)
+    organization = make_organization(shared_database)
     batch = [event("a", moment(1, days=3)), event("b", moment(0, minutes=1))]
-    with database.connect() as connection:
+    with shared_database.connect() as connection:
         assert ingest(connection, batch, organization.id, late=late).accepted == 2
         finalize(connection, organization.id, month(1))
         retries = [
@@ -251,20 +247,22 @@ def test_a_retry_after_its_period_was_closed_is_a_duplicate(
         assert stored(connection, organization) == [("api", "a"), ("api", "b")]
 
 
-def test_an_aborted_transaction_leaves_the_key_free(database: Database, make_organization: MakeOrganization) -> None:
-    organization = make_organization(database)
-    with database.connect("sidecar", autocommit=False) as connection:
+def test_an_aborted_transaction_leaves_the_key_free(
+    shared_database: Database, make_organization: MakeOrganization
+) -> None:
+    organization = make_organization(shared_database)
+    with shared_database.connect("sidecar", autocommit=False) as connection:
         assert ingest(connection, [event("a")], organization.id).accepted == 1
         connection.rollback()
         assert ingest(connection, [event("a")], organization.id).accepted == 1
 
 
 def test_a_writer_waits_for_the_one_who_has_the_key_and_takes_over_when_that_one_fails(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
     """A duplicate is only answered for an event that is really there."""
-    organization = make_organization(database)
-    with database.connect("sidecar", autocommit=False) as first, database.connect("sidecar") as second:
+    organization = make_organization(shared_database)
+    with shared_database.connect("sidecar", autocommit=False) as first, shared_database.connect("sidecar") as second:
         ingest(first, [event("a")], organization.id)
         second.execute("set lock_timeout = '200ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):

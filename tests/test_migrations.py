@@ -83,19 +83,7 @@ def test_migrate_with_nothing_to_do_changes_nothing(database: Database) -> None:
     assert catalog_of(database) == first
 
 
-def test_nobody_of_ours_is_a_superuser_or_bypasses_row_security(database: Database) -> None:
-    with database.connect() as connection:
-        rows = connection.execute(
-            """
-            select rolname from pg_roles
-            where (rolsuper or rolbypassrls or rolreplication)
-              and rolname ~ '^(goldleaves_|authenticator|anon|member|service|platform_admin|sidecar|monitor)'
-            """
-        ).fetchall()
-    assert rows == []
-
-
-def test_everything_belongs_to_owner_or_kernel(database: Database) -> None:
+def test_everything_belongs_to_the_owner_and_functions_also_to_the_kernel(database: Database) -> None:
     with database.connect() as connection:
         rows = connection.execute(
             f"""
@@ -103,13 +91,15 @@ def test_everything_belongs_to_owner_or_kernel(database: Database) -> None:
             union all
             select oid::regclass::text, pg_get_userbyid(relowner) from pg_class where relnamespace in ({OUR_SCHEMAS})
             union all
-            select oid::regprocedure::text, pg_get_userbyid(proowner) from pg_proc where pronamespace in ({OUR_SCHEMAS})
-            union all
             select oid::regtype::text, pg_get_userbyid(typowner) from pg_type where typnamespace in ({OUR_SCHEMAS})
             """
         ).fetchall()
+        owners = connection.execute(
+            f"select distinct pg_get_userbyid(proowner) from pg_proc where pronamespace in ({OUR_SCHEMAS})"
+        ).fetchall()
     assert len(rows) > 100
-    assert [row for row in rows if row[1] not in ("goldleaves_owner", "goldleaves_kernel")] == []
+    assert [row for row in rows if row[1] != "goldleaves_owner"] == []
+    assert set(owners) == {("goldleaves_owner",), ("goldleaves_kernel",)}
 
 
 def test_kernel_may_create_nothing_once_the_release_is_loaded(database: Database) -> None:

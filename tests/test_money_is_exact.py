@@ -15,28 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import MakeOrganization
-from tests.harness import Cluster, Database
-from tests.usage import Connection, Event, copied, event, finalize, ingest, moment, month, race, value
+from tests.harness import Database
+from tests.usage import Connection, Event, event, finalize, ingest, moment, month, race, value
 
 LONG_AGO = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
 Line = tuple[str, int, Decimal | int, Decimal | int, Decimal | int]
 
 
 @pytest.fixture(scope="module")
-def database(cluster: Cluster, template: Database) -> Iterator[Database]:
-    with copied(cluster, template, "money") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def connection(database: Database) -> Iterator[Connection]:
-    with database.connect() as made:
+def connection(shared_database: Database) -> Iterator[Connection]:
+    with shared_database.connect() as made:
         yield made
 
 
 @pytest.fixture
-def organization(database: Database, make_organization: MakeOrganization) -> UUID:
-    return make_organization(database, roles=("owner",)).id
+def organization(shared_database: Database, make_organization: MakeOrganization) -> UUID:
+    return make_organization(shared_database, roles=("owner",)).id
 
 
 def meter(connection: Connection, code: str, price: str | None, *, aggregation: str = "sum") -> None:
@@ -149,8 +143,8 @@ def test_the_total_is_the_sum_of_lines_that_anyone_can_recompute(
 
 
 @pytest.fixture(scope="module")
-def billed(database: Database, make_organization: MakeOrganization) -> UUID:
-    return make_organization(database, roles=("owner",)).id
+def billed(shared_database: Database, make_organization: MakeOrganization) -> UUID:
+    return make_organization(shared_database, roles=("owner",)).id
 
 
 def test_a_request_that_uploads_is_two_units_and_both_are_billed(connection: Connection, organization: UUID) -> None:
@@ -242,7 +236,7 @@ def test_a_finalized_period_is_summarized_as_it_was_invoiced(connection: Connect
 
 
 def test_the_total_is_the_sum_of_lines_when_a_price_changes_meanwhile(
-    database: Database, connection: Connection, organization: UUID
+    shared_database: Database, connection: Connection, organization: UUID
 ) -> None:
     """A price that is committed between the statements of a finalization: both parts of the invoice see it, or none."""
     meter(connection, "meanwhile", "1")
@@ -255,7 +249,7 @@ def test_the_total_is_the_sum_of_lines_when_a_price_changes_meanwhile(
     )
     connection.execute("create trigger hold after insert on billing.invoices execute function public.hold()")
     try:
-        with database.connect() as finalizer:
+        with shared_database.connect() as finalizer:
             connection.execute("select pg_advisory_lock(1)")
             closing = Thread(target=finalize, args=(finalizer, organization, month(1)))
             closing.start()
@@ -280,9 +274,9 @@ def test_the_total_is_the_sum_of_lines_when_a_price_changes_meanwhile(
 
 
 def test_numbers_have_no_gap_when_many_months_are_closed_at_once(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
-    organizations = [make_organization(database, roles=("owner",)).id for _ in range(2)]
+    organizations = [make_organization(shared_database, roles=("owner",)).id for _ in range(2)]
     months = 8
 
     def close(connection: Connection, organization: UUID, ago: int) -> str:
@@ -293,7 +287,7 @@ def test_numbers_have_no_gap_when_many_months_are_closed_at_once(
 
     actions = [(organization, ago) for ago in range(1, months + 1) for organization in organizations]
     numbers = race(
-        database,
+        shared_database,
         [
             lambda connection, organization=organization, ago=ago: close(  # type: ignore[misc]
                 connection, organization, ago

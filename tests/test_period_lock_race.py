@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from random import Random
@@ -15,8 +15,8 @@ import pytest
 from psycopg import IsolationLevel
 
 from tests.conftest import MakeOrganization
-from tests.harness import Cluster, Database, Organization
-from tests.usage import Connection, copied, event, finalize, ingest, moment, month, race, value
+from tests.harness import Database, Organization
+from tests.usage import Connection, event, finalize, ingest, moment, month, race, value
 
 ROUNDS = 30
 LOCKED = "PT409"
@@ -25,11 +25,10 @@ Write = Callable[[Connection, UUID, str], bool]
 
 
 @pytest.fixture(scope="module")
-def database(cluster: Cluster, template: Database) -> Iterator[Database]:
-    with copied(cluster, template, "lock_race") as made:
-        with made.connect() as connection:
-            connection.execute("select ops.maintain()")
-        yield made
+def database(shared_database: Database) -> Database:
+    with shared_database.connect() as connection:
+        connection.execute("select ops.maintain()")
+    return shared_database
 
 
 def partition(when: datetime) -> str:

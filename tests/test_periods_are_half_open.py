@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import MakeOrganization
-from tests.harness import Cluster, Database
-from tests.usage import Connection, copied, event, finalize, ingest, moment, month, race, value
+from tests.harness import Database
+from tests.usage import Connection, event, finalize, ingest, moment, month, race, value
 
 ANCHORS = (1, 15, 29, 30, 31)
 TIMEZONES = (
@@ -38,14 +38,8 @@ Period = tuple[datetime, datetime]
 
 
 @pytest.fixture(scope="module")
-def database(cluster: Cluster, template: Database) -> Iterator[Database]:
-    with copied(cluster, template, "periods") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def connection(database: Database) -> Iterator[Connection]:
-    with database.connect() as made:
+def connection(shared_database: Database) -> Iterator[Connection]:
+    with shared_database.connect() as made:
         yield made
 
 
@@ -182,25 +176,25 @@ def test_periods_are_one_chain_in_whatever_order_they_are_made(
 
 
 @pytest.fixture(scope="module")
-def chained(database: Database, make_organization: MakeOrganization) -> UUID:
-    return organization_with(make_organization, database)
+def chained(shared_database: Database, make_organization: MakeOrganization) -> UUID:
+    return organization_with(make_organization, shared_database)
 
 
 def test_an_event_in_the_hour_that_midnight_comes_twice_is_accepted(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
     """In Havana the first hour of 2026-11-01 is lived twice: 04:00 to 05:00 UTC, and again until 06:00."""
-    organization = organization_with(make_organization, database, "America/Havana")
+    organization = organization_with(make_organization, shared_database, "America/Havana")
     twice = [datetime(2026, 11, 1, 4, 30, tzinfo=UTC), datetime(2026, 11, 1, 5, 30, tzinfo=UTC)]
-    with database.connect("sidecar") as connection:
+    with shared_database.connect("sidecar") as connection:
         assert ingest(connection, [event(str(at), at) for at in twice], organization).accepted == 2
 
 
 def test_an_event_at_the_end_belongs_to_the_next_period(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
-    organization = organization_with(make_organization, database, "Pacific/Auckland", 31)
-    with database.connect() as connection:
+    organization = organization_with(make_organization, shared_database, "Pacific/Auckland", 31)
+    with shared_database.connect() as connection:
         start, end = bounds(connection, "Pacific/Auckland", 31, moment(2))
         microsecond = timedelta(microseconds=1)
         answer = ingest(
@@ -223,9 +217,11 @@ def test_an_event_at_the_end_belongs_to_the_next_period(
         assert (late.accepted, [refusal.id for refusal in late.rejected]) == (1, ["late"])
 
 
-def test_only_a_period_that_has_ended_is_finalized(database: Database, make_organization: MakeOrganization) -> None:
-    organization = organization_with(make_organization, database)
-    with database.connect() as connection:
+def test_only_a_period_that_has_ended_is_finalized(
+    shared_database: Database, make_organization: MakeOrganization
+) -> None:
+    organization = organization_with(make_organization, shared_database)
+    with shared_database.connect() as connection:
         for first_day in (month(0), month(-1), month(-11)):
             with pytest.raises(psycopg.Error, match="PERIOD_NOT_ENDED: ") as refused:
                 finalize(connection, organization, first_day)
@@ -238,10 +234,10 @@ def test_only_a_period_that_has_ended_is_finalized(database: Database, make_orga
     "first_day", [month(1).replace(day=2), date(1999, 1, 1), date(2999, 1, 1), "infinity", "4000-01-01 BC"], ids=str
 )
 def test_a_day_on_which_no_period_starts_is_not_found(
-    database: Database, make_organization: MakeOrganization, function: str, first_day: date | str
+    shared_database: Database, make_organization: MakeOrganization, function: str, first_day: date | str
 ) -> None:
-    organization = organization_with(make_organization, database)
-    with database.connect() as connection:
+    organization = organization_with(make_organization, shared_database)
+    with shared_database.connect() as connection:
         with pytest.raises(psycopg.Error, match="PERIOD_NOT_FOUND: ") as refused:
             connection.execute(f"select billing.{function}(%s, %s::date)", [organization, first_day])
         assert refused.value.sqlstate == "PT404"
@@ -251,11 +247,11 @@ def test_a_day_on_which_no_period_starts_is_not_found(
 @pytest.mark.parametrize("timezone", TIMEZONES)
 @pytest.mark.parametrize("anchor_day", [1, 31])
 def test_the_first_day_of_each_period_finds_it(
-    database: Database, make_organization: MakeOrganization, timezone: str, anchor_day: int
+    shared_database: Database, make_organization: MakeOrganization, timezone: str, anchor_day: int
 ) -> None:
     """A client names a period by start_date as the API shows it: before the period exists and after."""
-    organization = organization_with(make_organization, database, timezone, anchor_day)
-    with database.connect() as connection:
+    organization = organization_with(make_organization, shared_database, timezone, anchor_day)
+    with shared_database.connect() as connection:
         now = datetime.now(UTC)
         for stored in (False, True):
             if stored:
@@ -277,11 +273,11 @@ def test_the_first_day_of_each_period_finds_it(
 
 @pytest.mark.parametrize("timezone", ["Pacific/Auckland", "America/Los_Angeles"])
 def test_periods_keep_their_first_day_when_the_organization_moves(
-    database: Database, make_organization: MakeOrganization, timezone: str
+    shared_database: Database, make_organization: MakeOrganization, timezone: str
 ) -> None:
     """What was made in the old timezone stays as it is, the next one fills the gap, and each can still be closed."""
-    organization = organization_with(make_organization, database)
-    with database.connect() as connection:
+    organization = organization_with(make_organization, shared_database)
+    with shared_database.connect() as connection:
         ingest(connection, [event("before", moment(3, days=9))], organization)
         connection.execute(
             "update tenancy.organizations set billing_timezone = %s where id = %s", [timezone, organization]
@@ -302,11 +298,11 @@ def test_periods_keep_their_first_day_when_the_organization_moves(
 
 
 def test_what_is_old_enough_to_be_accepted_can_be_invoiced(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
     """The oldest event that is welcome lies within a period that began before it."""
-    organization = organization_with(make_organization, database)
-    with database.connect() as connection:
+    organization = organization_with(make_organization, shared_database)
+    with shared_database.connect() as connection:
         oldest = value(connection, "select metering.oldest_event_time() + interval '1 minute'")
         assert ingest(connection, [event("oldest", oldest)], organization).accepted == 1
         first_day = value(connection, "select date_trunc('month', %s::timestamptz, 'UTC')::date", oldest)
@@ -316,20 +312,20 @@ def test_what_is_old_enough_to_be_accepted_can_be_invoiced(
 
 
 def test_many_writers_make_periods_before_and_after_at_once(
-    database: Database, make_organization: MakeOrganization
+    shared_database: Database, make_organization: MakeOrganization
 ) -> None:
     """Nobody fails, nobody deadlocks, and the chain is the same as if one writer had made it."""
     random = Random(8)
     for number in range(25):
         timezone, anchor_day = random.choice(TIMEZONES), random.choice(ANCHORS)
-        organization = organization_with(make_organization, database, timezone, anchor_day)
+        organization = organization_with(make_organization, shared_database, timezone, anchor_day)
         spans = [sorted(moment(random.randrange(4), days=random.randrange(28)) for _ in range(2)) for _ in range(8)]
         spans[:4] = [[moment(3), moment(0)], [moment(0), moment(0)], [moment(3), moment(3)], [moment(2), moment(0)]]
-        with database.connect() as connection:
+        with shared_database.connect() as connection:
             if number % 2:
                 ensure(connection, organization, moment(2, days=9))
             race(
-                database,
+                shared_database,
                 [
                     lambda connection, span=span, organization=organization: ensure(  # type: ignore[misc]
                         connection, organization, *span

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from tests.conftest import MakeOrganization
-from tests.harness import ROLES, Cluster, Database, Member, Organization
+from tests.harness import ROLES, Database, Member, Organization
 from tests.sql_requests import Caller, Connection, enter, refusal_or_count, request, run
 
 # r read, w insert and update, d delete.
@@ -83,17 +83,13 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(cluster: Cluster, template: Database, make_organization: MakeOrganization) -> Iterator[World]:
-    database = cluster.copy(template, "goldleaves_role_grid")
-    try:
-        busy, fresh = (make_organization(database, slug) for slug in ("busy", "fresh"))
-        with database.connect() as superuser:
-            fill(superuser, busy)
-            found = superuser.execute("insert into tenancy.users (subject) values ('outsider') returning id").fetchone()
-            assert found
-        yield World(database, busy, fresh, found[0])
-    finally:
-        cluster.drop(database)
+def world(shared_database: Database, make_organization: MakeOrganization) -> World:
+    busy, fresh = (make_organization(shared_database, slug) for slug in ("busy", "fresh"))
+    with shared_database.connect() as superuser:
+        fill(superuser, busy)
+        found = superuser.execute("insert into tenancy.users (subject) values ('outsider') returning id").fetchone()
+        assert found
+    return World(shared_database, busy, fresh, found[0])
 
 
 def fill(superuser: Connection, organization: Organization) -> None:

@@ -55,13 +55,25 @@ def test_what_postgres_refuses_is_kept_with_its_reason_and_costs_nobody_else(
     keys = [str(uuid4()) for _ in range(40)]
     good = [record(organization, key) for key in keys]
     refused = {
-        b'{"id": "cut of': "22P02",
-        b'{"id": "nul-\\u0000", "event": "api.request", "quantity": 1}': "22P05",
-        b'{"id": "huge", "event": "api.request", "quantity": 1e999999}': "22003",
-        b"\xff\xfe not even text": "22P02",
+        b'{"id": "cut of': "INVALID_EVENT",
+        b'{"id": "nul-\\u0000", "event": "api.request", "quantity": 1}': "INVALID_EVENT",
+        b'{"id": "huge", "event": "api.request", "quantity": 1e999999}': "INVALID_EVENT",
+        b"\xff\xfe not even text": "INVALID_EVENT",
         record(organization, "negative", quantity=-1): "INVALID_EVENT",
         record(organization, "nameless", event=None): "INVALID_EVENT",
+        record(organization, "guarded"): "NOT_ON_SUNDAYS",
     }
+    with stack.database.connect() as superuser:  # a refusal by SQL of the whole batch, as a trigger may
+        superuser.execute(
+            """
+            create function public.guard() returns trigger language plpgsql as $$
+            begin
+              raise sqlstate 'PT409' using message = 'NOT_ON_SUNDAYS: come back tomorrow';
+            end $$;
+            create trigger guarded before insert on metering.usage_events
+            for each row when (new.request_id = 'guarded') execute function public.guard()
+            """
+        )
     stack.stop()
     spooled(stack, [*good[:7], *list(refused)[:3], *good[7:30], *list(refused)[3:], *good[30:]])
     stack.start()

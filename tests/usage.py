@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -15,7 +14,7 @@ from uuid import UUID
 
 import psycopg
 
-from tests.harness import Cluster, Database
+from tests.harness import Database
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Event = dict[str, Any]
@@ -48,16 +47,6 @@ class Invoice:
     id: UUID
     number: str
     total_cents: Decimal
-
-
-@contextmanager
-def copied(cluster: Cluster, template: Database, name: str) -> Iterator[Database]:
-    """A migrated database for all tests of a file: each takes an organization of its own."""
-    made = cluster.copy(template, f"goldleaves_{name}")
-    try:
-        yield made
-    finally:
-        cluster.drop(made)
 
 
 def event(
