@@ -329,3 +329,21 @@ def test_what_is_no_batch_is_refused_as_a_whole(connection: Connection, organiza
 def test_an_empty_batch_is_fine(connection: Connection, organization: UUID, body: str) -> None:
     answer = ingest(connection, body, organization)
     assert answer.answered == 0
+
+
+@pytest.mark.parametrize("years", [1, -9])
+def test_a_clock_that_is_wrong_costs_the_gateway_no_usage(
+    connection: Connection, organization: UUID, years: int
+) -> None:
+    """It has happened and cannot be refused: it counts now, and what the clock said is kept."""
+    said = moment(0) + timedelta(days=366 * years)
+    answer = ingest(connection, [event(f"skew-{years}", said)], organization, source="gateway", late="adjust")
+    assert answer.accepted == 1
+    found = connection.execute(
+        """
+        select abs(extract(epoch from occurred_at - clock_timestamp())) < 60, dimensions ->> 'sent_time'
+        from metering.usage_events where organization_id = %s and idempotency_key = %s
+        """,
+        [organization, f"skew-{years}"],
+    ).fetchall()
+    assert found == [(True, said.isoformat())]

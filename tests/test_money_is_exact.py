@@ -318,3 +318,34 @@ def test_adjustments_are_billed_where_they_count(connection: Connection, organiz
             "select meter, quantity, amount_cents from billing.recalculate_period(%s, %s)", [organization, month(0)]
         ).fetchall()
         assert open_now == [("api.request", 4, 100)]
+
+
+def test_a_summary_after_the_invoice_counts_what_was_billed_once(connection: Connection, organization: UUID) -> None:
+    """Some of it from before its meter was made, under the same name: two rows before the invoice, and after it."""
+    at = moment(1, days=2)
+    with connection.transaction(force_rollback=True):
+        ingest(connection, [event(f"before-{n}", at, name="same") for n in range(3)], organization)
+        connection.execute(
+            """
+            insert into metering.meters (code, event_name, unit, description, created_at)
+            values ('same', 'same', 'u', 'd', clock_timestamp())
+            """
+        )
+        set_price(connection, "same", "10", LONG_AGO)
+        ingest(connection, [event(f"after-{n}", at, name="same") for n in range(2)], organization)
+        rows = "select meter, events, amount_cents from billing.usage_summary(%s) order by amount_cents"
+        connection.execute("select set_config('app.current_org', %s, true)", [str(organization)])
+        open_summary = connection.execute(rows, [month(1)]).fetchall()
+        assert open_summary == [("same", 3, 0), ("same", 2, 20)]
+        assert finalize(connection, organization, month(1)).total_cents == 20
+        assert connection.execute(rows, [month(1)]).fetchall() == open_summary
+
+
+def test_the_cost_shown_for_a_meter_that_counts_is_the_cost_invoiced(
+    connection: Connection, organization: UUID
+) -> None:
+    with connection.transaction(force_rollback=True):
+        meter(connection, "tallied", "5", aggregation="count")
+        ingest(connection, batch("tallied", ["3"] * 4, moment(1, days=1)), organization)
+        assert finalize(connection, organization, month(1)).total_cents == 20
+        assert value(connection, "select sum(cost_cents) from api.usage_events where event_name = 'tallied'") == 20

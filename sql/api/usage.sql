@@ -9,7 +9,11 @@ select
   e.dimensions ->> 'endpoint' as route,
   coalesce(e.dimensions ->> 'method' || ' ' || (e.dimensions ->> 'endpoint'), e.event_name) as action,
   e.quantity as units,
-  e.quantity * billing.unit_amount_cents(e.organization_id, e.event_name, e.occurred_at, e.recorded_at) as cost_cents,
+  (
+    select case m.aggregation when 'count' then 1 else e.quantity end
+    from metering.meters m
+    where m.event_name = e.event_name
+  ) * billing.unit_amount_cents(e.organization_id, e.event_name, e.occurred_at, e.recorded_at) as cost_cents,
   e.occurred_at as ts,
   (e.dimensions - 'endpoint' - 'method' - 'duration_ms')
     || case when e.dimensions ? 'duration_ms' then jsonb_build_object('processing_time', e.dimensions -> 'duration_ms') else '{}' end

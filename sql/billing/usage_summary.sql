@@ -12,23 +12,29 @@ begin
   perform tenancy.require_organization();
   select * into v_period from billing.period_from_date(tenancy.current_org(), p_period_start);
 
-  -- Of a finalized period the invoice is the answer, whatever became of prices since; beside it, what is not billed.
+  if v_period.status is distinct from 'finalized' then
+    return query
+      select r.meter_code, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents
+      from billing.rate_period(tenancy.current_org(), v_period.period_start, v_period.period_end) r;
+    return;
+  end if;
+
+  -- Of a finalized period the invoice is the answer, whatever became of prices since; beside it, what was not billed.
   return query
-    select coalesce(l.meter_code, r.meter_code), coalesce(l.unit, r.unit), coalesce(l.events, r.events),
-      coalesce(l.quantity, r.quantity), l.unit_amount_cents, coalesce(l.amount_cents, 0)
-    from billing.rate_period(tenancy.current_org(), v_period.period_start, v_period.period_end) r
-    full join (
-      select il.*
+    with lines as materialized (
+      select l.*
       from billing.invoices i
-      join billing.invoice_lines il on il.organization_id = i.organization_id and il.invoice_id = i.id
+      join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
       where i.organization_id = tenancy.current_org()
         and i.period_start = v_period.period_start
-    ) as l on l.meter_code = r.meter_code
-    where v_period.status = 'finalized'
+    )
+    select l.meter_code, l.unit, l.events, l.quantity, l.unit_amount_cents, l.amount_cents
+    from lines l
     union all
-    select r.meter_code, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents
+    select r.meter_code, r.unit, r.events, r.quantity, null, 0
     from billing.rate_period(tenancy.current_org(), v_period.period_start, v_period.period_end) r
-    where v_period.status is distinct from 'finalized';
+    where r.unit is null
+      or not exists (select from lines l where l.meter_code = r.meter_code);
 end;
 $$;
 

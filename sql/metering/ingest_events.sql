@@ -50,7 +50,7 @@ begin
       message = 'INVALID_BODY: expected {"events": [...]} or an array of events';
   end if;
 
-  v_parsed := metering.parse_events(v_events, p_organization_id, p_source);
+  v_parsed := metering.parse_events(v_events, p_organization_id, p_source, p_late);
 
   select array_agg(t.organization_id order by t.organization_id)
   into v_organizations

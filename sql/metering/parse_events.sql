@@ -71,8 +71,9 @@ stable
 parallel safe
 as $$ select pg_catalog.now() - interval '5 years' $$;
 
--- p_organization_id: of the whole batch (X-Organization-ID), or null when each event names its own.
-create or replace function metering.parse_events(p_events jsonb, p_organization_id uuid, p_source text)
+-- p_organization_id: of the whole batch (X-Organization-ID), or null when each event names its own. p_late 'adjust' is for usage
+-- that has happened and cannot be refused: a time that no sane clock gives is replaced by now, and kept in dimensions.sent_time.
+create or replace function metering.parse_events(p_events jsonb, p_organization_id uuid, p_source text, p_late text)
 returns metering.parsed_event[]
 language sql
 stable
@@ -94,6 +95,13 @@ as $$
           then (e.event ->> 'organization_id')::uuid
       end as organization_id
     from jsonb_array_elements(p_events) with ordinality as e (event, position)
+  ),
+  timed as materialized (
+    select
+      r.*,
+      r.occurred_at > statement_timestamp() + interval '5 minutes' as is_future,
+      r.occurred_at < metering.oldest_event_time() as is_ancient
+    from raw r
   ),
   organizations as materialized (
     select o.id
@@ -117,8 +125,8 @@ as $$
         when not r.organization_id = any (array(select id from organizations)) then 'organization_id: there is no such organization'
         when r.event ? 'time' and jsonb_typeof(r.event -> 'time') <> 'null' and r.occurred_at is null
           then 'time needs RFC 3339 with an offset, such as 2026-01-31T09:30:00Z'
-        when r.occurred_at > statement_timestamp() + interval '5 minutes' then 'time is in the future'
-        when r.occurred_at < metering.oldest_event_time() then 'time is more than five years ago'
+        when r.is_future and p_late <> 'adjust' then 'time is in the future'
+        when r.is_ancient and p_late <> 'adjust' then 'time is more than five years ago'
         when coalesce(jsonb_typeof(r.event -> 'dimensions'), 'null') not in ('object', 'null') then 'dimensions needs an object'
         when pg_column_size(r.event -> 'dimensions') > 8192 then 'dimensions are larger than 8 kB'
         when exists (
@@ -126,7 +134,7 @@ as $$
           where r.event ? f.name and (jsonb_typeof(r.event -> f.name) not in ('string', 'null') or length(r.event ->> f.name) > 256)
         ) then 'unit, user_id, resource_id and request_id need strings of at most 256 characters'
       end as problem
-    from raw r
+    from timed r
   ),
   keyed as materialized (
     select
@@ -138,8 +146,9 @@ as $$
   select array_agg(
     row(
       k.position, k.organization_id, k.key, k.fact, k.id, k.event_name, k.quantity, k.event ->> 'unit',
-      k.occurred_at, k.event ->> 'user_id', k.event ->> 'resource_id', k.event ->> 'request_id',
-      case when jsonb_typeof(k.event -> 'dimensions') = 'object' then k.event -> 'dimensions' else '{}' end,
+      case when k.is_future or k.is_ancient then null else k.occurred_at end, k.event ->> 'user_id', k.event ->> 'resource_id', k.event ->> 'request_id',
+      case when jsonb_typeof(k.event -> 'dimensions') = 'object' then k.event -> 'dimensions' else '{}' end
+        || case when k.is_future or k.is_ancient then jsonb_build_object('sent_time', k.event -> 'time') else '{}' end,
       k.problem
     )::metering.parsed_event
     order by k.organization_id, k.key, k.position
@@ -147,6 +156,6 @@ as $$
   from keyed k
 $$;
 
-alter function metering.parse_events(jsonb, uuid, text) owner to goldleaves_kernel;
+alter function metering.parse_events(jsonb, uuid, text, text) owner to goldleaves_kernel;
 grant execute on function metering.parse_time(text), metering.event_key(uuid, text, text), metering.event_fact(text, numeric, text),
   metering.oldest_event_time() to goldleaves_kernel;
