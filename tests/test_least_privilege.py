@@ -318,6 +318,16 @@ def test_nothing_can_be_granted_on(catalog: Connection) -> None:
     assert grantable == []
 
 
+def test_of_the_database_the_migrator_passes_on_the_right_to_connect_only(catalog: Connection) -> None:
+    rights = catalog.execute(
+        """
+        select lower(a.privilege_type), a.is_grantable from pg_database d, aclexplode(d.datacl) a
+        where d.datname = current_database() and a.grantee = 'goldleaves_migrator'::regrole
+        """
+    ).fetchall()
+    assert dict(rights) == {"connect": True, "create": False}
+
+
 def test_partitions_are_reached_through_their_parent_only(catalog: Connection) -> None:
     partitions = column(
         catalog, "select oid::regclass::text from pg_class where relispartition and relkind in ('r', 'p')"

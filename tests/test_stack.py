@@ -9,9 +9,11 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,8 +23,10 @@ import psutil
 import psycopg
 import pytest
 
+from api.demo.story import money
 from api.settings import PROJECT, Settings
 from api.stack import Endpoints
+from api.stack.postgres import prepare_cluster
 from api.stack.processes import Record
 from api.stack.stack import PARTS
 from api.stack.state import StateDir, write_private
@@ -72,8 +76,8 @@ class Command:
         return int(self.variables[PORT_SETTINGS[part]])
 
 
-@pytest.fixture(scope="module")
-def command() -> Iterator[Command]:
+@contextmanager
+def new_command() -> Iterator[Command]:
     with state_dir() as state:
         command = Command(
             state,
@@ -83,6 +87,12 @@ def command() -> Iterator[Command]:
             yield command
         finally:
             command.run("down")
+
+
+@pytest.fixture(scope="module")
+def command() -> Iterator[Command]:
+    with new_command() as command:
+        yield command
 
 
 @pytest.fixture
@@ -260,7 +270,22 @@ def test_status_tells_what_runs(stopped: Command) -> None:
 
 
 def test_migrate_and_rollback_act_on_the_running_stack(goldleaves: Command) -> None:
-    assert goldleaves.succeed("migrate") == "up to date\n"
+    names = [path.stem for path in sorted((PROJECT / "migrations").glob("[0-9]*.sql")) if path.stem.count(".") == 0]
+    [target] = [name for name in names if name.startswith("0004_")]
+    undone = names[names.index(target) + 1 :]
+    many = f"{len(undone)} migration{'s' if len(undone) > 1 else ''}"
+    assert goldleaves.succeed("migrate") == f"at {names[-1]}: nothing to do\n"
+    assert goldleaves.succeed("rollback", "--to", "0004") == (
+        f"at {target}: rolled back {many}; no release is recorded here, so nothing was loaded\n"
+    )
+    applied = "select array_agg(migration_id order by migration_id) from yoyo._yoyo_migration"
+    assert execute(goldleaves.endpoints(), applied) == [(names[: -len(undone)],)]
+    assert re.fullmatch(rf"at {names[-1]}: applied {many}, loaded \d+ files\n", goldleaves.succeed("migrate"))
+    assert execute(goldleaves.endpoints(), applied) == [(names,)]
+    assert healthy(goldleaves.endpoints())
+
+
+def test_rollback_says_what_is_wrong_with_its_target(goldleaves: Command) -> None:
     unsaid = goldleaves.run("rollback")
     assert unsaid.returncode == 1
     assert unsaid.stderr.startswith("Say how far")
@@ -311,6 +336,109 @@ def test_mistakes_in_settings_are_one_line(stopped: Command, variables: dict[str
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(message)
+
+
+def test_only_the_command_knows_the_migrator(stopped: Command, tmp_path: Path) -> None:
+    """Neither its environment nor its file of settings hands that password, or anything like it, on to the parts."""
+    settings = tmp_path / "settings"
+    settings.write_text("MIGRATION_DATABASE_URL=postgresql://goldleaves_migrator:from-file@db/x\nJWT_ALGORITHM=HS384\n")
+    stopped.up(
+        GOLDLEAVES_ENV_FILE=str(settings),
+        migration_database_url="postgresql://goldleaves_migrator:from-environment@db/x",
+        Database_Url="postgresql://goldleaves_migrator:from-environment@db/x",
+    )
+    password = json.loads(stopped.state.secrets_file.read_text())["goldleaves_migrator"]
+    environments = {name: Path(f"/proc/{pid}/environ").read_bytes() for name, pid in stopped.pids().items()}
+    assert set(environments) == set(PARTS)
+    for environment in environments.values():
+        for secret in ("goldleaves_migrator", "from-file", "from-environment", password):
+            assert secret.encode() not in environment
+
+    variables = dict(line.split("=", 1) for line in environments["sidecar"].decode().strip("\0").split("\0"))
+    show = "from api.settings import load_settings; print(load_settings().model_dump_json())"
+    seen = subprocess.run([sys.executable, "-c", show], env=variables, cwd=PROJECT, capture_output=True, check=True)
+    assert json.loads(seen.stdout)["migration_database_url"] is None
+    assert json.loads(seen.stdout)["jwt_algorithm"] == "HS384", "what it is to know, it was told"
+
+
+def test_settings_come_from_the_file_that_is_named(tmp_path: Path) -> None:
+    settings = tmp_path / "settings"
+    settings.write_text("HOST=from-file\n")
+    show = "from api.settings import load_settings; print(load_settings().host)"
+    for variables, host in (
+        ({"GOLDLEAVES_ENV_FILE": str(settings)}, "from-file"),
+        ({"GOLDLEAVES_ENV_FILE": str(settings), "HOST": "from-environment"}, "from-environment"),
+        ({"GOLDLEAVES_ENV_FILE": ""}, "127.0.0.1"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", show], env=os.environ | variables, cwd=PROJECT, capture_output=True, text=True
+        )
+        assert done.stdout == f"{host}\n", done.stderr
+
+
+def test_directories_that_are_opened_for_postgres_are_named() -> None:
+    """Only root has to: Postgres then runs as somebody else, who passes through."""
+    with tempfile.TemporaryDirectory(prefix="goldleaves-closed-") as path:
+        closed = Path(path)
+        state = StateDir(closed / "project" / "state")
+        state.create()
+        for directory in (closed, closed / "project"):
+            directory.chmod(0o700)
+        said: list[str] = []
+        prepare_cluster(state, state.ensure_secrets(), said.append)
+        mode = 0o701 if os.geteuid() == 0 else 0o700
+        for directory in (closed, closed / "project"):
+            assert stat.S_IMODE(directory.stat().st_mode) == mode
+            assert [str(directory) in line for line in said] == [True] * (os.geteuid() == 0)
+        prepare_cluster(state, state.ensure_secrets(), said.append)
+        assert len(said) == (os.geteuid() == 0), "nothing is opened, or told, twice"
+
+
+def test_the_demo_plays_and_stops_what_it_started() -> None:
+    with new_command() as fresh:
+        told = fresh.succeed("demo", JWT_ALGORITHM="HS512", USAGE_RATE_CENTS="0.333")
+        assert traces(fresh.state) == []
+        assert str(fresh.state.stack_file) in told
+        assert "0.333¢" in told
+
+        fresh.succeed("demo")
+        assert traces(fresh.state) == []
+
+        endpoints = fresh.up()
+        founded = "select count(*) from tenancy.organizations where name = 'Aurora Legal'"
+        assert execute(endpoints, founded) == [(2,)], "both were played on the same data"
+
+
+def test_make_demo_is_that_command() -> None:
+    done = subprocess.run(["make", "--dry-run", "demo"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ".venv/bin/goldleaves demo"
+
+
+def test_a_demo_beside_a_running_stack_leaves_it_running(goldleaves: Command) -> None:
+    goldleaves.up()
+    before = goldleaves.pids()
+    goldleaves.succeed("demo")
+    assert goldleaves.pids() == before
+    goldleaves.succeed("demo", LOG_LEVEL="WARNING")
+    after = goldleaves.pids()
+    assert {name for name in PARTS if after[name] != before[name]} == {"sidecar"}, "that one was told something else"
+    assert healthy(goldleaves.endpoints())
+
+
+def test_a_demo_that_fails_is_one_line_and_stops_what_it_started(stopped: Command) -> None:
+    done = stopped.run("demo", MAX_INGEST_BYTES="1024")
+    assert done.returncode == 1
+    assert done.stderr.startswith("The demo stopped: POST /v1/events answered 413: ")
+    assert done.stderr.count("\n") == 1
+    assert traces(stopped.state) == []
+
+
+@pytest.mark.parametrize(
+    ("cents", "text"),
+    [(25, "$0.25"), (123456, "$1,234.56"), (25.0, "$0.25"), (0.333, "0.333¢"), (1e-7, "0.0000001¢"), (None, "")],
+)
+def test_the_demo_shows_prices_as_they_are(cents: float | None, text: str) -> None:
+    assert money(cents) == text
 
 
 def test_example_environment_lists_every_setting() -> None:

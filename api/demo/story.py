@@ -220,9 +220,9 @@ def _close_last_month(console: Console, cast: Cast, endpoints: Endpoints, batch:
     for line in lines:
         table.add_row(
             str(line["line_number"]), line["meter"], str(line["quantity"]), line["unit"],
-            _money(line["unit_amount_cents"]), _money(line["amount_cents"]),
+            money(line["unit_amount_cents"]), money(line["amount_cents"]),
         )  # fmt: skip
-    table.columns[4].footer, table.columns[5].footer = "total", _money(invoice["total_cents"])
+    table.columns[4].footer, table.columns[5].footer = "total", money(invoice["total_cents"])
     for number in (2, 4, 5):
         table.columns[number].justify = "right"
     console.print(table, "")
@@ -326,7 +326,7 @@ def _exact(number: float) -> Decimal:
     return Decimal(str(number))
 
 
-def _money(cents: float | None) -> str:
+def money(cents: float | None) -> str:
     """Dollars, or cents where there are fractions of them, as a price may have."""
     if cents is None:
         return ""

@@ -46,7 +46,7 @@ class Stack:
         self._progress = progress or Progress()
 
     def up(self) -> tuple[Endpoints, tuple[str, ...]]:
-        """Bring up what is not running, migrate, and write `stack.json`. Returns also the names of what was started.
+        """Bring up what is not running, migrate, and write `stack.json`. Returns also the names of what did not run.
 
         Raises StackError when that is impossible; what this call had started is then stopped again.
         """
@@ -54,6 +54,7 @@ class Stack:
         with self.state.locked():
             secrets = self.state.ensure_secrets()
             parts = self._parts(secrets)
+            ran = [name for name in PARTS if find(name, self.state)]
             self._clear_the_way(parts)
             started: list[str] = []
             try:
@@ -67,7 +68,7 @@ class Stack:
                 raise
             endpoints = self._endpoints(secrets)
             write_private(self.state.stack_file, asdict(endpoints))
-            return endpoints, tuple(started)
+            return endpoints, tuple(name for name in started if name not in ran)
 
     def down(self, parts: tuple[str, ...] = PARTS) -> tuple[str, ...]:
         """Stop the parts, all unless told otherwise, with every process they started. Returns those that ran."""
@@ -86,7 +87,7 @@ class Stack:
 
     @contextmanager
     def borrowed(self) -> Iterator[Endpoints]:
-        """The running stack for a while. What had to be started for it is stopped at the end, whatever happens."""
+        """The running stack for a while. What did not run before is stopped at the end, whatever happens."""
         endpoints, started = self.up()
         try:
             yield endpoints
