@@ -410,7 +410,8 @@ def test_the_demo_plays_and_stops_what_it_started() -> None:
 
 
 def test_make_demo_is_that_command() -> None:
-    done = subprocess.run(["make", "--dry-run", "demo"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    command = ["make", "--dry-run", "--no-print-directory", "demo"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ".venv/bin/goldleaves demo"
 
 
