@@ -176,11 +176,11 @@ def refusal_in_sql(world: World, *statements: str) -> str:
     return f"{refused.value.sqlstate} {refused.value.diag.message_primary}"
 
 
-def from_person_without_organization(world: World) -> httpx.Response:
+def from_person_without_organization(world: World, *, direct: bool = False) -> httpx.Response:
     subject = f"nobody-{uuid4()}"
     with world.stack.database.connect() as superuser:
         superuser.execute("insert into tenancy.users (subject) values (%s)", [subject])
-    return world.ask("GET", "/api/v1/cases", world.stack.token(subject))
+    return world.ask("GET", "/cases" if direct else "/api/v1/cases", world.stack.token(subject), direct=direct)
 
 
 def rejected(world: World, **event: object) -> str:
@@ -259,7 +259,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "LAST_OWNER": (409, from_an_organization_without_owner),
     "NOT_A_MEMBER": (
         403,
-        lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("X-Organization-ID", "other")]),
+        lambda world: world.ask("GET", "/cases", world.member(), headers=[("X-Organization-ID", "other")], direct=True),
     ),
     "ONE_ORGANIZATION_A_TRANSACTION": (409, from_two_organizations_in_one_transaction),
     "ORGANIZATION_NOT_FOUND": (
@@ -271,7 +271,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
             headers=[("X-Organization-ID", "nowhere")],
         ),
     ),
-    "ORGANIZATION_REQUIRED": (400, from_person_without_organization),
+    "ORGANIZATION_REQUIRED": (400, partial(from_person_without_organization, direct=True)),
     "PERIOD_BUSY": (503, from_busy_period),
     "PERIOD_NOT_ENDED": (409, lambda world: world.close("finalize_period", month(0))),
     "PERIOD_NOT_FOUND": (404, lambda world: world.close("finalize_period", date(1999, 1, 1))),
@@ -291,6 +291,11 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_BODY": (400, lambda world: world.send("{")),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/api/v1/cases", "no.to.ken")),
     "METHOD_NOT_ALLOWED": (405, lambda world: world.ask("GET", "/v1/events", world.member())),
+    "NOT_A_MEMBER": (
+        403,
+        lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("X-Organization-ID", "other")]),
+    ),
+    "ORGANIZATION_REQUIRED": (400, from_person_without_organization),
     "ORGANIZATION_NOT_FOUND": (404, lambda world: world.send("[]", headers=[("X-Organization-ID", "nowhere")])),
     "POSTGREST_UNAVAILABLE": (503, from_postgrest_that_is_away),
     "ROLE_REQUIRED": (403, lambda world: world.send("[]", token=world.member())),

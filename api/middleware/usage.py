@@ -11,6 +11,8 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.context import RequestContext, Tenant, context_of
+from api.errors import Problem, problem
+from api.middleware.tenant import organization_named
 from api.retries import RetryKeys, new_key
 from api.routes import BillableRoutes, raw_path
 from api.spool import Spool
@@ -18,6 +20,7 @@ from api.spool import Spool
 FREE_STATUSES: Final = frozenset({401, 403, 429})
 BODILESS_STATUSES: Final = frozenset({204, 304})
 MAX_USER_AGENT: Final = 256
+MAX_NAMED: Final = 80
 
 
 class Usage:
@@ -29,16 +32,35 @@ class Usage:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         meterable = scope["type"] == "http" and scope["method"] != "OPTIONS"
-        route = self._routes.match(raw_path(scope)) if meterable else None
-        tenant = context_of(scope).tenant if route is not None else None
-        if route is None or tenant is None:
+        route = self._routes.match(raw_path(scope), scope["query_string"]) if meterable else None
+        if route is None or context_of(scope).principal.role != "member":
             await self._app(scope, receive, send)
             return
+        tenant = context_of(scope).tenant
+        if tenant is None:
+            raise _no_tenant(organization_named(scope))
         response = MeteredResponse(scope, send, route, tenant, self._spool, self._retries)
         try:
             await self._app(scope, receive, response.send)
         finally:
             response.cut_short()
+
+
+def _no_tenant(named: str | None) -> Problem:
+    """What tenancy.enter says in SQL. It is said here, since by the time PostgREST asks there could be such a tenant,
+    and nobody would be billed for the answer.
+    """
+    if named is not None:
+        return problem(
+            "NOT_A_MEMBER",
+            f"you are not a member of organization {named[:MAX_NAMED]}",
+            hint="GET /organizations without X-Organization-ID lists yours.",
+        )
+    return problem(
+        "ORGANIZATION_REQUIRED",
+        "no organization was chosen and you have no default one",
+        hint="Send X-Organization-ID (id or slug), or a token with the claim org_id.",
+    )
 
 
 class MeteredResponse:

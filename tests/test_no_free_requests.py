@@ -1,0 +1,262 @@
+"""Ways to get at billable data, or to write it, that once were on no bill: by embedding, by racing what the gateway
+looked up, by hanging up. And the limits that keep one client from taking what all need.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
+from uuid import UUID, uuid4
+
+import httpx
+import psutil
+import pytest
+
+from api.routes import BillableRoutes
+from api.stack.processes import members
+from tests.conftest import MakeOrganization
+from tests.harness import Organization, RunningStack
+from tests.observe import assert_problem, eventually, metered_since
+
+
+@dataclass(frozen=True)
+class Firm:
+    """An organization with a case, and its owner at the gateway."""
+
+    organization: Organization
+    stack: RunningStack
+    gateway: httpx.Client
+
+    def metered(self) -> list[tuple[str, str]]:
+        events = metered_since(self.stack, self.gateway, self.organization.id)
+        return [(event["dimensions"]["method"], event["dimensions"]["endpoint"]) for event in events]
+
+
+@pytest.fixture
+def firm(stack: RunningStack, make_organization: MakeOrganization) -> Iterator[Firm]:
+    organization = make_organization(stack.database)
+    with stack.database.connect() as superuser:
+        superuser.execute("insert into app.cases (organization_id, title) values (%s, 'one')", [organization.id])
+    with stack.client(organization["owner"].subject, org=organization.id) as gateway:
+        yield Firm(organization, stack, gateway)
+
+
+EMBEDDED = [
+    "organizations?select=slug,cases(title)",
+    "organizations?select=slug,%63ases(title)",
+    "organizations?s%65lect=slug,mine:cases!inner(title)",
+    "organizations?limit=1;select=slug,cases(title)",
+    'organizations?select=slug,"c\\ases"(title)',
+    "organizations?select=slug,+cases+(title)",
+    "organizations?select=slug&select=slug,cases(title)",
+    "organizations?select=slug,cases_organization_id_fkey(title)",
+    "memberships?select=organizations(cases(title))",
+    "memberships?select=...organizations(cases(title))",
+]
+
+
+@pytest.mark.parametrize("target", EMBEDDED)
+def test_a_billable_table_is_billed_when_it_is_embedded(firm: Firm, target: str) -> None:
+    """Whatever PostgREST takes for a way to write it. What it does not take is free to be billed or not."""
+    path, _, query = target.partition("?")
+    answer = firm.gateway.get(f"/api/v1/{path}?" + quote(query, safe="%=&;,:!()+.\\"))
+    if answer.status_code == 200 and '"one"' in answer.text:
+        assert firm.metered() == [("GET", "/api/v1/cases")]
+    else:
+        assert target not in EMBEDDED[:2], answer.text
+
+
+def test_a_write_that_returns_a_billable_table_is_billed(firm: Firm) -> None:
+    changed = firm.gateway.patch(
+        f"/api/v1/organizations?id=eq.{firm.organization.id}&select=name,cases(title)",
+        json={"name": "Renamed"},
+        headers={"Prefer": "return=representation"},
+    )
+    assert changed.json() == [{"name": "Renamed", "cases": [{"title": "one"}]}]
+    made = firm.gateway.post(
+        "/api/v1/rpc/create_organization?select=slug,cases(title)",
+        json={"name": "New", "slug": f"new-{uuid4().hex[:8]}", "timezone": "UTC"},
+    )
+    assert made.status_code == 200, made.text
+    assert firm.metered() == [("PATCH", "/api/v1/cases"), ("POST", "/api/v1/cases")]
+
+
+@pytest.mark.parametrize(
+    "query", ["select=slug", "select=cases", "select=casesx(title)", "name=eq.cases(title)", "select=cases:name"]
+)
+def test_what_only_looks_like_embedding_is_free(firm: Firm, query: str) -> None:
+    firm.gateway.get(f"/api/v1/organizations?{query}")
+    assert firm.metered() == []
+
+
+@pytest.mark.parametrize(
+    ("query", "embeds"),
+    [
+        (b"select=cases(title)", True),
+        (b"select=c%61ses%28title)", True),
+        (b"select=+cases+(title)", True),
+        (b"select=a:cases!inner!hint(title)", True),
+        (b'select="x(":cases(title)', True),
+        (b'select="ca\\ses"(title)', True),
+        (b"select=...cases(title)", True),
+        (b"select=a,b:other(x,cases(title))", True),
+        (b"x=1;select=cases(title)", True),
+        (b"select=other(cases)", False),
+        (b"order=cases(title)", False),
+        (b"select=id,cases::text", False),
+        (b"", False),
+    ],
+)
+def test_embedded_names_are_read_as_postgrest_reads_them(query: bytes, embeds: bool) -> None:
+    match = BillableRoutes(["/api/v1/cases"]).match(b"/api/v1/organizations", query)
+    assert match == ("/api/v1/cases" if embeds else None)
+
+
+@contextmanager
+def connected(firm: Firm) -> Iterator[socket.socket]:
+    url = urlsplit(firm.stack.gateway_url)
+    with socket.create_connection((url.hostname, url.port), timeout=20) as raw:
+        yield raw
+
+
+def head_of(firm: Firm, method: str, path: str, **headers: object) -> bytes:
+    named = {"Host": "x", "Authorization": firm.gateway.headers["Authorization"], "Content-Type": "application/json"}
+    named |= {name.replace("_", "-"): str(value) for name, value in headers.items()}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in named.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def cases_of(firm: Firm, organization_id: UUID) -> list[str]:
+    with firm.stack.database.connect() as superuser:
+        rows = superuser.execute(
+            "select title from app.cases where organization_id = %s order by title", [organization_id]
+        ).fetchall()
+    return [title for (title,) in rows]
+
+
+SHAPE_ENDS = b"}"  # of an error, and of nothing that comes before it
+
+
+def test_an_organization_made_while_the_body_is_held_back_is_not_free(firm: Firm) -> None:
+    slug = f"late-{uuid4().hex[:8]}"
+    body = json.dumps({"title": "free"}).encode()
+    with connected(firm) as raw:
+        # "100 Continue" says that the gateway has looked, and now waits for the body.
+        raw.sendall(
+            head_of(
+                firm, "POST", "/api/v1/cases", Content_Length=len(body), X_Organization_ID=slug, Expect="100-continue"
+            )
+        )
+        answer = raw.recv(65536)
+        if answer.startswith(b"HTTP/1.1 100"):
+            raw.sendall(body[:-1])
+            made = firm.gateway.post(
+                "/api/v1/rpc/create_organization", json={"name": "Late", "slug": slug, "timezone": "UTC"}
+            )
+            assert made.status_code == 200, made.text
+            raw.sendall(body[-1:])
+            answer = b""
+        while SHAPE_ENDS not in answer:
+            piece = raw.recv(65536)
+            assert piece, answer
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 403")
+    assert f'"NOT_A_MEMBER: you are not a member of organization {slug}"'.encode() in answer
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_who_has_no_organization_is_told_what_postgrest_would_say(firm: Firm, named: bool) -> None:
+    subject = f"nobody-{uuid4()}"
+    with firm.stack.database.connect() as superuser:
+        superuser.execute("insert into tenancy.users (subject) values (%s)", [subject])
+    with firm.stack.client(subject, org="x" * 100 if named else None) as gateway:
+        refused = gateway.get("/api/v1/cases")
+        said_by_postgrest = httpx.get(f"{firm.stack.postgrest_url}/cases", headers=gateway.headers, trust_env=False)
+        assert gateway.get("/api/v1/organizations").status_code == (403 if named else 200)
+    assert refused.json() == said_by_postgrest.json()
+    assert_problem(refused, *((403, "NOT_A_MEMBER") if named else (400, "ORGANIZATION_REQUIRED")))
+
+
+def waiting_for_a_lock(firm: Firm) -> bool:
+    with firm.stack.database.connect() as operator:
+        waiting = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        return operator.execute(waiting).rowcount > 0
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_a_write_is_billed_though_its_client_hung_up(firm: Firm, method: str) -> None:
+    body = b"" if method == "DELETE" else json.dumps({"title": "written"}).encode()
+    path = "/api/v1/cases" + ("" if method == "POST" else f"?organization_id=eq.{firm.organization.id}")
+    with firm.stack.database.connect(autocommit=False) as blocker:
+        blocker.execute("lock table app.cases in access exclusive mode")
+        with connected(firm) as raw:
+            raw.sendall(head_of(firm, method, path, Content_Length=len(body)) + body)
+            assert eventually(lambda: waiting_for_a_lock(firm), bool)
+            time.sleep(0.2)  # long enough for the gateway to watch for it
+        time.sleep(0.3)
+        blocker.rollback()
+    written = {"POST": ["one", "written"], "PATCH": ["written"], "DELETE": []}[method]
+    assert eventually(lambda: cases_of(firm, firm.organization.id), lambda titles: titles == written) == written
+    assert eventually(firm.metered, bool) == [(method, "/api/v1/cases")]
+
+
+@pytest.mark.parametrize("spaces", [10, 1_000_000], ids=["small", "streamed"])
+def test_an_upload_that_breaks_off_writes_nothing(firm: Firm, spaces: int) -> None:
+    """Though what came of it is whole JSON."""
+    body = json.dumps({"title": "free"}).encode()
+    with connected(firm) as raw:
+        raw.sendall(head_of(firm, "POST", "/api/v1/cases", Content_Length=len(body) + spaces) + body)
+        raw.sendall(b" " * (spaces // 2))
+        time.sleep(0.3)
+    time.sleep(0.3)
+    assert firm.metered() == []
+    assert cases_of(firm, firm.organization.id) == ["one"]
+
+
+PREFERENCES = [["count=planned", "return=representation"], ["return=representation", "count=planned"]]
+
+
+@pytest.mark.parametrize("preferences", PREFERENCES)
+def test_preferences_in_two_headers_are_read_as_one(firm: Firm, preferences: list[str]) -> None:
+    headers = [*firm.gateway.headers.multi_items(), *(("Prefer", value) for value in preferences)]
+    answer = httpx.get(f"{firm.stack.gateway_url}/api/v1/cases", headers=headers, trust_env=False)
+    assert_problem(answer, 400, "COUNT_NOT_EXACT")
+
+
+def sidecar(stack: RunningStack) -> psutil.Process:
+    (process,) = members("sidecar", stack.state)
+    return process
+
+
+def read_all(raw: socket.socket) -> bytes:
+    return b"".join(iter(lambda: raw.recv(65536), b""))
+
+
+@pytest.mark.parametrize("endless", ["header", "url", "many headers"])
+def test_an_endless_head_is_refused(firm: Firm, endless: str) -> None:
+    start = {"header": b"GET / HTTP/1.1\r\nX: ", "url": b"GET /", "many headers": b"GET / HTTP/1.1\r\n"}[endless]
+    piece = b"X: yyyy\r\n" * 1000 if endless == "many headers" else b"y" * 9000
+    with connected(firm) as raw:
+        raw.settimeout(3)
+        raw.sendall(start)
+        answer = b""
+        for _ in range(8):
+            raw.sendall(piece)
+            time.sleep(0.02)
+        answer = read_all(raw)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(body)["message"].startswith("HEADERS_TOO_LARGE: ")
+
+
+def test_a_long_body_is_no_head(firm: Firm) -> None:
+    """The limit counts heads anew on a connection that is used again."""
+    for _ in range(3):
+        made = firm.gateway.post("/api/v1/cases", json={"title": "x" * 100_000})
+        assert made.status_code in (201, 400), made.text
+    assert firm.gateway.get("/api/v1/cases", headers={"X-Long": "y" * 30_000}).status_code == 200
