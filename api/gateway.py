@@ -17,6 +17,7 @@ from api.routes import GATEWAY_PREFIX, upstream_path
 from api.upstream import Body, Headers, Upstream, UpstreamError
 
 WATCH_AFTER_SECONDS: Final = 0.05  # quicker answers are not worth a task that waits for the client to hang up
+READS: Final = frozenset({"GET", "HEAD"})
 SMALL_BODY_BYTES: Final = 64 * 1024
 
 HOP_BY_HOP: Final = frozenset(
@@ -43,6 +44,7 @@ NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"x-real-ip",
     REQUEST_ID,
 }
+PREFER: Final = b"prefer"
 RELATIVE_TO_POSTGREST: Final = frozenset({b"location", b"content-location"})
 
 
@@ -61,11 +63,12 @@ class Gateway:
         if path is None:
             raise problem("ROUTE_NOT_FOUND", "there is nothing at this path", hint="The API is at /api/v1/.")
         body = RequestBody(scope, receive)
-        hang_up = HangUp(body)
+        # A write may be done whatever becomes of its client, so it runs to its end and is metered by its status.
+        hang_up = HangUp(body) if scope["method"] in READS else None
         try:
             await self._exchange(scope, path, body, send)
         except asyncio.CancelledError:
-            if not hang_up.happened:
+            if hang_up is None or not hang_up.happened:
                 raise
             hang_up.absorb()
         except ClientGone:
@@ -77,7 +80,8 @@ class Gateway:
                 hint="Try again in a moment. What was asked may have been done.",
             ) from None
         finally:
-            hang_up.stop_watching()
+            if hang_up is not None:
+                hang_up.stop_watching()
 
     async def _exchange(self, scope: Scope, path: bytes, body: RequestBody, send: Send) -> None:
         query: bytes = scope["query_string"]
@@ -171,6 +175,10 @@ def _request_headers(scope: Scope) -> Headers:
     context: RequestContext = context_of(scope)
     dropped = NOT_FORWARDED | _named_in_connection(scope["headers"]) | {ORGANIZATION}
     headers = [header for header in scope["headers"] if header[0] not in dropped]
+    preferences = [value for name, value in headers if name == PREFER]
+    if len(preferences) > 1:  # SQL is shown only one header of a name, while PostgREST heeds them all
+        headers = [header for header in headers if header[0] != PREFER]
+        headers.append((PREFER, b", ".join(preferences)))
     headers.append((REQUEST_ID, context.request_id.encode()))
     if context.principal.token is not None:
         headers.append((b"authorization", b"Bearer " + context.principal.token.encode()))
