@@ -13,6 +13,8 @@ was acknowledged to nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -37,6 +39,7 @@ STALLED_AFTER_SECONDS: Final = 60.0  # records are usually in Postgres within a 
 FULL_FOR_SECONDS: Final = 30.0  # how long a record that could not be kept shows in /health, unless a later one is kept
 _HEADER: Final = struct.Struct(">II")
 _LENGTH: Final = struct.Struct(">I")
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
 
 
 class SpoolError(Exception):
@@ -70,12 +73,14 @@ class Spool:
         self._active: Segment | None = None
         self._active_fd = -1
         self._lock_fd = -1
+        self._directory_fd = -1
         self._next_number = 1
         self._bytes = 0
         self._dropped = 0
         self._failed_at: float | None = None
         self._complained = -COMPLAIN_EVERY_SECONDS
-        self._unsynced: list[int] = []
+        self._unsynced: deque[int] = deque()  # descriptors of sealed segments; the thread that syncs takes them out
+        self._reserve: deque[int] = deque()  # one to give up for the next segment when there are no descriptors left
         self._names_unsynced = False
         self._appended = asyncio.Event()
         self._dirty = asyncio.Event()
@@ -86,6 +91,8 @@ class Spool:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._directory_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+            self._reserve.append(os.dup(self._directory_fd))
         except BlockingIOError:
             os.close(self._lock_fd)
             raise SpoolError(f"SPOOL_DIR {self._directory} is in use by another sidecar.") from None
@@ -100,8 +107,9 @@ class Spool:
     def close(self) -> None:
         """Sync what is here and let go of the directory. What is not sent yet is sent after the next start."""
         self.seal()
-        self._sync(self._take_unsynced(), self._names_unsynced)
-        os.close(self._lock_fd)
+        self._sync(None)
+        for descriptor in (*self._reserve, self._directory_fd, self._lock_fd):
+            os.close(descriptor)
 
     def __enter__(self) -> Self:
         self.open()
@@ -171,34 +179,65 @@ class Spool:
             await self._dirty.wait()
             await asyncio.sleep(SYNC_DELAY_SECONDS)
             self._dirty.clear()
-            names, self._names_unsynced = self._names_unsynced, False
-            await asyncio.to_thread(self._sync, self._take_unsynced(), names)
+            await asyncio.to_thread(self._sync, self._active_fd if self._active is not None else None)
 
-    def _take_unsynced(self) -> list[int]:
-        taken, self._unsynced = self._unsynced, []
-        if self._active is not None:
-            taken.append(os.dup(self._active_fd))
-        return taken
+    def _sync(self, active: int | None) -> None:
+        """Sync the newest segment, those sealed since the last time, and their names. Runs in a thread.
 
-    def _sync(self, descriptors: list[int], names: bool) -> None:
-        """Sync and close descriptors; with `names`, the directory as well. Runs in a thread."""
-        if names:
-            descriptors = [*descriptors, os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)]
-        for descriptor in descriptors:
+        It opens nothing, since the process may have no descriptor left, and closes only what is sealed.
+        """
+        if active is not None:
+            self._sync_one(active)
+        while self._unsynced:
+            descriptor = self._unsynced.popleft()
             try:
-                os.fsync(descriptor)
-            except OSError as error:
-                log.error("spool_sync_failed", error=str(error))
+                self._sync_one(descriptor)
             finally:
-                os.close(descriptor)
+                self._let_go(descriptor)
+        if self._names_unsynced:
+            self._names_unsynced = False
+            self._sync_one(self._directory_fd)
+
+    def _sync_one(self, descriptor: int) -> None:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            log.error("spool_sync_failed", error=str(error))
 
     def _begin_segment(self) -> None:
+        """Make the next file. It becomes the newest segment only once it has begun as one should."""
         path = self._directory / f"{self._next_number:020d}{SUFFIX}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        descriptor = self._open_segment(path)
         self._next_number += 1
-        self._active, self._active_fd = Segment(path, 0, time()), descriptor
+        try:
+            if os.write(descriptor, MAGIC) != len(MAGIC):
+                raise OSError("the disk is full")
+        except OSError:
+            self._let_go(descriptor)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        self._active, self._active_fd = Segment(path, len(MAGIC), time()), descriptor
+        self._bytes += len(MAGIC)
         self._names_unsynced = True
-        self._write(MAGIC)
+
+    def _open_segment(self, path: Path) -> int:
+        """Without descriptors, at the price of the one kept in reserve: connections may wait, records may not."""
+        try:
+            return os.open(path, _CREATE, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._reserve:
+                raise
+        os.close(self._reserve.popleft())
+        return os.open(path, _CREATE, 0o600)
+
+    def _let_go(self, descriptor: int) -> None:
+        """Close the file. Its descriptor becomes the reserve when that was used: nobody else is to get hold of it."""
+        if self._reserve:
+            os.close(descriptor)
+        else:
+            os.dup2(self._directory_fd, descriptor, inheritable=False)
+            self._reserve.append(descriptor)
 
     def _write(self, data: bytes) -> None:
         """All of it or nothing: what follows half a record would be unreadable."""
