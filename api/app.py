@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import structlog
@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 DRAIN_SECONDS: Final = 5.0
 MAINTENANCE_SECONDS: Final = 3600.0
 MAINTENANCE_RETRY_SECONDS: Final = 10.0
+RESTART_SECONDS: Final = 1.0
 
 
 def create_app(settings: Settings, spool: Spool) -> Starlette:
@@ -46,12 +47,19 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     verifier = TokenVerifier(settings.require("jwt_secret"), settings.jwt_algorithm)
     tenants = Tenants(database)
     postgrest = Upstream(settings.require("postgrest_url"))
+    tasks = Tasks()
+    events = events_endpoint(
+        database, tenants, max_bytes=settings.max_ingest_bytes, pool_size=settings.database_pool_size
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         sender = Sender(spool, database)
-        shipping = asyncio.create_task(sender.run())
-        beside = [asyncio.create_task(spool.keep_synced()), asyncio.create_task(_maintain(database))]
+        shipping = tasks.start("shipping", sender.run)
+        beside = [
+            tasks.start("syncing", spool.keep_synced),
+            tasks.start("maintenance", lambda: _maintain(database)),
+        ]
         try:
             yield
         finally:
@@ -66,8 +74,8 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     return Starlette(
         routes=[
             Mount("/api/v1", Gateway(postgrest)),
-            Route("/v1/events", events_endpoint(database, tenants, settings.max_ingest_bytes), methods=["POST"]),
-            Route("/health", health_endpoint(database, spool, postgrest, PROJECT / "migrations")),
+            Route("/v1/events", events, methods=["POST"]),
+            Route("/health", health_endpoint(database, spool, postgrest, PROJECT / "migrations", tasks.stopped)),
         ],
         middleware=[
             Middleware(CorrelationId),
@@ -79,6 +87,32 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         exception_handlers={HTTPException: _answer_http_exception, Problem: _answer_problem},
         lifespan=lifespan,
     )
+
+
+class Tasks:
+    """What runs beside the requests. One that fails is started again after a pause; until then /health names it."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, bool] = {}
+
+    def start(self, name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        return asyncio.create_task(self._keep(name, run), name=name)
+
+    def stopped(self) -> list[str]:
+        return sorted(name for name, is_running in self._running.items() if not is_running)
+
+    async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            self._running[name] = True
+            try:
+                await run()
+            except Exception:  # a mistake of ours, which must not end metering unnoticed
+                log.exception("task_failed", task=name)
+            else:
+                return
+            finally:
+                self._running[name] = False
+            await asyncio.sleep(RESTART_SECONDS)
 
 
 async def _maintain(database: Database) -> None:

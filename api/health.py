@@ -19,15 +19,18 @@ PROBE_TIMEOUT_SECONDS: Final = 2.0
 
 
 def health_endpoint(
-    database: Database, spool: Spool, postgrest: Upstream, migrations: Path
+    database: Database, spool: Spool, postgrest: Upstream, migrations: Path, stopped_tasks: Callable[[], list[str]]
 ) -> Callable[[Request], Awaitable[Response]]:
+    known = _known_migrations(migrations)  # read once: later there may be no descriptor left to read them with
+
     async def health(_: Request) -> Response:
-        """200 while everything works; 503 when a part is away, migrations are pending, or the spool is stuck."""
+        """200 while all works; 503 when a part is away or stopped, migrations are pending, or the spool is stuck."""
         facts, postgrest_is_up = await asyncio.gather(_database_facts(database), _answers(postgrest))
-        pending = None if facts is None else sorted(_known_migrations(migrations) - set(facts.get("applied", [])))
+        pending = None if facts is None else sorted(known - set(facts.get("applied", [])))
         spool_state = spool.state()
         spool_is_ok = not spool_state.full and not spool_state.stalled
-        is_ok = facts is not None and postgrest_is_up and not pending and spool_is_ok
+        stopped = stopped_tasks()
+        is_ok = facts is not None and postgrest_is_up and not pending and spool_is_ok and not stopped
         return JSONResponse(
             {
                 "status": "ok" if is_ok else "degraded",
@@ -35,6 +38,7 @@ def health_endpoint(
                 "postgrest": {"status": "ok" if postgrest_is_up else "down"},
                 "migrations": {"version": None if facts is None else facts.get("version"), "pending": pending},
                 "spool": asdict(spool_state),
+                "tasks": {"stopped": stopped},
             },
             status_code=200 if is_ok else 503,
         )
@@ -45,7 +49,7 @@ def health_endpoint(
 async def _database_facts(database: Database) -> dict[str, Any] | None:
     try:
         return await database.health()
-    except (DatabaseError, TimeoutError):
+    except (DatabaseError, OSError):  # TimeoutError is one
         return None
 
 
@@ -58,7 +62,7 @@ async def _answers(postgrest: Upstream) -> bool:
             while (await answer.read())[1]:
                 pass
             return answer.status == 200
-    except (UpstreamError, TimeoutError):
+    except (UpstreamError, OSError):
         return False
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -65,7 +66,7 @@ class Sender:
         """Until Postgres has answered for each event. A refused batch is halved until the bad event stands alone."""
         events = f"[{b','.join(batch).decode('utf-8', 'replace')}]"
         try:
-            await self._insist(lambda: self._database.ingest(events, None, SOURCE, "adjust"))
+            outcome = await self._insist(lambda: self._database.ingest(events, None, SOURCE, "adjust"))
         except DatabaseError as refusal:
             if len(batch) == 1:
                 await self._reject(batch[0], refusal)
@@ -73,8 +74,19 @@ class Sender:
             middle = len(batch) // 2
             await self._deliver(batch[:middle])
             await self._deliver(batch[middle:])
+        else:
+            self._take_note(outcome)
+
+    def _take_note(self, outcome: str) -> None:
+        """Postgres keeps each event that it turned down, with the reason. That there are some is to be noticed here."""
+        answer = json.loads(outcome)
+        codes = Counter(str(event["code"]) for event in (*answer["rejected"], *answer["conflicts"]))
+        if codes:
+            self._spool.count_rejected(codes.total())
+            log.warning("events_rejected", count=codes.total(), codes=dict(codes))
 
     async def _reject(self, event: bytes, refusal: DatabaseError) -> None:
+        self._spool.count_rejected(1)
         log.error("event_refused", state=refusal.state, error=refusal.message)
         code, message = _stable_code(refusal), refusal.message or str(refusal)
         text = event.decode("utf-8", "replace")

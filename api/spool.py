@@ -59,6 +59,7 @@ class SpoolState:
     pending_bytes: int
     oldest_seconds: float
     dropped: int
+    rejected: int  # what Postgres has turned down since the start: look for events_rejected in the log
     full: bool
     stalled: bool  # what is oldest should have been delivered long ago: look for spool_waits in the log
 
@@ -77,6 +78,7 @@ class Spool:
         self._next_number = 1
         self._bytes = 0
         self._dropped = 0
+        self._rejected = 0
         self._failed_at: float | None = None
         self._complained = -COMPLAIN_EVERY_SECONDS
         self._unsynced: deque[int] = deque()  # descriptors of sealed segments; the thread that syncs takes them out
@@ -167,11 +169,15 @@ class Spool:
         except OSError as error:
             log.error("spool_cleanup_failed", segment=segment.path.name, error=str(error))
 
+    def count_rejected(self, records: int) -> None:
+        """Records that reached Postgres and count for nothing there."""
+        self._rejected += records
+
     def state(self) -> SpoolState:
         oldest = self._sealed[0] if self._sealed else self._active
         age = max(0.0, time() - oldest.created) if oldest is not None else 0.0
         full = self._failed_at is not None and monotonic() - self._failed_at < FULL_FOR_SECONDS
-        return SpoolState(self._bytes, round(age, 3), self._dropped, full, age > STALLED_AFTER_SECONDS)
+        return SpoolState(self._bytes, round(age, 3), self._dropped, self._rejected, full, age > STALLED_AFTER_SECONDS)
 
     async def keep_synced(self) -> None:
         """Bring what was appended to the disk itself, soon after. Runs until cancelled."""
