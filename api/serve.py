@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import uvloop
 
 from api.app import create_app
 from api.logs import configure_logs
+from api.protocol import limited_protocol
 from api.settings import Settings, SettingsError, load_settings
 from api.spool import Spool, SpoolError
 
@@ -23,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 FINISH_REQUESTS_SECONDS: Final = 10
 KEEP_ALIVE_SECONDS: Final = 65
+RESERVED_DESCRIPTORS: Final = 128
+MAX_DESCRIPTORS: Final = 65_536  # more would only be memory for idle clients
 
 
 class Server(uvicorn.Server):
@@ -48,12 +52,13 @@ def main() -> int:
 
 
 def serve(settings: Settings, spool: Spool) -> int:
+    protocol = limited_protocol(_most_connections(_raise_descriptor_limit()))
     server = Server(
         uvicorn.Config(
             create_app(settings, spool),
             host=settings.host,
             port=settings.gateway_port,
-            http="httptools",
+            http=protocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -69,6 +74,24 @@ def serve(settings: Settings, spool: Spool) -> int:
         runner.run(server.serve())
     log.info("sidecar_stopped", **asdict(spool.state()))
     return 0 if server.started else 1
+
+
+def _raise_descriptor_limit() -> int:
+    """How many files and sockets this process may have open, after asking for all it can get."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        return soft
+    return wanted
+
+
+def _most_connections(descriptors: int) -> int:
+    """Each client may need a second one, to PostgREST. The spool and the database are never to go without."""
+    return max(1, (descriptors - RESERVED_DESCRIPTORS) // 2)
 
 
 if __name__ == "__main__":

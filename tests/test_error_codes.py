@@ -287,6 +287,7 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "BODY_TOO_LARGE": (413, lambda world: world.send("[" + " " * MAX_INGEST_BYTES + "]")),
     "DATABASE_BUSY": (503, from_database_that_is_busy),
     "DATABASE_UNAVAILABLE": (503, from_database_that_is_away),
+    "HEADERS_TOO_LARGE": (431, lambda world: world.ask("GET", "/health", headers=[("X-Long", "x" * 70_000)])),
     "INTERNAL_ERROR": (500, from_what_nobody_foresaw),
     "INVALID_BODY": (400, lambda world: world.send("{")),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/api/v1/cases", "no.to.ken")),

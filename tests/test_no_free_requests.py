@@ -8,18 +8,18 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit
 from uuid import UUID, uuid4
 
 import httpx
-import psutil
 import pytest
 
+from api.retries import MAX_SHARED, WINDOW_SECONDS, RetryKeys
 from api.routes import BillableRoutes
-from api.stack.processes import members
-from tests.conftest import MakeOrganization
+from api.stack.processes import start, stop, wait_until_ready
+from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack
 from tests.observe import assert_problem, eventually, metered_since
 
@@ -228,11 +228,6 @@ def test_preferences_in_two_headers_are_read_as_one(firm: Firm, preferences: lis
     assert_problem(answer, 400, "COUNT_NOT_EXACT")
 
 
-def sidecar(stack: RunningStack) -> psutil.Process:
-    (process,) = members("sidecar", stack.state)
-    return process
-
-
 def read_all(raw: socket.socket) -> bytes:
     return b"".join(iter(lambda: raw.recv(65536), b""))
 
@@ -260,3 +255,67 @@ def test_a_long_body_is_no_head(firm: Firm) -> None:
         made = firm.gateway.post("/api/v1/cases", json={"title": "x" * 100_000})
         assert made.status_code in (201, 400), made.text
     assert firm.gateway.get("/api/v1/cases", headers={"X-Long": "y" * 30_000}).status_code == 200
+
+
+def test_endless_trailers_are_cut_off(firm: Firm) -> None:
+    """They come after the body, in a request that runs already."""
+    with connected(firm) as raw:
+        raw.settimeout(3)
+        raw.sendall(head_of(firm, "POST", "/api/v1/cases", Transfer_Encoding="chunked") + b"2\r\n{}\r\n0\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(40):
+                raw.sendall(b"X: yyyy\r\n" * 1000)
+                time.sleep(0.02)
+
+
+def test_an_upgrade_does_not_lose_a_body(firm: Firm) -> None:
+    body = json.dumps({"title": "upgraded"}).encode()
+    with connected(firm) as raw:
+        raw.settimeout(5)
+        head = head_of(
+            firm, "POST", "/api/v1/cases", Connection="Upgrade", Upgrade="websocket", Content_Length=len(body)
+        )
+        raw.sendall(head + body)
+        answer = read_all(raw)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"INVALID_BODY: " in answer
+
+
+def test_retries_are_remembered_in_little_and_not_for_long() -> None:
+    now = 0.0
+    keys = RetryKeys(lambda: now)
+    long = b"x" * 100_000
+    first = keys.key_for(("tenant", long))
+    assert [keys.key_for(("tenant", long)) for _ in range(MAX_SHARED - 1)] == [first] * (MAX_SHARED - 1)
+    second = keys.key_for(("tenant", long))
+    assert second != first
+    assert keys.key_for(("tenant", long + b"y")) not in (first, second)
+    assert all(isinstance(kept, bytes) and len(kept) == 16 for kept in keys._seen)
+    assert len(keys) == 2
+    now = WINDOW_SECONDS + 1
+    third = keys.key_for(("somebody else", b""))
+    assert len(keys) == 1, "what is older than the window is gone"
+    assert third not in (first, second)
+
+
+def test_idle_connections_leave_descriptors_for_the_spool(
+    open_stack: OpenStack, make_organization: MakeOrganization
+) -> None:
+    with open_stack() as stack, ExitStack() as idle:
+        organization = make_organization(stack.database)
+        part = stack.parts["sidecar"]
+        stack.stop()
+        few = replace(part, command=("/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh", *part.command))
+        wait_until_ready(few, start(few, stack.state), stack.state)
+        try:
+            with stack.client(organization["owner"].subject) as client:
+                assert client.get("/api/v1/cases").status_code == 200
+                url = urlsplit(stack.gateway_url)
+                for _ in range(220):
+                    idle.enter_context(socket.create_connection((url.hostname, url.port), timeout=5))
+                assert client.get("/api/v1/cases").status_code == 200, "there is a connection to the database left"
+                assert client.get("/api/v1/cases", headers={"X-Organization-ID": "other"}).status_code == 403
+                assert client.get("/health").status_code == 200, "and the spool can open its files"
+                assert len(metered_since(stack, client, organization.id)) == 2
+        finally:
+            stop(few.name, stack.state)

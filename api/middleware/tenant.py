@@ -15,8 +15,9 @@ HEADER = b"x-organization-id"
 
 
 class TenantResolution:
-    """Sets the tenant of a member's request. Unresolved, the request goes on: Usage refuses what is billable, and PostgREST
-    the rest."""
+    """Sets the tenant of a member's request. Unresolved, the request goes on: Usage refuses what is billable, and
+    PostgREST the rest.
+    """
 
     def __init__(self, app: ASGIApp, tenants: Tenants) -> None:
         self._app = app
