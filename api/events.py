@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 from uuid import UUID
@@ -16,9 +17,15 @@ from api.middleware.tenant import organization_named
 from api.tenants import Tenants
 
 SOURCE: Final = "api"
+CONNECTIONS_LEFT: Final = 2
 
 
-def events_endpoint(database: Database, tenants: Tenants, max_bytes: int) -> Callable[[Request], Awaitable[Response]]:
+def events_endpoint(
+    database: Database, tenants: Tenants, *, max_bytes: int, pool_size: int
+) -> Callable[[Request], Awaitable[Response]]:
+    # The pool also resolves tenants and ships the spool: batches, which can take long, leave connections for that.
+    slots = asyncio.Semaphore(max(1, pool_size - CONNECTIONS_LEFT))
+
     async def receive_events(request: Request) -> Response:
         """Store a batch of usage events. Safe to send twice: `id` is the idempotency key.
 
@@ -28,7 +35,9 @@ def events_endpoint(database: Database, tenants: Tenants, max_bytes: int) -> Cal
         _require_json(request)
         body = await _read_text(request, max_bytes)
         try:
-            outcome = await database.ingest(body, await _organization_id(request, tenants), SOURCE, "reject")
+            organization_id = await _organization_id(request, tenants)
+            async with slots:
+                outcome = await database.ingest(body, organization_id, SOURCE, "reject")
         except DatabaseError as error:
             if error.malformed:
                 raise problem("INVALID_BODY", "the body is not JSON we can store", details=error.message) from None

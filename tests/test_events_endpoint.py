@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ import pytest
 
 from tests.conftest import MakeOrganization
 from tests.harness import Organization, RunningStack
-from tests.observe import assert_problem
+from tests.observe import assert_problem, eventually
 
 JSON = {"Content-Type": "application/json"}
 
@@ -261,3 +262,29 @@ def test_sending_usage_is_not_metered_as_a_request(
             "select count(*) from metering.usage_events where organization_id = %s", [organization.id]
         ).fetchone()
     assert row == (0,)
+
+
+def test_batches_leave_connections_to_everybody_else(
+    stack: RunningStack, organization: Organization, backend: httpx.Client
+) -> None:
+    """While they wait in Postgres, a member whom the sidecar has not seen yet is still let in."""
+    waiting = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    batch = {"events": [usage(str(uuid4()))]}
+    headers = {"X-Organization-ID": str(organization.id)}
+    with (
+        stack.database.connect() as operator,
+        stack.database.connect(autocommit=False) as blocker,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        blocker.execute("lock table metering.usage_events, metering.event_keys in access exclusive mode")
+        sent = [pool.submit(backend.post, "/v1/events", json=batch, headers=headers) for _ in range(8)]
+        try:
+            assert eventually(lambda: operator.execute(waiting).rowcount, lambda count: count >= 2) >= 2
+            with stack.client(organization["member"].subject) as member:
+                answered = member.get("/api/v1/organizations").status_code
+        finally:
+            blocker.rollback()
+        answers = [answer.result(timeout=30) for answer in sent]
+    assert answered == 200
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+    assert sum(answer.json()["accepted"] for answer in answers) == 1
