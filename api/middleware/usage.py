@@ -33,12 +33,12 @@ class Usage:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         meterable = scope["type"] == "http" and scope["method"] != "OPTIONS"
         route = self._routes.match(raw_path(scope), scope["query_string"]) if meterable else None
-        if route is None or context_of(scope).principal.role != "member":
+        tenant = context_of(scope).tenant if route is not None else None
+        if route is not None and tenant is None and context_of(scope).principal.role == "member":
+            raise _no_tenant(organization_named(scope))
+        if route is None or tenant is None:
             await self._app(scope, receive, send)
             return
-        tenant = context_of(scope).tenant
-        if tenant is None:
-            raise _no_tenant(organization_named(scope))
         response = MeteredResponse(scope, send, route, tenant, self._spool, self._retries)
         try:
             await self._app(scope, receive, response.send)
