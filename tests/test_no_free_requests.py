@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit
@@ -308,14 +309,23 @@ def test_idle_connections_leave_descriptors_for_the_spool(
         few = replace(part, command=("/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh", *part.command))
         wait_until_ready(few, start(few, stack.state), stack.state)
         try:
-            with stack.client(organization["owner"].subject) as client:
-                assert client.get("/api/v1/cases").status_code == 200
-                url = urlsplit(stack.gateway_url)
-                for _ in range(220):
-                    idle.enter_context(socket.create_connection((url.hostname, url.port), timeout=5))
-                assert client.get("/api/v1/cases").status_code == 200, "there is a connection to the database left"
-                assert client.get("/api/v1/cases", headers={"X-Organization-ID": "other"}).status_code == 403
-                assert client.get("/health").status_code == 200, "and the spool can open its files"
-                assert len(metered_since(stack, client, organization.id)) == 2
+            token = {"Authorization": f"Bearer {stack.token(organization['owner'].subject)}"}
+            clients = [
+                idle.enter_context(httpx.Client(base_url=stack.gateway_url, headers=token, timeout=30, trust_env=False))
+                for _ in range(8)
+            ]
+            for client in clients:
+                assert client.get("/health").status_code == 200
+            url = urlsplit(stack.gateway_url)
+            for _ in range(220):
+                idle.enter_context(socket.create_connection((url.hostname, url.port), timeout=5))
+            with stack.database.connect(autocommit=False) as blocker, ThreadPoolExecutor(len(clients)) as pool:
+                blocker.execute("lock table app.cases in access exclusive mode")
+                asked = [pool.submit(client.get, "/api/v1/cases") for client in clients]
+                time.sleep(0.5)  # all at once, so that each needs a connection to PostgREST
+                blocker.rollback()
+            assert [answer.result().status_code for answer in asked] == [200] * len(clients)
+            assert clients[0].get("/health").status_code == 200
+            assert len(metered_since(stack, clients[0], organization.id)) == len(clients)
         finally:
             stop(few.name, stack.state)
