@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,31 @@ ROOMY = 64 * 1024 * 1024
 LOG_BYTES = 1024 * 1024
 DESCRIPTORS = 64
 
+SMALL_FILES = f"ulimit -f 32; exec '{sys.executable}' -m api.serve"
+
+STARVING = f"""
+import os, resource, signal
+from api.serve import main
+
+taken = []
+
+def take(*_):
+    resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    try:
+        while True:
+            taken.append(os.dup(0))
+    except OSError:
+        pass
+
+def give_back(*_):
+    while taken:
+        os.close(taken.pop())
+
+signal.signal(signal.SIGUSR1, take)
+signal.signal(signal.SIGUSR2, give_back)
+raise SystemExit(main())
+"""
+
 
 def records_in(directory: Path) -> list[bytes]:
     return [record for path in sorted(directory.glob("*.spool")) for record in read_segment(path)[0]]
@@ -44,12 +69,10 @@ def run(script: str, directory: Path) -> None:
 
 
 @contextmanager
-def limited(stack: RunningStack, limit: str) -> Iterator[RunningStack]:
-    """The stack, its sidecar started again under `ulimit`."""
-    part = stack.parts["sidecar"]
-    command = ("sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *part.command)
+def restarted(stack: RunningStack, *command: str) -> Iterator[RunningStack]:
+    """The stack, its sidecar started again by another command."""
     stack.stop()
-    running = replace(stack, parts={**stack.parts, "sidecar": replace(part, command=command)})
+    running = replace(stack, parts={**stack.parts, "sidecar": replace(stack.parts["sidecar"], command=command)})
     running.start()
     yield running
 
@@ -150,14 +173,13 @@ def test_without_descriptors_records_are_kept_and_synced_and_nothing_leaks(tmp_p
 def test_without_descriptors_requests_are_metered_and_health_answers(
     open_stack: OpenStack, make_organization: MakeOrganization
 ) -> None:
-    with open_stack() as unlimited, limited(unlimited, f"-n {DESCRIPTORS}") as stack:
+    with open_stack() as unlimited, restarted(unlimited, sys.executable, "-c", STARVING) as stack:
         organization = make_organization(stack.database)
         asked = [f"starved-{uuid4()}" for _ in range(8)]
         with stack.client(organization["owner"].subject) as client:
             assert client.get("/api/v1/cases").status_code == 200
             assert client.get("/health").status_code == 200
-            with ExitStack() as connections:
-                fill_up(stack, connections)
+            with starved(stack):
                 for request_id in asked:
                     answer = client.get("/api/v1/cases", headers={"X-Request-ID": request_id})
                     assert answer.status_code == 200
@@ -170,15 +192,17 @@ def test_without_descriptors_requests_are_metered_and_health_answers(
         assert set(asked) <= set(metered_ids(stack, organization.id))
 
 
-def fill_up(stack: RunningStack, connections: ExitStack) -> None:
-    """Connect until the sidecar has no descriptor left."""
-    url = httpx.URL(stack.gateway_url)
-    assert url.port is not None
-    for _ in range(DESCRIPTORS + 20):
-        connections.enter_context(socket.create_connection((url.host, url.port)))
+@contextmanager
+def starved(stack: RunningStack) -> Iterator[None]:
+    """The sidecar, begun with STARVING, has no descriptor left."""
     process = find("sidecar", stack.state)
     assert process is not None
-    assert eventually(process.num_fds, lambda number: number >= DESCRIPTORS - 1) >= DESCRIPTORS - 1
+    process.send_signal(signal.SIGUSR1)
+    assert eventually(process.num_fds, lambda number: number == DESCRIPTORS) == DESCRIPTORS
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGUSR2)
 
 
 def test_a_full_log_disk_fails_no_request_and_loses_no_record(
@@ -187,7 +211,10 @@ def test_a_full_log_disk_fails_no_request_and_loses_no_record(
     """No file may grow beyond what the log has already. A segment gets there as well, and then records are dropped."""
     with open_stack() as unlimited:
         organization = make_organization(unlimited.database)
-        with limited(unlimited, "-f 32") as stack, stack.client(organization["owner"].subject) as client:
+        with (
+            restarted(unlimited, "sh", "-c", SMALL_FILES) as stack,
+            stack.client(organization["owner"].subject) as client,
+        ):
             with stack.state.log("sidecar").open("ab") as log:
                 log.write(bytes(LOG_BYTES))
             headers = {"User-Agent": "x" * 256}
