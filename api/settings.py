@@ -89,4 +89,5 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"][:1]).upper()
-        raise SettingsError(f"{name} is malformed: {first['msg'].removeprefix('Value error, ')}. See .env.example.") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name} is malformed: {reason}. See .env.example.") from None
