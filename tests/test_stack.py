@@ -127,6 +127,14 @@ def healthy(endpoints: Endpoints) -> bool:
     return httpx.get(f"{endpoints.gateway_url}/health", trust_env=False).status_code == 200
 
 
+def becomes_healthy(endpoints: Endpoints) -> None:
+    """PostgREST hears of the new schema by a notification, a moment after the migrate that sent it has ended."""
+    deadline = time.monotonic() + 20
+    while not healthy(endpoints):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def execute(endpoints: Endpoints, statement: str) -> list[tuple[object, ...]]:
     with psycopg.connect(endpoints.database_url, autocommit=True) as connection:
         cursor = connection.execute(statement.encode())
@@ -282,7 +290,7 @@ def test_migrate_and_rollback_act_on_the_running_stack(goldleaves: Command) -> N
     assert execute(goldleaves.endpoints(), applied) == [(names[: -len(undone)],)]
     assert re.fullmatch(rf"at {names[-1]}: applied {many}, loaded \d+ files\n", goldleaves.succeed("migrate"))
     assert execute(goldleaves.endpoints(), applied) == [(names,)]
-    assert healthy(goldleaves.endpoints())
+    becomes_healthy(goldleaves.endpoints())
 
 
 def test_rollback_says_what_is_wrong_with_its_target(goldleaves: Command) -> None:
