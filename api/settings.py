@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     gateway_port: int = Field(default=8000, ge=1, le=65535)
     postgrest_port: int = Field(default=3000, ge=1, le=65535)
     postgres_port: int = Field(default=54329, ge=1, le=65535)
+    postgres_version: int = Field(default=18, ge=15, le=18)
     state_dir: Path = PROJECT / ".goldleaves"
 
     # What the sidecar talks to. The embedded stack fills these in itself.

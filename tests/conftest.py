@@ -22,7 +22,8 @@ import pytest
 from api.migrations import migrate
 from api.settings import ENV_FILE, Settings
 from api.stack import bootstrap
-from api.stack.endpoints import http_url
+from api.stack.endpoints import StackError, http_url
+from api.stack.installations import binaries, locale_arguments
 from api.stack.postgres import SUPERUSER, postgres_part, prepare_cluster
 from api.stack.processes import start, stop, wait_until_ready
 from api.stack.services import postgrest_part, sidecar_part
@@ -31,7 +32,7 @@ from tests.harness import Cluster, Database, Organization, RunningStack, free_po
 
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = "200"
-POSTGRES_IMAGE = "postgres:18"
+MAJOR = int(os.environ.get("PG", Settings.model_fields["postgres_version"].default))
 
 _number = count(1)
 
@@ -39,12 +40,17 @@ _number = count(1)
 for variable in set(Settings.model_fields) - {"postgrest_bin"}:
     os.environ.pop(variable.upper(), None)
 os.environ[ENV_FILE] = ""
+os.environ["POSTGRES_VERSION"] = str(MAJOR)
 Settings.model_config["env_file"] = None
 
 
 def pytest_configure() -> None:
     """Stop what the fixtures started also when the run is terminated, as by a time limit."""
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
+    try:
+        binaries(MAJOR)  # the tests need its client tools also where the server is a container
+    except StackError as error:
+        pytest.exit(f"PG={MAJOR}: {error}", 2)
 
 
 @contextmanager
@@ -182,7 +188,7 @@ def _copied(cluster: Cluster, template: Database) -> Iterator[Database]:
 @contextmanager
 def _embedded(state: StateDir, secrets: Secrets) -> Iterator[tuple[str, int]]:
     settings = Settings(host=HOST, postgres_port=free_port(), state_dir=state.root)
-    prepare_cluster(state, secrets, print)
+    prepare_cluster(settings, state, secrets, print)
     part = postgres_part(settings, state, {"max_connections": MAX_CONNECTIONS})
     try:
         wait_until_ready(part, start(part, state), state)
@@ -198,9 +204,9 @@ def _container(secrets: Secrets) -> Iterator[tuple[str, int]]:
         from testcontainers.postgres import PostgresContainer
 
         container = PostgresContainer(
-            POSTGRES_IMAGE, username=SUPERUSER, password=secrets.postgres, dbname="postgres", driver=None
+            f"postgres:{MAJOR}", username=SUPERUSER, password=secrets.postgres, dbname="postgres", driver=None
         )
-        container.with_env("POSTGRES_INITDB_ARGS", "--locale=C --locale-provider=builtin --builtin-locale=C.UTF-8")
+        container.with_env("POSTGRES_INITDB_ARGS", " ".join(locale_arguments(MAJOR)))
         container.with_command(f"postgres -c max_connections={MAX_CONNECTIONS} -c timezone=UTC")
         container.start()
     try:

@@ -10,7 +10,8 @@ import pytest
 
 from api.migrations import MigrationError, migrate, rollback, status
 from api.settings import PROJECT, Settings
-from api.stack.postgres import binaries
+from api.stack.installations import binaries
+from tests.conftest import MAJOR
 from tests.harness import Database
 
 MIGRATIONS = sorted(path for path in (PROJECT / "migrations").glob("*.sql") if not path.name.endswith(".rollback.sql"))
@@ -21,7 +22,7 @@ OUR_SCHEMAS = "select oid from pg_namespace where nspname !~ '^(pg_|information_
 def catalog_of(database: Database) -> str:
     """Everything but the rows: tables, constraints, indexes, functions, policies, owners, grants."""
     dump = subprocess.run(
-        [binaries() / "pg_dump", "--schema-only", database.superuser], check=True, capture_output=True, text=True
+        [binaries(MAJOR) / "pg_dump", "--schema-only", database.superuser], check=True, capture_output=True, text=True
     ).stdout
     # pg_dump guards its output with a random key.
     return re.sub(r"^\\(un)?restrict .*$", "", dump, flags=re.MULTILINE)

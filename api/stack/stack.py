@@ -150,7 +150,7 @@ class Stack:
         process = find(part.name, self.state)
         with self._progress.step(part.title) as step:
             if process is None:
-                if part.name == "postgres" and prepare_cluster(self.state, secrets, self._progress.note):
+                if part.name == "postgres" and prepare_cluster(self.settings, self.state, secrets, self._progress.note):
                     step.outcome = "created"
                 started.append(part.name)
                 process = start(part, self.state)
