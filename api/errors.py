@@ -5,30 +5,11 @@ message starts with a stable code that clients match: `INVALID_TOKEN: the token 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Final
 
 from starlette.responses import Response
 
-# Every code that the sidecar itself raises, with its HTTP status. What SQL raises is listed where SQL raises it.
-SIDECAR_CODES: Final[Mapping[str, int]] = {
-    "AMBIGUOUS_HEADER": 400,
-    "INVALID_BODY": 400,
-    "ORGANIZATION_REQUIRED": 400,
-    "INVALID_TOKEN": 401,
-    "NOT_A_MEMBER": 403,
-    "ROLE_REQUIRED": 403,
-    "ROUTE_NOT_FOUND": 404,
-    "ORGANIZATION_NOT_FOUND": 404,
-    "METHOD_NOT_ALLOWED": 405,
-    "BODY_TOO_LARGE": 413,
-    "UNSUPPORTED_MEDIA_TYPE": 415,
-    "HEADERS_TOO_LARGE": 431,
-    "INTERNAL_ERROR": 500,
-    "DATABASE_UNAVAILABLE": 503,
-    "DATABASE_BUSY": 503,
-    "POSTGREST_UNAVAILABLE": 503,
-}
+from api.codes import CODES
 
 _RETRY_AFTER_SECONDS: Final = "1"
 
@@ -57,6 +38,6 @@ class Problem(Exception):
 
 
 def problem(code: str, text: str, *, details: str | None = None, hint: str | None = None) -> Problem:
-    """The problem for one of SIDECAR_CODES. `code` is "PT<status>", as PostgREST shows the errors that SQL raises."""
-    status = SIDECAR_CODES[code]
+    """The problem for a code of the catalogue. Its `code` is "PT<status>", as PostgREST shows what SQL raises."""
+    status = CODES[code].status
     return Problem(status, f"PT{status}", f"{code}: {text}", details, hint)

@@ -19,7 +19,7 @@ import httpx
 import psycopg
 import pytest
 
-from api.errors import SIDECAR_CODES
+from api.codes import CODES
 from api.settings import PROJECT
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack
@@ -54,7 +54,7 @@ def codes_in_api() -> set[str]:
     """What goes to problem(), or begins a message. The demo only reads codes."""
     paths = [path for path in PROJECT.glob("api/**/*.py") if "demo" not in path.parts]
     text = "\n".join(path.read_text() for path in paths)
-    return set(re.findall(rf'problem\(\s*"{_CODE}"', text)) | set(re.findall(rf'"{_CODE}: ', text)) | set(SIDECAR_CODES)
+    return set(re.findall(rf'problem\(\s*"{_CODE}"', text)) | set(re.findall(rf'"{_CODE}: ', text))
 
 
 @dataclass(frozen=True)
@@ -311,6 +311,7 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
 def test_every_code_in_the_sources_is_raised_here() -> None:
     assert codes_in_sql() == set(SQL_CODES)
     assert codes_in_api() == set(API_CODES)
+    assert codes_in_sql() | codes_in_api() == set(CODES)
 
 
 def test_promised_codes_exist_with_their_status() -> None:
@@ -321,13 +322,14 @@ def test_promised_codes_exist_with_their_status() -> None:
 @pytest.mark.parametrize("code", SQL_CODES)
 def test_code_of_sql(world: World, code: str) -> None:
     status, raised = SQL_CODES[code]
+    assert CODES[code].status == status
     assert code_of(raised(world)) == (status, code)
 
 
 @pytest.mark.parametrize("code", API_CODES)
 def test_code_of_the_sidecar(world: World, code: str) -> None:
     status, raised = API_CODES[code]
-    assert SIDECAR_CODES[code] == status
+    assert CODES[code].status == status
     assert code_of(raised(world)) == (status, code)
 
 

@@ -1,0 +1,161 @@
+"""The catalogue of stable codes: the word before the colon in the message of every error, which clients match.
+
+SQL and the sidecar raise them. tests/test_error_codes.py proves that each code here is raised somewhere, with this
+status, and that none is raised that is not here. `goldleaves errors --write` makes docs/errors.md of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """`status` 200: never an answer of its own, only the reason beside one event in the outcome of POST /v1/events."""
+
+    status: int
+    when: str
+    remedy: str
+
+
+CODES: Final[Mapping[str, Code]] = {
+    "AMBIGUOUS_HEADER": Code(
+        400,
+        "A header that may come once, such as Authorization or X-Organization-ID, came several times.",
+        "Send it once. A proxy in front of the gateway may be adding a second one.",
+    ),
+    "BILLING_PERIOD_LOCKED": Code(
+        409,
+        "The billing period is finalized: nothing in it can change, whoever asks. Beside an event in an outcome it is "
+        "why an event whose time lies in such a period was not counted.",
+        "Leave the period as it is. Send late usage again with a time in the open period.",
+    ),
+    "BODY_TOO_LARGE": Code(
+        413, "The body of POST /v1/events is larger than MAX_INGEST_BYTES.", "Send smaller batches."
+    ),
+    "COUNT_NOT_EXACT": Code(
+        400,
+        "Prefer: count=planned or count=estimated. Such counts are made from the rows of all tenants.",
+        "Use Prefer: count=exact.",
+    ),
+    "DATABASE_BUSY": Code(
+        503, "The database gave way to another change, or cancelled a statement that waited too long.", "Try again."
+    ),
+    "DATABASE_UNAVAILABLE": Code(
+        503,
+        "The sidecar cannot reach Postgres, or Postgres is starting or out of connections.",
+        "Try again after Retry-After. Operators: GET /health says which part is away.",
+    ),
+    "HEADERS_TOO_LARGE": Code(
+        431,
+        "Request line and headers together are larger than the gateway reads.",
+        "Send a shorter URL or fewer headers.",
+    ),
+    "IDEMPOTENCY_CONFLICT": Code(
+        200,
+        "An event has the id of an earlier one but another event name, quantity or resource_id. The first one counts.",
+        "Give each fact an id of its own. If the first was wrong, correct it with an event of its own.",
+    ),
+    "INTERNAL_ERROR": Code(
+        500, "Something went wrong on our side. details names the request.", "Report it with the value of X-Request-ID."
+    ),
+    "INVALID_BODY": Code(
+        400,
+        'The body of POST /v1/events is not JSON that Postgres can hold, or neither an array nor {"events": […]}.',
+        "Mend the body; details says what is wrong with it. Nothing of it was stored.",
+    ),
+    "INVALID_EVENT": Code(
+        200,
+        "One event of a batch lacks a field or has one of the wrong type or range. The others are not affected.",
+        "Mend that event, which message names, and send it again: a rejected event uses up no id.",
+    ),
+    "INVALID_NAME": Code(
+        400, "The name of an organization is blank or longer than 200 characters.", "Choose another name."
+    ),
+    "INVALID_SLUG": Code(
+        400,
+        "A slug has other characters than a-z, 0-9 and inner hyphens, more than 63 of them, or looks like a UUID.",
+        "Choose another slug.",
+    ),
+    "INVALID_TIMEZONE": Code(400, "The timezone is not known to Postgres.", "Use an IANA name, such as Europe/Vienna."),
+    "INVALID_TOKEN": Code(
+        401,
+        "There is no token where one is needed, or it is malformed, expired, not signed by us, or lacks sub or role.",
+        "Get a new token from your identity provider and send it as Authorization: Bearer <token>.",
+    ),
+    "ISOLATION_LEVEL": Code(
+        500,
+        "A period is being finalized in a transaction that is not READ COMMITTED. Only direct SQL can cause it.",
+        "Run it in READ COMMITTED, the default of Postgres.",
+    ),
+    "LAST_OWNER": Code(
+        409,
+        "The change would leave an organization without an owner.",
+        "Make somebody else an owner first.",
+    ),
+    "METHOD_NOT_ALLOWED": Code(405, "The path exists but not with this method.", "Use a method that Allow names."),
+    "NOT_A_MEMBER": Code(
+        403,
+        "X-Organization-ID or the claim org_id names an organization that you are no member of, or that is not there.",
+        "GET /api/v1/organizations without X-Organization-ID lists yours.",
+    ),
+    "ONE_ORGANIZATION_A_TRANSACTION": Code(
+        409,
+        "One transaction finalizes periods of two organizations. Only direct SQL can cause it.",
+        "Commit after each organization.",
+    ),
+    "ORGANIZATION_NOT_FOUND": Code(
+        404,
+        "A service or platform_admin named an organization that is not there, in X-Organization-ID or org_id.",
+        "Name an existing one by its id or slug.",
+    ),
+    "ORGANIZATION_REQUIRED": Code(
+        400,
+        "The request is for one organization, none was chosen and the caller has no default one.",
+        "Send X-Organization-ID (id or slug), or a token with the claim org_id.",
+    ),
+    "PERIOD_BUSY": Code(
+        503,
+        "Writers of usage held the period for 30 seconds, so it could not be finalized.",
+        "Try again. Operators: look for long transactions in pg_stat_activity.",
+    ),
+    "PERIOD_NOT_ENDED": Code(409, "A period is finalized before it has ended.", "Wait until period_end."),
+    "PERIOD_NOT_FOUND": Code(
+        404,
+        "No billing period of the organization starts on that day.",
+        "Take start_date from GET /api/v1/billing_periods.",
+    ),
+    "PERIOD_REQUIRED": Code(
+        400, "finalize_period was called without period_start.", "Name the period by its first day."
+    ),
+    "POSTGREST_UNAVAILABLE": Code(
+        503,
+        "PostgREST cannot be reached or went away before it had answered.",
+        "Try again after Retry-After. A write may have been done all the same: look before you repeat it.",
+    ),
+    "ROLE_REQUIRED": Code(
+        403,
+        "The role of the token may not do this: service sends usage, platform_admin closes periods, people (member) "
+        "sign in and found organizations.",
+        "Use a token of the role that message names.",
+    ),
+    "ROUTE_NOT_FOUND": Code(
+        404, "There is nothing at this path.", "The API is below /api/v1/; its paths are listed at /docs."
+    ),
+    "SLUG_TAKEN": Code(409, "Another organization has this slug.", "Choose another slug."),
+    "TIME_OUT_OF_RANGE": Code(
+        400,
+        "A time is further from now than billing periods are made for.",
+        "Mend the time; its year is usually wrong.",
+    ),
+    "UNSUPPORTED_MEDIA_TYPE": Code(
+        415, "The body of POST /v1/events is not declared as JSON.", "Set Content-Type: application/json."
+    ),
+    "USER_NOT_PROVISIONED": Code(
+        403,
+        "Somebody unknown came to PostgREST directly. The gateway makes people known, so it never answers this.",
+        "POST /rpc/sign_in once, or come through the gateway.",
+    ),
+}
