@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 
 from api.auth import TokenVerifier
 from api.database import Database, DatabaseError
+from api.docs import openapi
 from api.errors import Problem, problem
 from api.events import events_endpoint
 from api.gateway import Gateway
@@ -75,6 +76,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         routes=[
             Mount("/api/v1", Gateway(postgrest)),
             Route("/v1/events", events, methods=["POST"]),
+            Route("/openapi.json", openapi),
             Route("/health", health_endpoint(database, spool, postgrest, PROJECT / "migrations", tasks.stopped)),
         ],
         middleware=[
