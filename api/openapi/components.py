@@ -20,15 +20,15 @@ COMPONENTS: Final[Json] = {
             "type": "http",
             "scheme": "bearer",
             "bearerFormat": "JWT",
-            "description": "A JWT with the claims `sub` and `role` (member, service or platform_admin), and perhaps `email` "
-            "and `org_id`. `goldleaves token --sub ada` prints one for development.",
+            "description": "A JWT with the claims `sub` and `role` (member, service or platform_admin), and perhaps "
+            "`email` and `org_id`. `goldleaves token --sub ada` prints one for development.",
         }
     },
     "schemas": {
         "Error": {
             "type": "object",
-            "description": "Every error, whoever answers. `message` starts with a stable code, or `code` is one of PostgREST's "
-            "(PGRST…) or Postgres' (a SQLSTATE). See docs/errors.md.",
+            "description": "Every error, whoever answers. `message` starts with a stable code, or `code` is one of "
+            "PostgREST's (PGRST…) or Postgres' (a SQLSTATE). See docs/errors.md.",
             "properties": {
                 "code": {"type": "string", "description": "PT and the HTTP status when `message` has a stable code."},
                 "message": {"type": "string", "description": "`STABLE_CODE: text`. Match the code, show the text."},
@@ -49,8 +49,8 @@ COMPONENTS: Final[Json] = {
         "Organization": {
             "name": "X-Organization-ID",
             "in": "header",
-            "description": "Id or slug of the organization that the request is for. Without it: the claim `org_id` of the "
-            "token, else your default organization.",
+            "description": "Id or slug of the organization that the request is for. Without it: the claim `org_id` "
+            "of the token, else your default organization.",
             "schema": {"type": "string"},
         },
         "RequestId": {

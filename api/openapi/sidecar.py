@@ -22,8 +22,8 @@ _EVENT: Final[Json] = {
         "event": {
             "type": "string",
             "pattern": "^[A-Za-z0-9_.:-]{1,128}$",
-            "description": "What happened, such as `api.request`. It is billed when a meter that has a price counts events of "
-            "this name.",
+            "description": "What happened, such as `api.request`. It is billed when a meter that has a price counts events "
+            "of this name.",
         },
         "quantity": {
             "type": "number",
@@ -78,7 +78,7 @@ _OUTCOME: Final[Json] = {
         "rejected": {
             "type": "array",
             "items": {"$ref": "#/components/schemas/RefusedEvent"},
-            "description": "`INVALID_EVENT`, or `BILLING_PERIOD_LOCKED`: its period is finalized. Kept for the provider.",
+            "description": "`INVALID_EVENT`, or `BILLING_PERIOD_LOCKED`: of a finalized period. Kept for the provider.",
         },
     },
     "required": ["accepted", "duplicates", "conflicts", "rejected"],
@@ -175,9 +175,9 @@ _SEND_EVENTS: Final[Json] = {
     "tags": ["Usage events"],
     "operationId": "send_events",
     "summary": "Send usage events",
-    "description": "For the provider's backend, with a token of role `service`. Each event is judged by itself: one that "
-    "cannot be counted is answered with the reason and does not stop the others. Safe to send again when the answer was "
-    "lost: an `id` counts once.",
+    "description": "For the provider's backend, with a token of role `service`. Each event is judged by itself: one "
+    "that cannot be counted is answered with the reason and does not stop the others. Safe to send again when the "
+    "answer was lost: an `id` counts once.",
     "security": SECURED,
     "parameters": [
         {"$ref": "#/components/parameters/Organization"},
@@ -234,21 +234,7 @@ def _health_answer(text: str) -> Json:
     return {"description": text, "headers": _REQUEST_ID, "content": {"application/json": content}}
 
 
-_GET_SPOOL: Final[Json] = {
-    "type": "object",
-    "description": "Metered requests that wait on disk for Postgres.",
-    "properties": {
-        "pending_bytes": {"type": "integer"},
-        "oldest_seconds": {"type": "number", "description": "Age of the oldest record that waits."},
-        "dropped": {"type": "integer", "description": "Records lost since the start because the spool was full."},
-        "rejected": {"type": "integer", "description": "Records that Postgres has turned down since the start."},
-        "full": {"type": "boolean"},
-        "stalled": {"type": "boolean", "description": "What is oldest should have been delivered long ago."},
-    },
-    "required": ["pending_bytes", "oldest_seconds", "dropped", "rejected", "full", "stalled"],
-}
-
-_HEALTH: Final[Json] = {
+_GET__HEALTH: Final[Json] = {
     "tags": ["Operations"],
     "operationId": "get_health",
     "summary": "What the sidecar needs, and whether it is there",
