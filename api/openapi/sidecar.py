@@ -22,7 +22,7 @@ _EVENT: Final[Json] = {
         "event": {
             "type": "string",
             "pattern": "^[A-Za-z0-9_.:-]{1,128}$",
-            "description": "What happened, such as `api.request`. It is billed when a meter that has a price counts events "
+            "description": "What happened, such as `api.request`. Billed when a meter with a price counts events "
             "of this name.",
         },
         "quantity": {
@@ -234,7 +234,7 @@ def _health_answer(text: str) -> Json:
     return {"description": text, "headers": _REQUEST_ID, "content": {"application/json": content}}
 
 
-_GET__HEALTH: Final[Json] = {
+_GET_HEALTH: Final[Json] = {
     "tags": ["Operations"],
     "operationId": "get_health",
     "summary": "What the sidecar needs, and whether it is there",
