@@ -58,6 +58,11 @@ CODES: Final[Mapping[str, Code]] = {
         "An event has the id of an earlier one but another event name, quantity or resource_id. The first one counts.",
         "Give each fact an id of its own. If the first was wrong, correct it with an event of its own.",
     ),
+    "ID_IS_FIXED": Code(
+        409,
+        "An update would give a row of clients, cases or documents another id.",
+        "Leave id out, or send the one that the row has. Insert a new row where another id is wanted.",
+    ),
     "INTERNAL_ERROR": Code(
         500, "Something went wrong on our side. details names the request.", "Report it with the value of X-Request-ID."
     ),

@@ -18,5 +18,7 @@ create policy cases_delete on app.cases for delete to member
 create policy cases_staff on app.cases for select to platform_admin using (true);
 
 grant select, delete on app.cases to member;
-grant insert (organization_id, id, client_id, title, status), update (client_id, title, status) on app.cases to member;
+-- Also what they cannot change, so that a whole row can be sent back: sql/tenancy/rows_sent_back.sql.
+grant insert (organization_id, id, client_id, title, status, created_by, created_at),
+  update (organization_id, id, client_id, title, status, created_by, created_at) on app.cases to member;
 grant select on app.cases to platform_admin;

@@ -18,5 +18,7 @@ create policy clients_delete on app.clients for delete to member
 create policy clients_staff on app.clients for select to platform_admin using (true);
 
 grant select, delete on app.clients to member;
-grant insert (organization_id, id, name, email), update (name, email) on app.clients to member;
+-- Also what they cannot change, so that a whole row can be sent back: sql/tenancy/rows_sent_back.sql.
+grant insert (organization_id, id, name, email, created_by, created_at),
+  update (organization_id, id, name, email, created_by, created_at) on app.clients to member;
 grant select on app.clients to platform_admin;

@@ -18,5 +18,7 @@ create policy documents_delete on app.documents for delete to member
 create policy documents_staff on app.documents for select to platform_admin using (true);
 
 grant select, delete on app.documents to member;
-grant insert (organization_id, id, case_id, title, size_bytes, status, storage_key), update (case_id, title, size_bytes, status, storage_key) on app.documents to member;
+-- Also what they cannot change, so that a whole row can be sent back: sql/tenancy/rows_sent_back.sql.
+grant insert (organization_id, id, case_id, title, size_bytes, status, storage_key, created_by, created_at),
+  update (organization_id, id, case_id, title, size_bytes, status, storage_key, created_by, created_at) on app.documents to member;
 grant select on app.documents to platform_admin;

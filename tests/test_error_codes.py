@@ -183,6 +183,12 @@ def from_person_without_organization(world: World, *, direct: bool = False) -> h
     return world.ask("GET", "/cases" if direct else "/api/v1/cases", world.stack.token(subject), direct=direct)
 
 
+def from_another_id(world: World) -> httpx.Response:
+    mine = f"/api/v1/cases?id=eq.{uuid4()}"
+    assert world.ask("POST", "/api/v1/cases", world.member(), json={"id": mine[-36:], "title": "A case"}).is_success
+    return world.ask("PATCH", mine, world.member(), json={"id": str(uuid4())})
+
+
 def rejected(world: World, **event: object) -> str:
     [refusal] = world.outcome(**event)["rejected"]
     return f"PT200 {refusal['code']}: {refusal['message']}"
@@ -249,6 +255,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("Prefer", "count=planned")]),
     ),
     "IDEMPOTENCY_CONFLICT": (200, conflicting),
+    "ID_IS_FIXED": (409, from_another_id),
     "INVALID_BODY": (400, lambda world: world.send("5")),
     "INVALID_EVENT": (200, partial(rejected, quantity=-1)),
     "INVALID_NAME": (400, lambda world: world.found(name=" ")),

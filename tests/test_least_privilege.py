@@ -71,25 +71,17 @@ FUNCTIONS: Mapping[str, set[str]] = {
     "authenticator": set(),
 }
 
+
 # Privileges on tables and views: of the whole (select, delete), or of columns.
-_CLIENT = {
-    "select": {"*"},
-    "delete": {"*"},
-    "insert": {"organization_id", "id", "name", "email"},
-    "update": {"name", "email"},
-}
-_CASE = {
-    "select": {"*"},
-    "delete": {"*"},
-    "insert": {"organization_id", "id", "client_id", "title", "status"},
-    "update": {"client_id", "title", "status"},
-}
-_DOCUMENT = {
-    "select": {"*"},
-    "delete": {"*"},
-    "insert": {"organization_id", "id", "case_id", "title", "size_bytes", "status", "storage_key"},
-    "update": {"case_id", "title", "size_bytes", "status", "storage_key"},
-}
+def _tenants_own(*columns: str) -> dict[str, set[str]]:
+    """Members write also the columns that triggers keep as they are: clients send whole rows back."""
+    written = {"organization_id", "id", *columns, "created_by", "created_at"}
+    return {"select": {"*"}, "delete": {"*"}, "insert": written, "update": written}
+
+
+_CLIENT = _tenants_own("name", "email")
+_CASE = _tenants_own("client_id", "title", "status")
+_DOCUMENT = _tenants_own("case_id", "title", "size_bytes", "status", "storage_key")
 _MEMBERSHIP = {
     "select": {"*"},
     "delete": {"*"},

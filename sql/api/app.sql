@@ -14,32 +14,34 @@ from app.documents;
 comment on view api.clients is 'The people and firms that the organization works for.';
 comment on view api.cases is 'Matters of a client. status: open or closed.';
 comment on view api.documents is 'Documents of a case. Inserting one records doc.upload, its status becoming processed records doc.processed.';
-comment on column api.clients.id is 'Made by us unless sent; unique within the organization.';
+comment on column api.clients.id is 'Made by us unless sent; unique within the organization, and fixed.';
 comment on column api.clients.organization_id is 'Whose row it is; fills itself with the current organization.';
 comment on column api.clients.name is '1 to 200 characters.';
 comment on column api.clients.email is 'Where to reach them.';
-comment on column api.clients.created_by is 'Id of the user who made it.';
-comment on column api.clients.created_at is 'UTC.';
-comment on column api.cases.id is 'Made by us unless sent; unique within the organization.';
+comment on column api.clients.created_by is 'Id of the user who made it. Set by us: what is sent is ignored.';
+comment on column api.clients.created_at is 'When it was made (UTC). Set by us: what is sent is ignored.';
+comment on column api.cases.id is 'Made by us unless sent; unique within the organization, and fixed.';
 comment on column api.cases.organization_id is 'Whose row it is; fills itself with the current organization.';
 comment on column api.cases.client_id is 'The client; null when none or deleted.';
 comment on column api.cases.title is '1 to 200 characters.';
 comment on column api.cases.status is 'open or closed.';
-comment on column api.cases.created_by is 'Id of the user who made it.';
-comment on column api.cases.created_at is 'UTC.';
-comment on column api.documents.id is 'Made by us unless sent; unique within the organization.';
+comment on column api.cases.created_by is 'Id of the user who made it. Set by us: what is sent is ignored.';
+comment on column api.cases.created_at is 'When it was made (UTC). Set by us: what is sent is ignored.';
+comment on column api.documents.id is 'Made by us unless sent; unique within the organization, and fixed.';
 comment on column api.documents.organization_id is 'Whose row it is; fills itself with the current organization.';
 comment on column api.documents.case_id is 'The case; null when none or deleted.';
 comment on column api.documents.title is '1 to 200 characters.';
-comment on column api.documents.created_by is 'Id of the user who made it.';
-comment on column api.documents.created_at is 'UTC.';
+comment on column api.documents.created_by is 'Id of the user who made it. Set by us: what is sent is ignored.';
+comment on column api.documents.created_at is 'When it was made (UTC). Set by us: what is sent is ignored.';
 comment on column api.documents.size_bytes is 'Size of the stored file in bytes.';
 comment on column api.documents.status is 'uploaded, processing, processed or failed.';
 comment on column api.documents.storage_key is 'Where the file lies in the object store.';
 
 grant select, delete on api.clients, api.cases, api.documents to member;
-grant insert (organization_id, id, name, email), update (name, email) on api.clients to member;
-grant insert (organization_id, id, client_id, title, status), update (client_id, title, status) on api.cases to member;
-grant insert (organization_id, id, case_id, title, size_bytes, status, storage_key),
-  update (case_id, title, size_bytes, status, storage_key) on api.documents to member;
+grant insert (organization_id, id, name, email, created_by, created_at),
+  update (organization_id, id, name, email, created_by, created_at) on api.clients to member;
+grant insert (organization_id, id, client_id, title, status, created_by, created_at),
+  update (organization_id, id, client_id, title, status, created_by, created_at) on api.cases to member;
+grant insert (organization_id, id, case_id, title, size_bytes, status, storage_key, created_by, created_at),
+  update (organization_id, id, case_id, title, size_bytes, status, storage_key, created_by, created_at) on api.documents to member;
 grant select on api.clients, api.cases, api.documents to platform_admin;
