@@ -21,6 +21,7 @@ from rich.table import Table
 
 from api import migrations
 from api.demo import DemoError, play
+from api.dev.session import develop
 from api.settings import Settings, SettingsError, load_settings
 from api.stack import Stack, StackError
 from api.stack.progress import Progress
@@ -92,6 +93,19 @@ def down() -> None:
     """
     if not _stack().down():
         console.print("Nothing was running.")
+
+
+@app.command()
+@explain_errors
+def dev() -> None:
+    """Run the stack in the foreground, and reload what is saved in sql/, policies/, migrations/ and api/.
+
+    What cannot be loaded is shown with its line, and the last good version stays. Ctrl-C leaves the stack as it was.
+
+    Example:  goldleaves dev
+    """
+    with _terminable():
+        develop(console, _stack())
 
 
 @app.command()

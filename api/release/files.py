@@ -29,8 +29,16 @@ class Tree:
 
     @classmethod
     def read(cls, root: Path) -> Tree:
-        """Every .sql file below sql/ and policies/. Raises MigrationError for a policy file not named after a table."""
-        found = sorted(path for folder in ("sql", "policies") for path in (root / folder).rglob("*.sql"))
+        """Every .sql file below sql/ and policies/, but not the drafts of editors, whose names begin with a dot.
+
+        Raises MigrationError for a policy file not named after a table.
+        """
+        found = sorted(
+            path
+            for folder in ("sql", "policies")
+            for path in (root / folder).rglob("*.sql")
+            if not path.name.startswith(".")
+        )
         if not found:
             raise MigrationError(f"there is nothing in {root / 'sql'}: is this the project's directory?")
         tree = cls({path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in found})

@@ -65,15 +65,30 @@ class Part:
 
 def start(part: Part, state: StateDir) -> psutil.Process:
     """Start the part in a session of its own, its output appended to its log, and write its record."""
+    spawned = spawn(part, state, part.command)
+    remember(part, spawned.process, state, spawned.log_offset)
+    return spawned.process
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """A process that carries the part's mark. It is the part once its record is written."""
+
+    process: psutil.Process
+    log_offset: int
+
+
+def spawn(part: Part, state: StateDir, command: Sequence[str], stdin: int = subprocess.DEVNULL) -> Spawned:
+    """Run a command as the part would run: its environment, directory, user and log."""
     log = state.log(part.name)
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with log.open("ab") as output:
         log_offset = output.tell()
         child = subprocess.Popen(  # noqa: S603 - the command is built by this package
-            part.command,
+            command,
             cwd=part.directory,
             env=_inherited() | dict(part.environment) | {MARK: _mark(state, part.name)},
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -82,9 +97,7 @@ def start(part: Part, state: StateDir) -> psutil.Process:
             extra_groups=None if part.user is None else [],
         )
     child.returncode = 0  # disown it: it is to outlive us, and psutil waits for it from here on
-    process = psutil.Process(child.pid)
-    remember(part, process, state, log_offset)
-    return process
+    return Spawned(psutil.Process(child.pid), log_offset)
 
 
 @dataclass(frozen=True)
@@ -144,10 +157,7 @@ def stop(name: str, state: StateDir) -> None:
     """Stop the part with everything it started."""
     main = find(name, state)
     if main is not None:
-        for number, seconds in STOP_SIGNALS[name]:
-            _signal(main, number)
-            if _wait(main, seconds):
-                break
+        stop_main(name, main)
     # Whoever is left lost its parent to a kill, or hangs. Postgres' backends take SIGTERM as a polite request too.
     for number in (signal.SIGTERM, signal.SIGKILL):
         left = [process for process in members(name, state) if is_running(process)]
@@ -157,6 +167,14 @@ def stop(name: str, state: StateDir) -> None:
         for process in left:
             _wait(process, deadline - time.monotonic())
     state.record(name).unlink(missing_ok=True)
+
+
+def stop_main(name: str, process: psutil.Process) -> None:
+    """Ask the part's main process to end, and wait for it. What is left of the part then is for `stop`."""
+    for number, seconds in STOP_SIGNALS[name]:
+        _signal(process, number)
+        if _wait(process, seconds):
+            break
 
 
 def members(name: str, state: StateDir) -> list[psutil.Process]:

@@ -115,6 +115,13 @@ class Stack:
         secrets = self.state.read_secrets()
         return secrets.jwt if secrets else None
 
+    def part(self, name: str) -> Part:
+        """A part as it would be started now. The stack has to have been up before: its secrets are needed."""
+        secrets = self.state.read_secrets()
+        if secrets is None:
+            raise StackError("The stack was never up. Run `goldleaves up` first.")
+        return next(part for part in self._parts(secrets) if part.name == name)
+
     def migration_url(self) -> str | None:
         """Where to migrate as `goldleaves_migrator`. None when Postgres is not running."""
         secrets = self.state.read_secrets()
