@@ -43,6 +43,12 @@ CODES: Final[Mapping[str, Code]] = {
     "DATABASE_BUSY": Code(
         503, "The database gave way to another change, or cancelled a statement that waited too long.", "Try again."
     ),
+    "DATABASE_RESTORED": Code(
+        503,
+        "The database was restored from a dump into another cluster. It records no usage until `goldleaves migrate` has "
+        "begun a new generation there. The gateway keeps what it metered meanwhile.",
+        "Try again later. Operators: run `goldleaves migrate`.",
+    ),
     "DATABASE_UNAVAILABLE": Code(
         503,
         "The sidecar cannot reach Postgres, or Postgres is starting or out of connections.",
@@ -121,6 +127,11 @@ CODES: Final[Mapping[str, Code]] = {
         "The request is for one organization, none was chosen and the caller has no default one.",
         "Send X-Organization-ID (id or slug), or a token with the claim org_id.",
     ),
+    "ORIGIN_NOT_ALLOWED": Code(
+        403,
+        "A browser asked whether a page may call the API, and the page's origin is not in ALLOWED_ORIGINS.",
+        "Add the origin to ALLOWED_ORIGINS of the sidecar, as the browser's console shows it.",
+    ),
     "PERIOD_BUSY": Code(
         503,
         "Writers of usage held the period for 30 seconds, so it could not be finalized.",
@@ -163,4 +174,53 @@ CODES: Final[Mapping[str, Code]] = {
         "Somebody unknown came to PostgREST directly. The gateway makes people known, so it never answers this.",
         "POST /rpc/sign_in once, or come through the gateway.",
     ),
+}
+
+# What PostgREST and Postgres say themselves, and the gateway passes on: `code` is this, and `message` is theirs. Those that
+# a client of ours meets; PostgREST's documentation has them all.
+PASSED_ON: Final[Mapping[str, Code]] = {
+    "PGRST100": Code(
+        400, "The query string is none that PostgREST can read.", "Mend the filter or select that details shows."
+    ),
+    "PGRST102": Code(
+        400, "The body is not JSON, or its objects have different keys.", "Send JSON, each row with the same keys."
+    ),
+    "PGRST103": Code(
+        416, "The range begins behind the last row.", "Ask for an earlier page; stop when a page is short."
+    ),
+    "PGRST116": Code(
+        406,
+        "One row was asked for (Accept: application/vnd.pgrst.object+json) and there are none or several.",
+        "Filter by the id. For none-or-one, ask for a list with limit=1.",
+    ),
+    "PGRST200": Code(400, "select embeds a view that has no relationship to this one.", "Look at the names in select."),
+    "PGRST202": Code(
+        404, "There is no function of this name with these arguments.", "Look at the names of the arguments."
+    ),
+    "PGRST204": Code(400, "The body has a column that the view does not have.", "Leave it out, or mend its name."),
+    "22P02": Code(
+        400, "A value cannot be read as the type of its column, such as a malformed UUID.", "Mend the value."
+    ),
+    "23502": Code(400, "A column that may not be null was left out or is null.", "Send a value for it."),
+    "23503": Code(
+        409, "A row refers to one that does not exist, or one that is referred to is deleted.", "See details."
+    ),
+    "23505": Code(
+        409,
+        "There is a row with this key.",
+        "Change it with PATCH, or upsert with Prefer: resolution=merge-duplicates.",
+    ),
+    "23514": Code(
+        400, "A value breaks a rule of its column, such as a length or the list of statuses.", "Mend the value."
+    ),
+    "25006": Code(405, "A function that writes was called with GET.", "Use POST."),
+    "42P01": Code(
+        404, "There is no such view. PGRST205 from PostgREST 13 on.", "Look at the name; /docs lists them all."
+    ),
+    "42501": Code(
+        403,
+        "Your role in the organization may not do this, or the row would belong to another organization. 401 without a token.",
+        "Ask an owner or admin of the organization; see the grid of roles in the guide.",
+    ),
+    "42703": Code(400, "There is no such column.", "Look at the names in filters, select and order."),
 }

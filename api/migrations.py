@@ -36,16 +36,21 @@ _NAME = "goldleaves migrate"
 
 @dataclass(frozen=True)
 class MigrationReport:
-    """What a migrate changed. All empty when the database was up to date."""
+    """What a migrate changed. All empty when the database was up to date.
+
+    `generation` is the one that began because the database had come from another cluster, as a restored one does.
+    """
 
     applied: tuple[str, ...]
     loaded: tuple[str, ...]
     dropped: tuple[str, ...]
     head: str | None
+    generation: int | None = None
 
     def __str__(self) -> str:
         done = _counted(applied=self.applied, loaded=self.loaded, dropped=self.dropped)
-        return f"at {self.head or 'zero'}: {done or 'nothing to do'}"
+        note = f"; restored from another cluster, generation {self.generation} begins" if self.generation else ""
+        return f"at {self.head or 'zero'}: {done or 'nothing to do'}{note}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class _Migration:
 
 
 def migrate(url: str, settings: Settings, root: Path = PROJECT) -> MigrationReport:
-    """Apply what is pending, bring sql/ and policies/ up to date, seed prices, make partitions ahead.
+    """Apply what is pending, bring sql/ and policies/ up to date, begin a generation, seed prices, make partitions.
 
     `url` is that of goldleaves_migrator. Waits for another migrate. Raises MigrationError; what was applied before it
     stays applied.
@@ -130,6 +135,7 @@ def migrate(url: str, settings: Settings, root: Path = PROJECT) -> MigrationRepo
         for migration in pending:
             _run(backend, migration, "apply")
         report = load(conn, Tree.read(root))
+        began = conn.execute("select metering.begin_generation()").fetchone()
         conn.execute("select billing.seed_prices(%s)", [settings.usage_rate_cents])
         conn.execute("select ops.maintain()")
         return MigrationReport(
@@ -137,6 +143,7 @@ def migrate(url: str, settings: Settings, root: Path = PROJECT) -> MigrationRepo
             loaded=report.loaded,
             dropped=report.dropped,
             head=max(known, default=None),
+            generation=began[0] if began else None,
         )
 
 

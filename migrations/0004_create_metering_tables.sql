@@ -10,6 +10,14 @@ create table metering.meters (
   created_at timestamptz not null default now()
 );
 
+-- Transaction ids order what was recorded, but only within one cluster: a dump that is restored into another one starts anew
+-- among smaller ids. So a position is (generation, transaction id), and each cluster that has held this database is a row here.
+create table metering.generations (
+  generation integer primary key check (generation > 0),
+  system_identifier bigint not null,
+  began_at timestamptz not null default now()
+);
+
 -- No foreign key to organizations: checking it would lock the organization's row for each event. A billing period is made
 -- before the event is written, and that has the foreign key.
 create table metering.usage_events (
@@ -28,6 +36,7 @@ create table metering.usage_events (
   dimensions jsonb not null default '{}',
   belongs_at timestamptz,
   recorded_at timestamptz not null default clock_timestamp(),
+  recorded_generation integer not null,
   recorded_xid xid8 not null default pg_current_xact_id(),
   primary key (organization_id, occurred_at, id),
   check ((event_type = 'adjustment') = (belongs_at is not null))
@@ -69,6 +78,10 @@ create type metering.parsed_event as (
   dimensions jsonb,
   problem text
 );
+
+insert into metering.generations (generation, system_identifier)
+select 1, system_identifier
+from pg_catalog.pg_control_system();
 
 insert into metering.meters (code, event_name, aggregation, unit, description) values
   ('api.request', 'api.request', 'sum', 'request', 'Requests to a billable route of the API'),

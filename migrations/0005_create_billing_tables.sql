@@ -61,10 +61,11 @@ create table billing.invoice_lines (
   foreign key (organization_id, invoice_id) references billing.invoices (organization_id, id) on delete restrict
 );
 
--- How far Stripe has acknowledged what was recorded: events below the position are posted.
+-- How far Stripe has acknowledged what was recorded: events below the position (generation, transaction id) are posted.
 create table stripe.report_marks (
   organization_id uuid not null references tenancy.organizations (id) on delete restrict,
   meter_code text not null references metering.meters (code) on delete restrict,
+  acknowledged_generation integer not null,
   acknowledged_xid xid8 not null,
   primary key (organization_id, meter_code)
 );

@@ -220,6 +220,17 @@ def from_database_that_is_away(world: World) -> httpx.Response:
         return world.ask("GET", "/api/v1/cases", world.stranger())
 
 
+def from_restored_database(world: World) -> httpx.Response:
+    """The real thing takes a second cluster: see test_restore.py. Here the one that is recorded is another."""
+    identifier = "update metering.generations set system_identifier = - system_identifier"
+    with world.stack.database.connect() as superuser:
+        superuser.execute(identifier)
+        try:
+            return world.send("[]")
+        finally:
+            superuser.execute(identifier)
+
+
 def from_database_that_is_busy(world: World) -> httpx.Response:
     """Somebody holds the users, and an operator cancels who waits for them."""
     waiting = """
@@ -235,6 +246,11 @@ def from_database_that_is_busy(world: World) -> httpx.Response:
                 assert time.monotonic() < deadline, "the sidecar does not wait for the lock"
                 time.sleep(0.02)
             return answer.result(timeout=20)
+
+
+def from_a_foreign_page(world: World) -> httpx.Response:
+    headers = [("Origin", "https://elsewhere.example"), ("Access-Control-Request-Method", "GET")]
+    return world.ask("OPTIONS", "/api/v1/cases", headers=headers)
 
 
 def from_postgrest_that_is_away(world: World) -> httpx.Response:
@@ -254,6 +270,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         400,
         lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("Prefer", "count=planned")]),
     ),
+    "DATABASE_RESTORED": (503, from_restored_database),
     "IDEMPOTENCY_CONFLICT": (200, conflicting),
     "ID_IS_FIXED": (409, from_another_id),
     "INVALID_BODY": (400, lambda world: world.send("5")),
@@ -305,6 +322,7 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     ),
     "ORGANIZATION_REQUIRED": (400, from_person_without_organization),
     "ORGANIZATION_NOT_FOUND": (404, lambda world: world.send("[]", headers=[("X-Organization-ID", "nowhere")])),
+    "ORIGIN_NOT_ALLOWED": (403, from_a_foreign_page),
     "POSTGREST_UNAVAILABLE": (503, from_postgrest_that_is_away),
     "ROLE_REQUIRED": (403, lambda world: world.send("[]", token=world.member())),
     "ROUTE_NOT_FOUND": (404, lambda world: world.ask("GET", "/nothing/here", world.member())),

@@ -34,8 +34,9 @@ ROWS: Mapping[str, str] = {
     "app.documents": """
         insert into app.documents (organization_id, id, case_id, title) values (%(org)s, %(id)s, %(id)s, 'Secret')""",
     "metering.usage_events": """
-        insert into metering.usage_events (organization_id, occurred_at, source, event_name, quantity)
-        values (%(org)s, %(at)s, 'test', 'api.request', 1)""",
+        insert into metering.usage_events (organization_id, occurred_at, source, event_name, quantity,
+          recorded_generation)
+        values (%(org)s, %(at)s, 'test', 'api.request', 1, 1)""",
     "metering.event_keys": """
         insert into metering.event_keys (organization_id, key, fact) values (%(org)s, %(id)s, %(id)s)""",
     "metering.rejected_events": """
@@ -49,8 +50,8 @@ ROWS: Mapping[str, str] = {
           events, quantity, unit_amount_cents, amount_cents)
         values (%(org)s, %(id)s, 1, 'api.request', 'secret', 'request', 1, 1, 25, 25)""",
     "stripe.report_marks": """
-        insert into stripe.report_marks (organization_id, meter_code, acknowledged_xid)
-        values (%(org)s, 'api.request', '3')""",
+        insert into stripe.report_marks (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
+        values (%(org)s, 'api.request', 1, '3')""",
 }
 VERBS = ("select", "insert", "update", "delete")
 

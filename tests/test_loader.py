@@ -86,6 +86,7 @@ class Project:
         shutil.copy(PROJECT / "migrations" / "post-apply.py", root / "migrations")
         # What migrate calls at its end.
         self.write("sql/billing/seed.sql", function("billing.seed_prices(p numeric)", "void", "select"))
+        self.write("sql/metering/begin.sql", function("metering.begin_generation()", "int", "select null::int"))
         self.write("sql/ops/maintain.sql", function("ops.maintain()", "void", "select"))
         self.write("sql/app/count_notes.sql", COUNT_NOTES)
         self.write("sql/app/guard_notes.sql", GUARD_NOTES)
@@ -168,6 +169,7 @@ def test_a_first_load_runs_every_file_in_order(project: Project) -> None:
         "sql/app/count_notes.sql",
         "sql/app/guard_notes.sql",
         "sql/billing/seed.sql",
+        "sql/metering/begin.sql",
         "sql/ops/maintain.sql",
         "sql/api/notes.sql",
         "policies/app.notes.sql",
@@ -550,7 +552,7 @@ def test_a_migrate_that_was_killed_while_loading_is_finished_by_the_next(project
         assert not project.exists("app.count_notes")
         assert project.query("select count(*) from ops.releases") == [(0,)]
     report = project.migrate()
-    assert (report.applied, len(report.loaded)) == ((), 8)
+    assert (report.applied, len(report.loaded)) == ((), 9)
     assert project.query("select count(*) from api.notes") == [(0,)]
 
 
@@ -630,7 +632,7 @@ def test_every_head_that_was_migrated_to_has_its_release(loaded: Project) -> Non
         loaded.write(f"migrations/{name}.rollback.sql", f"drop table app.t{name[:4]};")
         assert loaded.migrate().loaded == ()
     report = rollback(loaded.database.migrator, "0003", loaded.root)
-    assert (report.behaviour, len(report.loaded)) == (True, 7)
+    assert (report.behaviour, len(report.loaded)) == (True, 8)
     assert loaded.query("select count(*) from api.notes") == [(0,)]
 
 
@@ -644,7 +646,7 @@ def test_rollback_unloads_what_may_not_fit_any_more(loaded: Project) -> None:
     assert not loaded.exists("app.count_notes")
     assert loaded.query("select to_regnamespace('api')") == [(None,)]
     assert loaded.query("select from pg_policy") == []
-    assert len(loaded.migrate().loaded) == 7
+    assert len(loaded.migrate().loaded) == 8
 
 
 def test_rollback_to_where_nothing_was_ever_loaded_says_so(loaded: Project) -> None:

@@ -109,8 +109,8 @@ def fill(superuser: Connection, organization: Organization) -> None:
         "insert into app.cases (organization_id, title) values (%(org)s, 'A case')",
         "insert into app.documents (organization_id, title) values (%(org)s, 'A document')",  # records doc.upload
         """
-        insert into stripe.report_marks (organization_id, meter_code, acknowledged_xid)
-        values (%(org)s, 'doc.upload', '3')""",
+        insert into stripe.report_marks (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
+        values (%(org)s, 'doc.upload', 1, '3')""",
     ):
         run(superuser, change, values)
 

@@ -50,7 +50,9 @@ select
     else e.dimensions || jsonb_build_object('request_id', e.request_id)
   end as dimensions,
   coalesce((
-    select case when e.recorded_xid < r.acknowledged_xid then 1 else 0 end
+    select (
+      (e.recorded_generation, e.recorded_xid) < (r.acknowledged_generation, r.acknowledged_xid)
+    )::integer
     from metering.meters m
     join stripe.report_marks r on r.meter_code = m.code
     where m.event_name = e.event_name

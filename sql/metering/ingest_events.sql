@@ -32,6 +32,7 @@ set search_path = ''
 as $$
 declare
   v_events jsonb := case when jsonb_typeof(p_events) = 'object' then p_events -> 'events' else p_events end;
+  v_generation integer;
   v_parsed metering.parsed_event[];
   v_now timestamptz;
   v_organizations uuid[];
@@ -50,6 +51,7 @@ begin
       message = 'INVALID_BODY: expected {"events": [...]} or an array of events';
   end if;
 
+  v_generation := metering.recording_generation();
   v_parsed := metering.parse_events(v_events, p_organization_id, p_source, p_late);
 
   select array_agg(t.organization_id order by t.organization_id)
@@ -112,7 +114,7 @@ begin
 
       insert into metering.usage_events (
         organization_id, occurred_at, source, idempotency_key, event_type, event_name, quantity, unit,
-        user_id, resource_id, request_id, dimensions, belongs_at
+        user_id, resource_id, request_id, dimensions, belongs_at, recorded_generation
       )
       select distinct on (e.organization_id, e.key)
         e.organization_id,
@@ -127,7 +129,8 @@ begin
         e.resource_id,
         e.request_id,
         e.dimensions,
-        case when e.position in (select unnest(v_locked)) then e.occurred_at end
+        case when e.position in (select unnest(v_locked)) then e.occurred_at end,
+        v_generation
       from unnest(v_parsed) as e
       where e.key in (select unnest(v_new))
         and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))

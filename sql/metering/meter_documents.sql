@@ -10,6 +10,7 @@ set search_path = ''
 as $$
 declare
   v_organizations uuid[];
+  v_generation integer;
   v_now timestamptz;
 begin
   select array_agg(distinct organization_id) into v_organizations from new_rows;
@@ -17,15 +18,20 @@ begin
     return null;
   end if;
 
+  v_generation := metering.recording_generation();
+
   -- now() is the start of the transaction, which may lie in a period that has been finalized since; under the lock it cannot.
   perform billing.share_period_locks(v_organizations);
   v_now := clock_timestamp();
   perform metering.ensure_partition((v_now at time zone 'UTC')::date);
 
   if tg_op = 'INSERT' then
-    insert into metering.usage_events (organization_id, occurred_at, source, event_name, quantity, unit, user_id, resource_id, request_id, dimensions)
+    insert into metering.usage_events (
+      organization_id, occurred_at, source, event_name, quantity, unit, user_id, resource_id, request_id, dimensions, recorded_generation
+    )
     select n.organization_id, v_now, 'trigger', m.event_name, 1, 'document',
-      tenancy.current_user_id()::text, n.id::text, nullif(current_setting('app.request_id', true), ''), metering.request_dimensions()
+      tenancy.current_user_id()::text, n.id::text, nullif(current_setting('app.request_id', true), ''), metering.request_dimensions(),
+      v_generation
     from new_rows n
     cross join lateral (
       select 'doc.upload' as event_name
@@ -33,9 +39,12 @@ begin
       select 'doc.processed' where n.status = 'processed'
     ) as m;
   else
-    insert into metering.usage_events (organization_id, occurred_at, source, event_name, quantity, unit, user_id, resource_id, request_id, dimensions)
+    insert into metering.usage_events (
+      organization_id, occurred_at, source, event_name, quantity, unit, user_id, resource_id, request_id, dimensions, recorded_generation
+    )
     select n.organization_id, v_now, 'trigger', 'doc.processed', 1, 'document',
-      tenancy.current_user_id()::text, n.id::text, nullif(current_setting('app.request_id', true), ''), metering.request_dimensions()
+      tenancy.current_user_id()::text, n.id::text, nullif(current_setting('app.request_id', true), ''), metering.request_dimensions(),
+      v_generation
     from new_rows n
     join old_rows o on o.organization_id = n.organization_id and o.id = n.id
     where n.status = 'processed'
