@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from api.auth import TokenVerifier
+from api.cors import AllowedOrigins
 from api.database import Database, DatabaseError
 from api.docs import openapi
 from api.errors import Problem, problem
@@ -24,6 +25,8 @@ from api.gateway import Gateway
 from api.health import health_endpoint
 from api.middleware.authentication import Authentication
 from api.middleware.correlation import CorrelationId
+from api.middleware.cors import Cors
+from api.middleware.failures import Failures
 from api.middleware.tenant import TenantResolution
 from api.middleware.timer import Timer
 from api.middleware.usage import Usage
@@ -81,6 +84,8 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         ],
         middleware=[
             Middleware(CorrelationId),
+            Middleware(Cors, allowed=AllowedOrigins(settings.allowed_origins)),
+            Middleware(Failures),
             Middleware(Timer),
             Middleware(Authentication, verifier=verifier),
             Middleware(TenantResolution, tenants=tenants),

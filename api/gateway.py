@@ -33,7 +33,8 @@ HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-# Not forwarded as they came: framing, what the gateway says itself, and what clients may not say about themselves.
+# Not forwarded as they came: framing, what the gateway says itself, what only it is asked (CORS), and what clients may
+# not say about themselves.
 NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"host",
     b"expect",
@@ -42,8 +43,13 @@ NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"forwarded",
     b"x-forwarded-for",
     b"x-real-ip",
+    b"origin",
+    b"access-control-request-method",
+    b"access-control-request-headers",
     REQUEST_ID,
 }
+NOT_PASSED_ON: Final = HOP_BY_HOP | {b"date"}  # the server sends its own Date
+CORS_ANSWERS: Final = b"access-control-"  # PostgREST invites every page, and the middleware only those allowed
 PREFER: Final = b"prefer"
 RELATIVE_TO_POSTGREST: Final = frozenset({b"location", b"content-location"})
 
@@ -194,7 +200,7 @@ def _request_headers(scope: Scope) -> Headers:
 def _response_headers(answered: Headers) -> Headers:
     headers = []
     for name, value in answered:
-        if name in HOP_BY_HOP or name == b"date":  # the server sends its own Date
+        if name in NOT_PASSED_ON or name.startswith(CORS_ANSWERS):
             continue
         if name in RELATIVE_TO_POSTGREST and value.startswith(b"/"):
             value = GATEWAY_PREFIX + value

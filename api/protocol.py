@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.cors import AllowedOrigins
 from api.errors import Problem, problem
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -17,6 +18,7 @@ class LimitedProtocol(HttpToolsProtocol):
     """Refuses heads (and trailers) without end, connections beyond `max_connections`, and upgrades with a body."""
 
     max_connections: int
+    allowed_origins: AllowedOrigins
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,14 +79,17 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         response = refusal.response()
         head = [f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}".encode()]
-        head += [name + b": " + value for name, value in response.raw_headers]
+        origin = next((value for name, value in self.headers or () if name == b"origin"), None)
+        headers = response.raw_headers + self.allowed_origins.headers(origin)
+        head += [name + b": " + value for name, value in headers]
         self.transport.write(b"\r\n".join([*head, b"connection: close", b"", bytes(response.body)]))
         self.transport.close()
 
 
-def limited_protocol(max_connections: int) -> type[LimitedProtocol]:
+def limited_protocol(max_connections: int, allowed_origins: AllowedOrigins) -> type[LimitedProtocol]:
     """A class, since uvicorn makes the instances itself."""
-    return type("Protocol", (LimitedProtocol,), {"max_connections": max_connections})
+    limits = {"max_connections": max_connections, "allowed_origins": allowed_origins}
+    return type("Protocol", (LimitedProtocol,), limits)
 
 
 def _too_large() -> Problem:

@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 
 from api.app import create_app
+from api.cors import AllowedOrigins
 from api.logs import configure_logs
 from api.protocol import limited_protocol
 from api.settings import Settings, SettingsError, load_settings
@@ -52,7 +53,8 @@ def main() -> int:
 
 
 def serve(settings: Settings, spool: Spool) -> int:
-    protocol = limited_protocol(_most_connections(_raise_descriptor_limit()))
+    most_connections = _most_connections(_raise_descriptor_limit())
+    protocol = limited_protocol(most_connections, AllowedOrigins(settings.allowed_origins))
     server = Server(
         uvicorn.Config(
             create_app(settings, spool),

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from api.cors import parse_origin
+
 PROJECT = Path(__file__).resolve().parent.parent
 ENV_FILE = "GOLDLEAVES_ENV_FILE"
 
@@ -45,6 +47,8 @@ class Settings(BaseSettings):
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
     jwt_expiration_minutes: int = Field(default=60, ge=1)
 
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()  # of pages that may call from a browser; * is any
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     billable_routes: Annotated[tuple[str, ...], NoDecode] = (
@@ -66,6 +70,13 @@ class Settings(BaseSettings):
     def _split_on_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(parse_origin(part) for part in value.split(",") if part.strip())
         return value
 
     @field_validator("jwt_secret")

@@ -88,7 +88,6 @@ READS: list[tuple[str, str, dict[str, str]]] = [
     ("GET", "/rpc/health", {}),
     ("GET", "/usage_events?limit=0", {}),
     ("OPTIONS", "/cases", {}),
-    ("OPTIONS", "/cases", {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}),
     ("PUT", "/cases", {}),
     ("DELETE", "/cases?id=eq.00000000-0000-0000-0000-000000000000", {"Prefer": "return=representation"}),
     ("PATCH", "/cases?id=eq.00000000-0000-0000-0000-000000000000", {}),
