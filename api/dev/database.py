@@ -8,7 +8,7 @@ import psycopg
 
 from api import migrations
 from api.migrations import MigrationError
-from api.release import Tree, load
+from api.release import LoadReport, Tree, load
 from api.stack import Stack, StackError
 
 
@@ -19,16 +19,15 @@ class RunningDatabase:
         self._stack = stack
         self._root = root
 
-    def load(self) -> bool:
-        """Load sql/ and policies/. False when the database behaved like that already."""
+    def load(self) -> LoadReport:
+        """Load sql/ and policies/, of which the policies that somebody changed by hand are never overwritten."""
         tree = Tree.read(self._root)
         try:
             with psycopg.connect(self._url(), autocommit=True, application_name="goldleaves dev") as connection:
                 connection.execute("set client_min_messages = warning")
-                report = load(connection, tree)
+                return load(connection, tree)
         except psycopg.Error as error:
             raise MigrationError(" ".join((error.diag.message_primary or str(error)).split())) from error
-        return bool(report.loaded or report.dropped)
 
     def status(self) -> migrations.Status:
         return migrations.status(self._url(), self._root)

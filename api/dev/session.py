@@ -38,7 +38,7 @@ def develop(console: Console, stack: Stack, root: Path = PROJECT) -> None:
     before = Sources.read(root)
     with stack.borrowed() as endpoints, closing(Sidecar(stack)) as sidecar, _told_to_end() as end:
         console.print(f"\nGateway  {endpoints.gateway_url}/api/v1/", highlight=False)
-        console.print(f"Watching {', '.join(f'{folder}/' for folder in FOLDERS)}. Ctrl-C ends.\n", highlight=False)
+        console.print(f"Watching {', '.join(f'{folder}/' for folder in FOLDERS)}. Ctrl-C ends.", highlight=False)
         session = Session(console, RunningDatabase(stack, root), sidecar, before)
         session.look(Sources.read(root))  # what was saved while the stack started
         folders = [root / folder for folder in FOLDERS]
@@ -71,8 +71,11 @@ class Session:
 
     def _load(self, changed: list[str]) -> str:
         self._refuse_empty(path for path in self._seen.files if path.startswith(("sql/", "policies/")))
-        loaded = self._database.load()
-        return f"loaded {_named(changed)}" if loaded else f"{_named(changed)}: as it was loaded before"
+        report = self._database.load()
+        loaded = [path for path in changed if path in report.loaded]
+        done = [f"loaded {_named(loaded)}"] if loaded else []
+        done += [f"dropped {_named(report.dropped)}"] if report.dropped else []
+        return "; ".join(done) or f"{_named(changed)} is what was loaded before: nothing to do"
 
     def _migrate(self, changed: list[str]) -> str:
         status = self._database.status()
@@ -84,12 +87,11 @@ class Session:
             return f"{_named(changed)}: nothing to do"
         before = max((name for name in status.applied if name < PurePosixPath(applied[0]).stem), default=None)
         undo = f"--to {before.partition('_')[0]}" if before else "--all"
-        return f"{applied[0]} is applied already. To apply it anew: goldleaves rollback {undo}, then save it again"
+        return f"{applied[0]} is applied already; `goldleaves rollback {undo}` undoes it, and the next save applies it"
 
     def _restart(self, changed: list[str]) -> str:
-        of_the_command = [path for path in changed if path.startswith(OF_THE_COMMAND)]
-        if of_the_command == changed:
-            return f"{_named(changed)}: seen by the next goldleaves command, so start dev again if it is to see it"
+        if all(path.startswith(OF_THE_COMMAND) for path in changed):
+            return f"{_named(changed)}: code of this command; start it again to run that"
         self._sidecar.restart()
         return f"restarted the sidecar for {_named(changed)}"
 
