@@ -67,7 +67,7 @@ def cluster() -> Iterator[Cluster]:
     """The Postgres of this run, with the role that migrates and nothing else."""
     with state_dir() as state:
         secrets = state.ensure_secrets()
-        serve = _container(secrets) if _docker_answers() else _embedded(state, secrets)
+        serve = _container(secrets) if _docker_answers() else embedded_postgres(state, secrets)
         with serve as (host, port):
             made = Cluster(host, port, secrets)
             bootstrap.create_migrator(made.server_url, secrets.goldleaves_migrator)
@@ -186,7 +186,7 @@ def _copied(cluster: Cluster, template: Database) -> Iterator[Database]:
 
 
 @contextmanager
-def _embedded(state: StateDir, secrets: Secrets) -> Iterator[tuple[str, int]]:
+def embedded_postgres(state: StateDir, secrets: Secrets) -> Iterator[tuple[str, int]]:
     settings = Settings(host=HOST, postgres_port=free_port(), state_dir=state.root)
     prepare_cluster(settings, state, secrets, print)
     part = postgres_part(settings, state, {"max_connections": MAX_CONNECTIONS})
