@@ -25,6 +25,7 @@ from api.dev.session import develop
 from api.settings import Settings, SettingsError, load_settings
 from api.stack import Stack, StackError
 from api.stack.progress import Progress
+from api.stack.psql import become_psql
 from api.tokens import Role, mint_token
 
 P = ParamSpec("P")
@@ -181,6 +182,16 @@ def token(
             algorithm=settings.jwt_algorithm,
         )
     )
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@explain_errors
+def psql(context: typer.Context) -> None:
+    """Open psql on the database of the running stack, as its superuser. What follows is for psql.
+
+    Example:  goldleaves psql -c 'select * from metering.meters'
+    """
+    become_psql(load_settings(), context.args)
 
 
 @app.command()
