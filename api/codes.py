@@ -90,6 +90,9 @@ CODES: Final[Mapping[str, Code]] = {
         "A slug has other characters than a-z, 0-9 and inner hyphens, more than 63 of them, or looks like a UUID.",
         "Choose another slug.",
     ),
+    "INVALID_PATH": Code(
+        400, "The path of a request to the gateway has a control character in it.", "Leave %00 to %1F and %7F out."
+    ),
     "INVALID_TIMEZONE": Code(400, "The timezone is not known to Postgres.", "Use an IANA name, such as Europe/Vienna."),
     "INVALID_TOKEN": Code(
         401,

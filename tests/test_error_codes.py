@@ -314,6 +314,7 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "HEADERS_TOO_LARGE": (431, lambda world: world.ask("GET", "/health", headers=[("X-Long", "x" * 70_000)])),
     "INTERNAL_ERROR": (500, from_what_nobody_foresaw),
     "INVALID_BODY": (400, lambda world: world.send("{")),
+    "INVALID_PATH": (400, lambda world: world.ask("GET", "/api/v1/cases%00", world.member())),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/api/v1/cases", "no.to.ken")),
     "METHOD_NOT_ALLOWED": (405, lambda world: world.ask("GET", "/v1/events", world.member())),
     "NOT_A_MEMBER": (
