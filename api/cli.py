@@ -23,7 +23,7 @@ from api import migrations
 from api.demo import DemoError, play
 from api.dev.session import develop
 from api.settings import Settings, SettingsError, load_settings
-from api.stack import Stack, StackError
+from api.stack import SUPERVISOR, Endpoints, Stack, StackError
 from api.stack.progress import Progress
 from api.stack.psql import become_psql
 from api.tokens import Role, mint_token
@@ -70,19 +70,42 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 @app.command()
 @explain_errors
-def up() -> None:
+def up(
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Stay, and print what happens to the stack. Ctrl-C stops it.")
+    ] = False,
+) -> None:
     """Start the stack and leave it running: Postgres, PostgREST and the sidecar.
 
-    What runs already stays; what was killed is started again; the database is migrated. The data outlives `down`.
+    What runs already stays; what was killed is started again; the database is migrated. The data outlives `down`. A
+    supervisor stays behind: it starts again what dies, and `status` tells what it had to do.
 
     Example:  GATEWAY_PORT=8080 goldleaves up
     """
     stack = _stack()
     with _terminable():
-        endpoints, _ = stack.up()
+        endpoints = stack.up()
+        _say_where(stack, endpoints)
+        if follow:
+            _follow(stack)
+
+
+def _say_where(stack: Stack, endpoints: Endpoints) -> None:
     console.print(f"\nGateway    {endpoints.gateway_url}/api/v1/", highlight=False)
     console.print(f"PostgREST  {endpoints.postgrest_url}", highlight=False)
     console.print(f"Addresses and secrets: {stack.state.stack_file}", highlight=False, soft_wrap=True)
+
+
+def _follow(stack: Stack) -> None:
+    """Print the supervisor's events until the user, or `down`, ends it."""
+    console.print("Watching the stack. Ctrl-C stops it.\n")
+    try:
+        for event in stack.events():
+            console.print(event, highlight=False, markup=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        stack.down()
 
 
 @app.command()
@@ -203,16 +226,30 @@ def status() -> None:
     """
     stack = _stack()
     parts = stack.status()
-    table = Table("part", "state", "pid", "url", box=None, pad_edge=False, header_style="bold")
+    table = Table("part", "state", "pid", "restarts", "url", box=None, pad_edge=False, header_style="bold")
     for part in parts:
         state = "[green]running[/green]" if part.pid else "[red]down[/red]"
-        table.add_row(part.name, state, str(part.pid or "-"), part.url)
+        table.add_row(part.name, state, str(part.pid or "-"), str(part.history.restarts), part.url)
     console.print(table)
+    for part in parts:
+        if part.history.reason is not None:
+            console.print(f"{part.name} {part.history.reason} at {part.history.at}", highlight=False, markup=False)
+    _look_after_supervisor(stack)
     health = _health(stack.settings)
     if health is not None:
         console.print_json(json.dumps(health))
     if health is None or not all(part.pid for part in parts):
         raise typer.Exit(1)
+
+
+def _look_after_supervisor(stack: Stack) -> None:
+    if stack.supervisor_died():
+        console.print("The supervisor had died, so nothing would have been started again:", style="red")
+        stack.supervise()
+    pid = stack.supervisor()
+    console.print(
+        f"supervisor: {'none' if pid is None else f'pid {pid}'}, log {stack.state.log(SUPERVISOR)}", soft_wrap=True
+    )
 
 
 def _stack() -> Stack:

@@ -276,6 +276,11 @@ class Spool:
         return False
 
 
+def records_left(directory: Path) -> int:
+    """How many records wait in a spool that no sidecar has open."""
+    return sum(len(read_segment(path)[0]) for path in directory.glob(f"*{SUFFIX}"))
+
+
 def read_segment(path: Path) -> tuple[list[bytes], int]:
     """The records of a segment, and how many bytes at its end could not be read as records."""
     data = path.read_bytes()

@@ -26,9 +26,9 @@ import pytest
 from api.demo.story import money
 from api.settings import PROJECT, Settings
 from api.stack import Endpoints
+from api.stack.parts import PARTS
 from api.stack.postgres import prepare_cluster
 from api.stack.processes import Record
-from api.stack.stack import PARTS
 from api.stack.state import StateDir, write_private
 from tests.conftest import state_dir
 from tests.harness import free_port
@@ -271,9 +271,11 @@ def test_status_tells_what_runs(stopped: Command) -> None:
     down = stopped.run("status")
     assert down.returncode == 1
     assert len(re.findall(r"\bdown\b", down.stdout)) == len(PARTS)
+    assert "supervisor: none" in down.stdout
     endpoints = stopped.up()
     running = stopped.succeed("status")
     assert len(re.findall(r"\brunning\b", running)) == len(PARTS)
+    assert re.search(r"^supervisor: pid \d+", running, re.MULTILINE)
     assert endpoints.gateway_url in running
 
 

@@ -43,7 +43,7 @@ class Sidecar:
             with state.locked():
                 old = find(part.name, state)
                 if old is not None:
-                    stop_main(part.name, old)
+                    stop_main(part.name, old, state)
                 remember(part, successor.process, state, successor.log_offset)
                 successor.serve()
                 wait_until_ready(part, successor.process, state)

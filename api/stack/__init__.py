@@ -5,5 +5,6 @@ In production each of them is a container or a service of its own. Only the comm
 
 from api.stack.endpoints import Endpoints, StackError
 from api.stack.stack import Stack
+from api.stack.supervisor import NAME as SUPERVISOR
 
-__all__ = ["Endpoints", "Stack", "StackError"]
+__all__ = ["SUPERVISOR", "Endpoints", "Stack", "StackError"]

@@ -51,6 +51,7 @@ def postgres_part(settings: Settings, state: StateDir, options: dict[str, str] |
         environment={"LC_ALL": "C", "LANG": "C"},
         user=_system_user(),
         ready_within=120,  # after a crash it first replays its log
+        stop_within=30,
     )
 
 

@@ -27,17 +27,17 @@ from api.stack.state import StateDir, write_private
 
 MARK = "GOLDLEAVES_PART"
 POLL_SECONDS = 0.03
+LONGEST_STOP_SECONDS = 30.0  # of a part whose record is lost
 LOG_LINES_SHOWN = 15
 
 # Start times are computed from the wall clock, which may be adjusted while a process lives.
 START_TIME_TOLERANCE = 5.0
 
-# What a part is asked to do, and for how many seconds, before it is killed. SIGINT is Postgres' "fast" shutdown.
-STOP_SIGNALS: Mapping[str, Sequence[tuple[signal.Signals, float]]] = {
-    "postgres": ((signal.SIGINT, 30), (signal.SIGQUIT, 5)),
-    "postgrest": ((signal.SIGTERM, 5),),
-    "sidecar": ((signal.SIGTERM, 15),),
-}
+# What a part is asked to do; the first of them as long as its record says, the next for so many seconds. Then it is
+# killed. SIGINT is Postgres' "fast" shutdown.
+STOP_SIGNALS: Mapping[str, Sequence[signal.Signals]] = {"postgres": (signal.SIGINT, signal.SIGQUIT)}
+ORDERLY = (signal.SIGTERM,)
+LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,16 @@ class Part:
 
     name: str
     title: str
-    port_setting: str
-    host: str
-    port: int
     command: tuple[str, ...]
     is_ready: Callable[[], bool]
+    port_setting: str = ""
+    host: str = ""
+    port: int = 0  # 0: it listens nowhere
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     directory: Path = Path("/")
     user: str | None = None
     ready_within: float = 30.0
+    stop_within: float = 5.0  # how long it may take to end in an orderly way
 
     @property
     def fingerprint(self) -> str:
@@ -108,6 +109,7 @@ class Record:
     create_time: float
     fingerprint: str
     log_offset: int
+    stop_within: float = LONGEST_STOP_SECONDS
 
     @classmethod
     def read(cls, name: str, state: StateDir) -> Record | None:
@@ -120,7 +122,8 @@ class Record:
 def remember(part: Part, process: psutil.Process, state: StateDir, log_offset: int = 0) -> None:
     path = state.record(part.name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(path, asdict(Record(process.pid, process.create_time(), part.fingerprint, log_offset)))
+    record = Record(process.pid, process.create_time(), part.fingerprint, log_offset, part.stop_within)
+    write_private(path, asdict(record))
 
 
 def find(name: str, state: StateDir) -> psutil.Process | None:
@@ -143,12 +146,12 @@ def wait_until_ready(part: Part, process: psutil.Process, state: StateDir) -> No
     deadline = time.monotonic() + part.ready_within
     while True:
         if not is_running(process):
-            raise StackError(f"{part.title} stopped while starting.\n{_log_end(part.name, state)}")
+            raise StackError(f"{part.title} stopped while starting.\n{log_end(part.name, state)}")
         if part.is_ready():
             return
         if time.monotonic() > deadline:
             raise StackError(
-                f"{part.title} was not ready within {part.ready_within:.0f} s.\n{_log_end(part.name, state)}"
+                f"{part.title} was not ready within {part.ready_within:.0f} s.\n{log_end(part.name, state)}"
             )
         time.sleep(POLL_SECONDS)
 
@@ -157,7 +160,7 @@ def stop(name: str, state: StateDir) -> None:
     """Stop the part with everything it started."""
     main = find(name, state)
     if main is not None:
-        stop_main(name, main)
+        stop_main(name, main, state)
     # Whoever is left lost its parent to a kill, or hangs. Postgres' backends take SIGTERM as a polite request too.
     for number in (signal.SIGTERM, signal.SIGKILL):
         left = [process for process in members(name, state) if is_running(process)]
@@ -169,12 +172,33 @@ def stop(name: str, state: StateDir) -> None:
     state.record(name).unlink(missing_ok=True)
 
 
-def stop_main(name: str, process: psutil.Process) -> None:
+def stop_main(name: str, process: psutil.Process, state: StateDir) -> None:
     """Ask the part's main process to end, and wait for it. What is left of the part then is for `stop`."""
-    for number, seconds in STOP_SIGNALS[name]:
+    record = Record.read(name, state)
+    seconds = record.stop_within if record else LONGEST_STOP_SECONDS
+    for number in STOP_SIGNALS.get(name, ORDERLY):
         _signal(process, number)
         if _wait(process, seconds):
             break
+        seconds = LAST_SECONDS
+
+
+def reap() -> None:
+    """Take note of children that have ended, so that they leave the process table."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def exit_reason(process: psutil.Process) -> str:
+    """How a process ended, in words. Only its parent is told more than that it did."""
+    try:
+        code = process.wait(timeout=0)
+    except psutil.Error:
+        code = None
+    if code is None:
+        return "ended"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def members(name: str, state: StateDir) -> list[psutil.Process]:
@@ -289,7 +313,8 @@ def _wait(process: psutil.Process, seconds: float) -> bool:
     return True
 
 
-def _log_end(name: str, state: StateDir) -> str:
+def log_end(name: str, state: StateDir) -> str:
+    """The last lines that this start of the part has logged, indented, and where the log is."""
     path = state.log(name)
     record = Record.read(name, state)
     try:

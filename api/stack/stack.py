@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 
 from api.migrations import migrate
 from api.settings import Settings
+from api.spool import records_left
 from api.stack import bootstrap
-from api.stack.endpoints import Endpoints, StackError, http_url, postgres_url, url_host
-from api.stack.postgres import check_superuser, postgres_part, prepare_cluster, superuser_url
+from api.stack.endpoints import Endpoints, StackError, http_url, url_host
+from api.stack.parts import PARTS, database_url, jwt_secret, stack_parts
+from api.stack.postgres import check_superuser, prepare_cluster, superuser_url
 from api.stack.processes import (
     Part,
+    Record,
     find,
     is_current,
     members,
+    reap,
     require_free_port,
     start,
     stop,
     wait_until_ready,
 )
 from api.stack.progress import Progress
-from api.stack.services import postgrest_part, sidecar_part
 from api.stack.state import Secrets, StateDir, write_private
+from api.stack.supervision import History, Supervision
+from api.stack.supervisor import NAME as SUPERVISOR
+from api.stack.supervisor import supervisor_part
 
-# In the order in which they start. They stop in the opposite one.
-PARTS = ("postgres", "postgrest", "sidecar")
+EVENTS_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class PartStatus:
     name: str
     url: str
     pid: int | None
+    history: History
 
 
 class Stack:
@@ -45,58 +54,32 @@ class Stack:
         self.state = StateDir(settings.state_dir)
         self._progress = progress or Progress()
 
-    def up(self) -> tuple[Endpoints, tuple[str, ...]]:
-        """Bring up what is not running, migrate, and write `stack.json`. Returns also the names of what did not run.
+    def up(self) -> Endpoints:
+        """Bring up what is not running, migrate, write `stack.json`, and leave a supervisor behind.
 
         Raises StackError when that is impossible; what this call had started is then stopped again.
         """
-        self.state.create()
-        with self.state.locked():
-            secrets = self.state.ensure_secrets()
-            parts = self._parts(secrets)
-            ran = [name for name in PARTS if find(name, self.state)]
-            self._clear_the_way(parts)
-            started: list[str] = []
-            try:
-                for part in parts:
-                    self._bring_up(part, secrets, started)
-                    if part.name == "postgres":
-                        self._prepare_database(secrets)
-            except BaseException:
-                for name in reversed(started):
-                    stop(name, self.state)
-                raise
-            endpoints = self._endpoints(secrets)
-            write_private(self.state.stack_file, asdict(endpoints))
-            return endpoints, tuple(name for name in started if name not in ran)
+        endpoints, _ = self._up(supervised=True)
+        return endpoints
 
-    def down(self, parts: tuple[str, ...] = PARTS) -> tuple[str, ...]:
-        """Stop the parts, all unless told otherwise, with every process they started. Returns those that ran."""
-        if not self.state.exists():
-            return ()
-        with self.state.locked():
-            stopped = []
-            for name in reversed([name for name in PARTS if name in parts]):
-                if members(name, self.state):
-                    with self._progress.step(f"Stop {name}"):
-                        stop(name, self.state)
-                    stopped.append(name)
-            if not any(members(name, self.state) for name in PARTS):
-                self.state.stack_file.unlink(missing_ok=True)
-            return tuple(stopped)
+    def down(self) -> tuple[str, ...]:
+        """Stop everything, with every process it started. Returns the names of what ran."""
+        return self._stop((*PARTS, SUPERVISOR))
 
     @contextmanager
     def borrowed(self) -> Iterator[Endpoints]:
-        """The running stack for a while. What did not run before is stopped at the end, whatever happens."""
-        endpoints, started = self.up()
+        """The running stack for a while. What did not run before is stopped at the end, whatever happens; but a stack
+        that has a supervisor is somebody's who wants all of it to run.
+        """
+        endpoints, started = self._up(supervised=False)
         try:
             yield endpoints
         finally:
-            if started:
-                self.down(started)
+            if started and find(SUPERVISOR, self.state) is None:
+                self._stop(started)
 
     def status(self) -> tuple[PartStatus, ...]:
-        """Each part: where it is reached, and its pid when it runs."""
+        """Each part: where it is reached, its pid when it runs, and what the supervisor had to do with it."""
         settings = self.settings
         urls = {
             "postgres": f"postgresql://{url_host(settings.host)}:{settings.postgres_port}/{bootstrap.DATABASE}",
@@ -104,12 +87,43 @@ class Stack:
             "sidecar": http_url(settings.host, settings.gateway_port),
         }
         running = {name: find(name, self.state) for name in PARTS}
+        supervision = Supervision.read(self.state)
+        histories = supervision.parts if supervision else {}
         return tuple(
-            PartStatus(name, urls[name], process.pid if process else None) for name, process in running.items()
+            PartStatus(name, urls[name], process.pid if process else None, histories.get(name, History()))
+            for name, process in running.items()
         )
 
+    def supervisor(self) -> int | None:
+        """The pid of the supervisor. None when there is none: nothing would be started again."""
+        process = find(SUPERVISOR, self.state)
+        return process.pid if process else None
+
+    def supervisor_died(self) -> bool:
+        """Whether there was a supervisor that `down` has not stopped, and there is none now."""
+        return self.supervisor() is None and Record.read(SUPERVISOR, self.state) is not None
+
+    def supervise(self) -> None:
+        """Start the supervisor, unless it runs."""
+        with self.state.locked():
+            self._supervise()
+
+    def events(self) -> Iterator[str]:
+        """What the supervisor says from here on, a line each. Ends when somebody stops the stack."""
+        with self.state.log(SUPERVISOR).open() as log:
+            log.seek(0, os.SEEK_END)
+            while self.state.stack_file.exists():
+                if line := log.readline():
+                    yield line.rstrip("\n")
+                    continue
+                if self.supervisor_died():
+                    yield "The supervisor died:"
+                    self.supervise()
+                reap()  # what this process started and the supervisor has buried
+                time.sleep(EVENTS_SECONDS)
+
     def jwt_secret(self) -> str | None:
-        """The key of the tokens this stack accepts: JWT_SECRET, else the generated one. None before the first start."""
+        """The key of the tokens this stack accepts. None before the first start, unless JWT_SECRET is set."""
         if self.settings.jwt_secret is not None:
             return self.settings.jwt_secret.get_secret_value()
         secrets = self.state.read_secrets()
@@ -120,24 +134,62 @@ class Stack:
         secrets = self.state.read_secrets()
         if secrets is None:
             raise StackError("The stack was never up. Run `goldleaves up` first.")
-        return next(part for part in self._parts(secrets) if part.name == name)
+        return next(part for part in stack_parts(self.settings, self.state, secrets) if part.name == name)
 
     def migration_url(self) -> str | None:
         """Where to migrate as `goldleaves_migrator`. None when Postgres is not running."""
         secrets = self.state.read_secrets()
         if secrets is None or find("postgres", self.state) is None:
             return None
-        return self._database_url(bootstrap.MIGRATOR, secrets.goldleaves_migrator)
+        return database_url(self.settings, bootstrap.MIGRATOR, secrets.goldleaves_migrator)
 
-    def _parts(self, secrets: Secrets) -> tuple[Part, ...]:
-        secret = self.jwt_secret() or secrets.jwt
-        return (
-            postgres_part(self.settings, self.state),
-            postgrest_part(self.settings, self._database_url("authenticator", secrets.authenticator), secret),
-            sidecar_part(
-                self.settings, self._database_url("sidecar", secrets.sidecar), secret, self.state.spool.resolve()
-            ),
-        )
+    def _up(self, *, supervised: bool) -> tuple[Endpoints, tuple[str, ...]]:
+        """Returns also the names of the parts that did not run. A supervisor that is there stays in any case."""
+        self.state.create()
+        with self.state.locked():
+            secrets = self.state.ensure_secrets()
+            parts = stack_parts(self.settings, self.state, secrets)
+            had_supervisor = find(SUPERVISOR, self.state) is not None
+            ran = [name for name in PARTS if find(name, self.state)]
+            self._clear_the_way(parts)
+            started: list[str] = []
+            try:
+                for part in parts:
+                    self._bring_up(part, secrets, started)
+                    if part.name == "postgres":
+                        self._prepare_database(secrets)
+                if supervised or had_supervisor:
+                    self._supervise()
+            except BaseException:
+                if not had_supervisor:
+                    stop(SUPERVISOR, self.state)
+                for name in reversed(started):
+                    stop(name, self.state)
+                raise
+            endpoints = self._endpoints(secrets)
+            write_private(self.state.stack_file, asdict(endpoints))
+            return endpoints, tuple(name for name in started if name not in ran)
+
+    def _stop(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """In the opposite order, so that nobody starts again what is stopped. Returns the names of what ran."""
+        if not self.state.exists():
+            return ()
+        with self.state.locked():
+            stopped = []
+            for name in reversed([name for name in (*PARTS, SUPERVISOR) if name in names]):
+                if members(name, self.state):
+                    with self._progress.step(f"Stop {name}") as step:
+                        stop(name, self.state)
+                        if name == "sidecar" and (left := records_left(self._spool())):
+                            step.outcome = f"{left} usage records stay in the spool for the next start"
+                    stopped.append(name)
+                self.state.record(name).unlink(missing_ok=True)
+            if not any(members(name, self.state) for name in PARTS):
+                self.state.stack_file.unlink(missing_ok=True)
+            return tuple(stopped)
+
+    def _spool(self) -> Path:
+        return self.settings.spool_dir or self.state.spool
 
     def _clear_the_way(self, parts: tuple[Part, ...]) -> None:
         """Stop what is left of killed parts, and parts whose settings have changed. Then every port must be free.
@@ -148,6 +200,8 @@ class Stack:
             if one.port == other.port:
                 raise StackError(f"{one.port_setting} and {other.port_setting} are both {one.port}; they must differ.")
         missing = [part for part in parts if find(part.name, self.state) is None or not is_current(part, self.state)]
+        if not is_current(supervisor_part(self.settings, self.state), self.state):
+            stop(SUPERVISOR, self.state)
         for part in reversed(missing):
             stop(part.name, self.state)
         for part in missing:
@@ -165,6 +219,19 @@ class Stack:
                 step.outcome = "was running"
             wait_until_ready(part, process, self.state)
 
+    def _supervise(self) -> None:
+        """Start the supervisor, unless it runs."""
+        part = supervisor_part(self.settings, self.state)
+        process = find(SUPERVISOR, self.state)
+        with self._progress.step(part.title) as step:
+            if process is None:
+                if Record.read(SUPERVISOR, self.state) is not None:
+                    step.outcome = "had died"
+                process = start(part, self.state)
+            else:
+                step.outcome = "was running"
+            wait_until_ready(part, process, self.state)
+
     def _prepare_database(self, secrets: Secrets) -> None:
         """Make the migrator and the database, migrate, and only then let anybody in."""
         with self._progress.step("Database") as step:
@@ -172,7 +239,9 @@ class Stack:
             server_url = superuser_url(self.settings, secrets)
             bootstrap.create_migrator(server_url, secrets.goldleaves_migrator)
             bootstrap.create_database(server_url)
-            report = migrate(self._database_url(bootstrap.MIGRATOR, secrets.goldleaves_migrator), self.settings)
+            report = migrate(
+                database_url(self.settings, bootstrap.MIGRATOR, secrets.goldleaves_migrator), self.settings
+            )
             bootstrap.set_passwords(server_url, secrets.of_services())
             step.outcome = str(report)
 
@@ -182,9 +251,5 @@ class Stack:
             gateway_url=http_url(settings.host, settings.gateway_port),
             postgrest_url=http_url(settings.host, settings.postgrest_port),
             database_url=superuser_url(settings, secrets, bootstrap.DATABASE),
-            jwt_secret=self.jwt_secret() or secrets.jwt,
+            jwt_secret=jwt_secret(settings, secrets),
         )
-
-    def _database_url(self, role: str, password: str) -> str:
-        settings = self.settings
-        return postgres_url(role, password, settings.host, settings.postgres_port, bootstrap.DATABASE)

@@ -50,6 +50,10 @@ class StateDir:
     def stack_file(self) -> Path:
         return self.root / "stack.json"
 
+    @property
+    def supervision(self) -> Path:
+        return self.root / "run" / "supervision.json"
+
     def record(self, part: str) -> Path:
         return self.root / "run" / f"{part}.json"
 
@@ -72,6 +76,18 @@ class StateDir:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def locked_unless_busy(self) -> Iterator[bool]:
+        """Hold the stack's lock if nobody else does. Whether that is so."""
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
         finally:
             os.close(descriptor)
 
