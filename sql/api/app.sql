@@ -11,6 +11,13 @@ create view api.documents with (security_invoker) as
 select id, organization_id, case_id, title, size_bytes, status, storage_key, created_by, created_at
 from app.documents;
 
+-- PostgREST takes the defaults of views, not of what is behind them, for what is missing in a row of a bulk insert (missing=default).
+alter view api.clients alter column organization_id set default tenancy.current_org(), alter column id set default ops.new_id();
+alter view api.cases alter column organization_id set default tenancy.current_org(), alter column id set default ops.new_id(),
+  alter column status set default 'open';
+alter view api.documents alter column organization_id set default tenancy.current_org(), alter column id set default ops.new_id(),
+  alter column size_bytes set default 0, alter column status set default 'uploaded';
+
 comment on view api.clients is 'The people and firms that the organization works for.';
 comment on view api.cases is 'Matters of a client. status: open or closed.';
 comment on view api.documents is 'Documents of a case. Inserting one records doc.upload, its status becoming processed records doc.processed.';
