@@ -53,7 +53,11 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     postgrest = Upstream(settings.require("postgrest_url"))
     tasks = Tasks()
     events = events_endpoint(
-        database, tenants, max_bytes=settings.max_ingest_bytes, pool_size=settings.database_pool_size
+        database,
+        tenants,
+        max_bytes=settings.max_ingest_bytes,
+        pool_size=settings.database_pool_size,
+        wait_seconds=settings.ingest_wait_seconds,
     )
 
     @contextlib.asynccontextmanager

@@ -69,6 +69,11 @@ CODES: Final[Mapping[str, Code]] = {
         "An update would give a row of clients, cases or documents another id.",
         "Leave id out, or send the one that the row has. Insert a new row where another id is wanted.",
     ),
+    "INGEST_BUSY": Code(
+        503,
+        "More batches of events are waiting than the database takes in. Nothing of this one was stored.",
+        "Send it again after Retry-After. Larger batches on fewer connections go in faster.",
+    ),
     "INTERNAL_ERROR": Code(
         500, "Something went wrong on our side. details names the request.", "Report it with the value of X-Request-ID."
     ),
@@ -76,6 +81,11 @@ CODES: Final[Mapping[str, Code]] = {
         400,
         'The body of POST /v1/events is not JSON that Postgres can hold, or neither an array nor {"events": […]}.',
         "Mend the body; details says what is wrong with it. Nothing of it was stored.",
+    ),
+    "INVALID_ENCODING": Code(
+        400,
+        "A header of a request to the gateway, or what its query encodes with percent signs, is not UTF-8.",
+        "Encode it as UTF-8, as in %C3%A9 for é.",
     ),
     "INVALID_EVENT": Code(
         200,
@@ -108,6 +118,12 @@ CODES: Final[Mapping[str, Code]] = {
         409,
         "The change would leave an organization without an owner.",
         "Make somebody else an owner first.",
+    ),
+    "MALFORMED_REQUEST": Code(
+        400,
+        "What came is no HTTP request: a broken request line, header, length or chunk, or a URL with raw bytes. "
+        "The connection is closed.",
+        "Use an HTTP client, and percent-encode URLs.",
     ),
     "METHOD_NOT_ALLOWED": Code(405, "The path exists but not with this method.", "Use a method that Allow names."),
     "NOT_A_MEMBER": Code(
@@ -154,6 +170,12 @@ CODES: Final[Mapping[str, Code]] = {
         "PostgREST cannot be reached or went away before it had answered.",
         "Try again after Retry-After. A write may have been done all the same: look before you repeat it.",
     ),
+    "REQUEST_TIMEOUT": Code(
+        408,
+        "The client sent its request more slowly than REQUEST_HEAD_SECONDS or REQUEST_BODY_SECONDS allow. "
+        "The connection is closed, and nothing was done.",
+        "Send it again without pauses.",
+    ),
     "ROLE_REQUIRED": Code(
         403,
         "The role of the token may not do this: service sends usage, platform_admin closes periods, people (member) "
@@ -170,7 +192,9 @@ CODES: Final[Mapping[str, Code]] = {
         "Mend the time; its year is usually wrong.",
     ),
     "UNSUPPORTED_MEDIA_TYPE": Code(
-        415, "The body of POST /v1/events is not declared as JSON.", "Set Content-Type: application/json."
+        415,
+        "The body of POST /v1/events is not declared as JSON, or as compressed or in another charset than UTF-8.",
+        "Set Content-Type: application/json, and send it in UTF-8 without Content-Encoding.",
     ),
     "USER_NOT_PROVISIONED": Code(
         403,

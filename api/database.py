@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from api.codes import CODES
 from api.context import Tenant
 from api.errors import Problem, problem
 
@@ -25,7 +26,7 @@ POOL_TIMEOUT_SECONDS: Final = 3
 STATEMENT_TIMEOUT_MS: Final = 30_000
 HEALTH_TIMEOUT_SECONDS: Final = 2
 
-_INGEST: Final = "select metering.ingest_events(%s::jsonb, %s::uuid, %s, %s)::text"
+_INGEST: Final = "select metering.receive_events(%s, %s::uuid, %s, %s)::text"
 _REJECT: Final = "select metering.record_rejection(%s, %s::jsonb, %s, %s)"
 
 # Classes of SQLSTATE. What was sent is at fault, and would be again: data, constraints, limits, raised by ourselves.
@@ -62,7 +63,9 @@ class DatabaseError(Exception):
     def problem(self) -> Problem | None:
         """The answer for the client; None when this should not have happened at all."""
         if self.state is not None and self.state.startswith("PT") and self.state[2:].isdigit():
-            return Problem(int(self.state[2:]), self.state, self.message, self.details or None, self.hint or None)
+            known = CODES.get(self.message.partition(":")[0])
+            hint = self.hint or (known.remedy if known is not None else None)
+            return Problem(int(self.state[2:]), self.state, self.message, self.details or None, hint)
         if not self._unencodable and (self.state is None or self.state.startswith(_AWAY)):
             return problem("DATABASE_UNAVAILABLE", "the database cannot be reached", hint="Try again in a moment.")
         if self.state is not None and self.state.startswith(_BUSY):

@@ -38,6 +38,9 @@ class Problem(Exception):
 
 
 def problem(code: str, text: str, *, details: str | None = None, hint: str | None = None) -> Problem:
-    """The problem for a code of the catalogue. Its `code` is "PT<status>", as PostgREST shows what SQL raises."""
+    """The problem for a code of the catalogue. Its `code` is "PT<status>", as PostgREST shows what SQL raises.
+
+    `hint` says what to do in this case; without one it is what the catalogue says.
+    """
     status = CODES[code].status
-    return Problem(status, f"PT{status}", f"{code}: {text}", details, hint)
+    return Problem(status, f"PT{status}", f"{code}: {text}", details, hint or CODES[code].remedy)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -53,6 +54,8 @@ NOT_PASSED_ON: Final = HOP_BY_HOP | {b"date"}  # the server sends its own Date
 # PostgREST takes `cases%00…` for `cases`, which nobody is billed for, and writes the rest into its own headers.
 CONTROL_CHARACTER: Final = re.compile(rb"%(?:[01][0-9A-Fa-f]|7[Ff])")
 CORS_ANSWERS: Final = b"access-control-"  # PostgREST invites every page, and the middleware only those allowed
+# Text in another encoding breaks PostgREST: it answers 500 in plain text, or cuts the connection.
+ENCODED_NON_ASCII: Final = re.compile(rb"%[89A-Fa-f]")
 PREFER: Final = b"prefer"
 RELATIVE_TO_POSTGREST: Final = frozenset({b"location", b"content-location"})
 
@@ -73,6 +76,7 @@ class Gateway:
             raise problem("ROUTE_NOT_FOUND", "there is nothing at this path", hint="The API is at /api/v1/.")
         if CONTROL_CHARACTER.search(path):
             raise problem("INVALID_PATH", "the path has a control character", hint="Leave %00 to %1F and %7F out.")
+        _require_utf8(scope)
         body = RequestBody(scope, receive)
         # A write may be done whatever becomes of its client, so it runs to its end and is metered by its status.
         hang_up = HangUp(body) if scope["method"] in READS else None
@@ -180,6 +184,25 @@ class HangUp:
         if not self._over:
             self.happened = True
             self._exchange.cancel()
+
+
+def _require_utf8(scope: Scope) -> None:
+    headers = scope["headers"]
+    if not b"".join([value for _, value in headers]).isascii():
+        for name, value in headers:
+            if name not in NOT_FORWARDED and name != ORGANIZATION and not _is_utf8(value):
+                raise problem("INVALID_ENCODING", f"the header {name.decode('ascii')} is not UTF-8")
+    query: bytes = scope["query_string"]
+    if ENCODED_NON_ASCII.search(query) and not _is_utf8(unquote_to_bytes(query)):
+        raise problem("INVALID_ENCODING", "the query is not UTF-8 where it is percent-encoded")
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _request_headers(scope: Scope) -> Headers:

@@ -18,7 +18,7 @@ import uvloop
 from api.app import create_app
 from api.cors import AllowedOrigins
 from api.logs import configure_logs
-from api.protocol import limited_protocol
+from api.protocol import Limits, limited_protocol
 from api.settings import Settings, SettingsError, load_settings
 from api.spool import Spool, SpoolError
 
@@ -53,8 +53,12 @@ def main() -> int:
 
 
 def serve(settings: Settings, spool: Spool) -> int:
-    most_connections = _most_connections(_raise_descriptor_limit())
-    protocol = limited_protocol(most_connections, AllowedOrigins(settings.allowed_origins))
+    limits = Limits(
+        connections=_most_connections(_raise_descriptor_limit()),
+        head_seconds=settings.request_head_seconds,
+        body_seconds=settings.request_body_seconds,
+    )
+    protocol = limited_protocol(limits, AllowedOrigins(settings.allowed_origins))
     server = Server(
         uvicorn.Config(
             create_app(settings, spool),

@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     )
     usage_rate_cents: Decimal = Field(default=Decimal(25), ge=0)
     max_ingest_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    ingest_wait_seconds: float = Field(default=10, gt=0)
+
+    # How long clients may take. A body gets one second more for each 500 bytes that have come.
+    request_head_seconds: float = Field(default=10, gt=0)
+    request_body_seconds: float = Field(default=20, gt=0)
 
     spool_dir: Path | None = None  # default: <state_dir>/spool
     spool_max_bytes: int = Field(default=1024**3, ge=1024**2)

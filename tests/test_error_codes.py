@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from http.client import HTTPResponse
 from typing import Any
 from uuid import uuid4
 
@@ -106,7 +108,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(open_stack: OpenStack, make_organization: MakeOrganization) -> Iterator[World]:
-    with open_stack(max_ingest_bytes=MAX_INGEST_BYTES) as stack:
+    with open_stack(max_ingest_bytes=MAX_INGEST_BYTES, ingest_wait_seconds=0.5, request_body_seconds=0.5) as stack:
         world = World(stack, make_organization(stack.database, "acme"))
         assert world.close("finalize_period", month(1)).status_code == 200
         yield world
@@ -262,6 +264,26 @@ def from_postgrest_that_is_away(world: World) -> httpx.Response:
         world.stack.start("postgrest")
 
 
+def from_more_batches_than_go_in(world: World) -> httpx.Response:
+    with world.stack.database.connect(autocommit=False) as holder, ThreadPoolExecutor(8) as pool:
+        holder.execute("lock table metering.event_keys in access exclusive mode")
+        batch = json.dumps([{"id": "1", "event": "x", "quantity": 1, "organization_id": str(world.organization.id)}])
+        waiting = [pool.submit(world.send, batch) for _ in range(8)]
+        refused = next(as_completed(waiting)).result()
+        holder.rollback()
+    return refused
+
+
+def from_raw_bytes(world: World, sent: bytes) -> httpx.Response:
+    """What the HTTP server itself answers, before there is a request."""
+    url = httpx.URL(world.stack.gateway_url)
+    with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+        connection.sendall(sent)
+        response = HTTPResponse(connection)
+        response.begin()
+        return httpx.Response(response.status, headers=response.getheaders(), content=response.read())
+
+
 Raised = Callable[[World], httpx.Response | str]
 
 SQL_CODES: Mapping[str, tuple[int, Raised]] = {
@@ -312,10 +334,13 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "DATABASE_BUSY": (503, from_database_that_is_busy),
     "DATABASE_UNAVAILABLE": (503, from_database_that_is_away),
     "HEADERS_TOO_LARGE": (431, lambda world: world.ask("GET", "/health", headers=[("X-Long", "x" * 70_000)])),
+    "INGEST_BUSY": (503, from_more_batches_than_go_in),
     "INTERNAL_ERROR": (500, from_what_nobody_foresaw),
     "INVALID_BODY": (400, lambda world: world.send("{")),
+    "INVALID_ENCODING": (400, lambda world: world.ask("GET", "/api/v1/cases?title=eq.%FF", world.member())),
     "INVALID_PATH": (400, lambda world: world.ask("GET", "/api/v1/cases%00", world.member())),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/api/v1/cases", "no.to.ken")),
+    "MALFORMED_REQUEST": (400, lambda world: from_raw_bytes(world, b"nonsense\r\n\r\n")),
     "METHOD_NOT_ALLOWED": (405, lambda world: world.ask("GET", "/v1/events", world.member())),
     "NOT_A_MEMBER": (
         403,
@@ -325,6 +350,10 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "ORGANIZATION_NOT_FOUND": (404, lambda world: world.send("[]", headers=[("X-Organization-ID", "nowhere")])),
     "ORIGIN_NOT_ALLOWED": (403, from_a_foreign_page),
     "POSTGREST_UNAVAILABLE": (503, from_postgrest_that_is_away),
+    "REQUEST_TIMEOUT": (
+        408,
+        lambda world: from_raw_bytes(world, b"POST /api/v1/cases HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"),
+    ),
     "ROLE_REQUIRED": (403, lambda world: world.send("[]", token=world.member())),
     "ROUTE_NOT_FOUND": (404, lambda world: world.ask("GET", "/nothing/here", world.member())),
     "UNSUPPORTED_MEDIA_TYPE": (

@@ -152,8 +152,6 @@ MALFORMED: dict[str, bytes] = {
     "deep array": b'{"events": ' + b"[" * 200_000,
     "deep and closed": b'{"events": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
     "deep object": b'{"a":' * 200_000 + b"1" + b"}" * 200_000,
-    "number too large": b'{"events": [{"quantity": 1e999999}]}',
-    "number too long": b'{"events": [{"quantity": ' + b"9" * 200_000 + b"}]}",
     "null": b"null",
     "a number": b"7",
     "a text": b'"events"',

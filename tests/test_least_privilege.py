@@ -63,7 +63,10 @@ FUNCTIONS: Mapping[str, set[str]] = {
     "sidecar": {
         "tenancy.identify",
         "metering.ingest_events",
+        "metering.jsonb_or_text",
+        "metering.receive_events",
         "metering.record_rejection",
+        "metering.split_events",
         "ops.maintain",
         "ops.health",
         "ops.describe_api",

@@ -223,6 +223,8 @@ _SEND_EVENTS: Final[Json] = {
                 "UNSUPPORTED_MEDIA_TYPE",
                 "DATABASE_BUSY",
                 "DATABASE_UNAVAILABLE",
+                "INGEST_BUSY",
+                "REQUEST_TIMEOUT",
             )
         ),
     },

@@ -86,7 +86,7 @@ as $$
       jsonb_typeof(e.event) = 'object' as is_object,
       case when jsonb_typeof(e.event -> 'id') = 'string' then e.event ->> 'id' end as id,
       case when jsonb_typeof(e.event -> 'event') = 'string' then e.event ->> 'event' end as event_name,
-      case when jsonb_typeof(e.event -> 'quantity') = 'number' then (e.event ->> 'quantity')::numeric end as quantity,
+      case when jsonb_typeof(e.event -> 'quantity') = 'number' then (e.event -> 'quantity')::numeric end as quantity,
       metering.parse_time(e.event ->> 'time') as occurred_at,
       case
         when p_organization_id is not null and coalesce(lower(e.event ->> 'organization_id') = p_organization_id::text, true)
@@ -112,7 +112,8 @@ as $$
     select
       r.*,
       case
-        when not r.is_object then 'an event is a JSON object'
+        when not r.is_object
+          then 'an event is a JSON object, without \u0000, half of a surrogate pair or a number that Postgres cannot hold'
         when r.id is null or length(r.id) not between 1 and 256 then 'id needs a string of 1 to 256 characters'
         when r.event_name is null or length(r.event_name) not between 1 and 128 or r.event_name ~ '[^A-Za-z0-9_.:-]'
           then 'event needs a name of 1 to 128 letters, digits and _ . : -'
@@ -128,7 +129,8 @@ as $$
         when r.is_future and p_late <> 'adjust' then 'time is in the future'
         when r.is_ancient and p_late <> 'adjust' then 'time is more than five years ago'
         when coalesce(jsonb_typeof(r.event -> 'dimensions'), 'null') not in ('object', 'null') then 'dimensions needs an object'
-        when pg_column_size(r.event -> 'dimensions') > 8192 then 'dimensions are larger than 8 kB'
+        when pg_column_size(r.event -> 'dimensions') > 8192 or octet_length((r.event -> 'dimensions')::text) > 16384
+          then 'dimensions are larger than 8 kB'
         when exists (
           select from unnest(array['unit', 'user_id', 'resource_id', 'request_id']) as f (name)
           where r.event ? f.name and (jsonb_typeof(r.event -> f.name) not in ('string', 'null') or length(r.event ->> f.name) > 256)
