@@ -50,6 +50,12 @@ def matches(shown: str, output: str) -> bool:
     return re.fullmatch(".*?".join(parts), _plain(output), re.DOTALL) is not None
 
 
+def languages(path: Path) -> set[str]:
+    """Those of a guide's fenced blocks."""
+    tokens = MarkdownIt().parse(path.read_text(encoding="utf-8"))
+    return {token.info.partition(" ")[0] for token in tokens if token.type == "fence"}
+
+
 def read_blocks(path: Path, name: str) -> Iterator[Block]:
     """The blocks of a guide in order. Raises ValueError for one of which nobody could say whether it is run."""
     text = path.read_text(encoding="utf-8")
