@@ -508,7 +508,6 @@ TARGETS: list[Ask] = [
     get("/cases?title=eq.Smith%20v%2e%20Jones", 200),
     get("/cases?title=eq.Smith%2Bv.", 200),
     get("/cases?title=eq.Jones,%20100%", 200),
-    get("/cases?title=eq.%FF%FE", 500),
     get("/cases?title=eq.%00", 200),
     get("/cases?title=eq.a;limit=0", 200),
     get("/cases?t%69tle=eq.in%20re%20Doe", 200),

@@ -156,6 +156,14 @@ def test_a_head_that_fails_is_answered_like_its_get(pair: Pair, target: str, sta
     assert comparable(through.headers, PREFIX, left_out) == comparable(like.headers, PREFIX, left_out)
 
 
+def test_text_in_another_encoding_is_refused_by_the_gateway(pair: Pair) -> None:
+    """PostgREST answers 500 in plain text."""
+    ask = Ask("GET", "/cases?title=eq.%FF%FE", 500)
+    through, direct = pair.through(ask), pair.direct(ask)
+    assert (through.status, direct.status) == (400, 500)
+    assert json.loads(through.body)["message"].startswith("INVALID_ENCODING: ")
+
+
 @pytest.mark.parametrize("control", ["%00", "%00x", "%1f", "%7F", "%0d", "%00%0dX-Injected:1", "%09"])
 def test_no_path_has_control_characters(pair: Pair, control: str) -> None:
     """PostgREST takes `cases%00…` for `cases`: unnamed, so unbilled. It writes the rest into its headers."""

@@ -155,3 +155,24 @@ def test_those_who_only_read_upsert_nothing(firm: Firm) -> None:
             refused = http.post("/api/v1/cases", json=made | {"title": "Mine"}, headers={"Prefer": MERGE})
             assert refused.status_code == 403
     assert firm.rows("GET", f"cases?id=eq.{made['id']}") == [made]
+
+
+def test_what_members_may_send_back_is_kept_on_every_table(stack: RunningStack) -> None:
+    """Also on those that adopters add: a grant on a column that is not theirs to change comes with its trigger."""
+    with stack.database.connect() as superuser:
+        unguarded = superuser.execute(
+            """
+            select c.oid::regclass::text, kept.column_name
+            from pg_class c
+            join (values ('id', 'refuse_new_id'), ('created_by', 'keep_stamps'), ('created_at', 'keep_stamps'))
+              as kept (column_name, trigger_name) on true
+            join pg_attribute a on a.attrelid = c.oid and a.attname = kept.column_name
+            where c.relnamespace = 'app'::regnamespace and c.relkind in ('r', 'p')
+              and has_column_privilege('member', c.oid, a.attnum, 'update')
+              and not exists (
+                select from pg_trigger t
+                where t.tgrelid = c.oid and t.tgname = kept.trigger_name and t.tgenabled in ('O', 'A')
+              )
+            """
+        ).fetchall()
+    assert unguarded == []
