@@ -222,6 +222,25 @@ def test_an_object_that_moves_to_another_file_stays(loaded: Project) -> None:
     assert loaded.exists("app.count_notes")
 
 
+@pytest.mark.parametrize("home", ["sql/app/a_new_home.sql", "sql/app/z_new_home.sql"])
+@pytest.mark.parametrize("old_file_stays", [True, False])
+def test_an_object_that_moves_and_changes_keeps_nothing_of_before(
+    loaded: Project, home: str, old_file_stays: bool
+) -> None:
+    given = "grant execute on function app.moving(int) to"
+    body = function("app.moving(p int)", "int", "select 1")
+    loaded.write("sql/app/moving.sql", f"{body} {given} member;")
+    loaded.migrate()
+    loaded.write(home, f"{body.replace('(p int)', '(q int)')} {given} service;")
+    if old_file_stays:
+        loaded.write("sql/app/moving.sql", function("app.staying()", "int", "select 1"))
+    else:
+        loaded.remove("sql/app/moving.sql")
+    assert loaded.migrate().dropped == ()
+    look = "has_function_privilege('{}', 'app.moving(int)', 'execute')"
+    assert loaded.query(f"select {look.format('member')}, {look.format('service')}") == [(False, True)]
+
+
 def test_what_only_an_old_policy_was_built_on_goes_with_it(loaded: Project) -> None:
     loaded.write("sql/app/may.sql", function("app.may()", "bool", "select true"))
     loaded.write("policies/app.tags.sql", TAGS_POLICY.replace("using (true)", "using (app.may())"))

@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 import re
-import subprocess
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from api.migrations import MigrationError, migrate, rollback, status
 from api.settings import PROJECT, Settings
-from api.stack.installations import binaries
-from tests.conftest import MAJOR
-from tests.harness import Database
+from api.stack import bootstrap
+from tests.catalogs import catalog_of
+from tests.conftest import MakeOrganization
+from tests.harness import Cluster, Database
+from tests.usage import event, ingest
 
 MIGRATIONS = sorted(path for path in (PROJECT / "migrations").glob("*.sql") if not path.name.endswith(".rollback.sql"))
 IDS = [path.stem for path in MIGRATIONS]
 OUR_SCHEMAS = "select oid from pg_namespace where nspname !~ '^(pg_|information_schema$|public$|yoyo$)'"
 
+# What `migrate` calls at its end, and things that no later release has.
+OLD_BEHAVIOUR = {
+    "sql/billing/seed.sql": "create function billing.seed_prices(p numeric) returns void language sql as 'select';",
+    "sql/metering/begin.sql": "create function metering.begin_generation() returns int language sql as 'select 0';",
+    "sql/ops/old.sql": """
+        create function ops.maintain() returns void language sql as 'select';
+        create function ops.old() returns int language sql as 'select 1';
+        alter function ops.old() owner to goldleaves_kernel;
+        grant execute on function ops.old() to sidecar;
+        create view ops.old_view as select ops.old() as old;
+        grant select on ops.old_view to monitor;
+    """,
+    "sql/api/old.sql": """
+        create view api.old as select 1 as old;
+        create function api.old_function() returns int language sql as 'select 1';
+        grant usage on schema api to anon;
+        grant select on api.old to anon;
+        grant execute on function api.old_function() to anon;
+    """,
+    "policies/ops.releases.sql": """
+        create policy old on ops.releases using (true);
+        grant select on ops.releases to sidecar;
+    """,
+}
 
-def catalog_of(database: Database) -> str:
-    """Everything but the rows: tables, constraints, indexes, functions, policies, owners, grants."""
-    dump = subprocess.run(
-        [binaries(MAJOR) / "pg_dump", "--schema-only", database.superuser], check=True, capture_output=True, text=True
-    ).stdout
-    # pg_dump guards its output with a random key.
-    return re.sub(r"^\\(un)?restrict .*$", "", dump, flags=re.MULTILINE)
+
+@pytest.fixture(scope="module")
+def catalog_from_empty(cluster: Cluster) -> Iterator[str]:
+    """What all migrations at once make of an empty database."""
+    database = cluster.database("goldleaves_from_empty")
+    bootstrap.create_database(cluster.server_url, database.name)
+    migrate(database.migrator, Settings())
+    yield catalog_of(database)
+    cluster.drop(database)
 
 
 def schemas_of(database: Database) -> list[str]:
@@ -51,17 +81,19 @@ def test_every_rollback_has_a_migration() -> None:
     assert rollbacks == set(IDS)
 
 
-def test_up_down_to_zero_and_up_again_end_in_the_same_catalog(empty_database: Database) -> None:
+def test_up_down_to_zero_and_up_again_end_in_the_same_catalog(
+    catalog_from_empty: str, empty_database: Database
+) -> None:
     before = schemas_of(empty_database)
     assert migrate(empty_database.migrator, Settings()).applied == tuple(IDS)
-    first = catalog_of(empty_database)
+    assert catalog_of(empty_database) == catalog_from_empty
 
     assert rollback(empty_database.migrator, None).rolled_back == tuple(reversed(IDS))
     assert schemas_of(empty_database) == sorted([*before, "yoyo"])
     assert status(empty_database.migrator).applied == ()
 
     assert migrate(empty_database.migrator, Settings()).applied == tuple(IDS)
-    assert catalog_of(empty_database) == first
+    assert catalog_of(empty_database) == catalog_from_empty
 
 
 def test_each_migration_goes_down_and_up_again(database: Database) -> None:
@@ -71,6 +103,61 @@ def test_each_migration_goes_down_and_up_again(database: Database) -> None:
         assert status(database.migrator).applied[-1] == name
         migrate(database.migrator, Settings())
         assert catalog_of(database) == first, f"down to {name} and up again"
+
+
+@pytest.mark.parametrize("earlier", IDS[:-1])
+def test_from_each_earlier_migration_the_rest_ends_in_the_same_catalog(
+    catalog_from_empty: str, empty_database: Database, tmp_path: Path, earlier: str
+) -> None:
+    """As when these had been a release of their own, whose sql/ and policies/ spoke of nothing later."""
+    for path in (PROJECT / "migrations").glob("[0-9]*.sql"):
+        if path.name[:4] <= earlier[:4]:
+            (tmp_path / "migrations").mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "migrations")
+    for name, text in OLD_BEHAVIOUR.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert migrate(empty_database.migrator, Settings(), tmp_path).head == earlier
+    report = migrate(empty_database.migrator, Settings())
+    assert report.applied == tuple(name for name in IDS if name > earlier)
+    assert set(report.dropped) == {"function ops.old()", "view ops.old_view"}
+    assert catalog_of(empty_database) == catalog_from_empty
+
+
+def test_rows_of_tables_that_stay_survive_going_down_and_up_again(
+    database: Database, make_organization: MakeOrganization
+) -> None:
+    organization = make_organization(database)
+    kept = {
+        "tenancy": ("select * from tenancy.organizations", "select * from tenancy.users order by id"),
+        "app": ("select * from app.clients order by id", "select * from app.cases"),
+        "metering": (
+            "select * from metering.usage_events order by id",
+            "select * from metering.event_keys",
+            "select * from metering.generations",
+        ),
+    }
+    with database.connect() as superuser:
+        superuser.execute("insert into app.clients (organization_id, name) values (%s, 'A client')", [organization.id])
+        superuser.execute("insert into app.cases (organization_id, title) values (%s, 'A case')", [organization.id])
+    with database.connect("sidecar") as sidecar:
+        assert ingest(sidecar, [event("kept")], organization.id).accepted == 1
+
+    for earlier, schemas in (("0004", kept), ("0003", ("tenancy", "app")), ("0002", ("tenancy",))):
+        queries = [query for schema in schemas for query in kept[schema]]
+        before = [read(database, query) for query in queries]
+        assert all(before)
+        rollback(database.migrator, earlier)
+        assert [read(database, query) for query in queries] == before
+        migrate(database.migrator, Settings())
+        assert [read(database, query) for query in queries] == before
+        with database.connect("sidecar") as sidecar:
+            assert ingest(sidecar, [event("new")], organization.id).accepted == (earlier != "0004" or 1)
+
+
+def read(database: Database, query: str) -> list[tuple[Any, ...]]:
+    with database.connect() as superuser:
+        return superuser.execute(query.encode()).fetchall()
 
 
 def test_migrate_with_nothing_to_do_changes_nothing(database: Database) -> None:

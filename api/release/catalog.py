@@ -272,6 +272,11 @@ def let_kernel_create(conn: Connection, allowed: bool) -> None:
     _execute_all(conn, query, {})
 
 
+def lock(conn: Connection, table: str, mode: str) -> None:
+    """Lock a table and its partitions. `table` is as the catalog writes it."""
+    conn.execute(f"lock table {table} in {mode} mode".encode())
+
+
 def _execute_all(conn: Connection, query: str, parameters: dict[str, Any]) -> None:
     for (statement,) in conn.execute(query.encode(), parameters).fetchall():
         conn.execute(statement.encode())

@@ -1,8 +1,9 @@
 """Bring sql/ and policies/ to the live database, all of it in one transaction that is retried as a whole.
 
-The order matters under traffic. `api` goes first: a request locks its view before the tables behind it, and so do we
-(policies before `api` deadlocked readers). Then the domains, `api` anew, and policies last, only those that changed,
-because even an unchanged CREATE POLICY locks readers out. What the files no longer make is dropped, never with CASCADE.
+Under traffic all locks come first, in the order in which a request takes them (`_take_locks`): after that nothing here
+waits, so that no request can be caught in a deadlock. Then the domains, `api` anew, and policies last, only those that
+changed, because even an unchanged CREATE POLICY locks readers out. What the files no longer make is dropped, never with
+CASCADE.
 
 Files run as the migrator, whole, sorted by path. No savepoint may be open while they do: which file made which object
 is told by the transaction id in the catalog rows.
@@ -26,8 +27,8 @@ from api.release.errors import MigrationError, ReleaseTableMissing, explain
 from api.release.files import API, Tree, table_of
 
 MIGRATION_LOCK = 0x601D1EAF  # advisory, one number for all that migrates or loads, per database
-LOCK_TIMEOUT = "2s"
-TRIES = 30
+LOCK_TIMEOUT = "500ms"  # below deadlock_timeout (1 s): in a deadlock it is we who give way, and not a request
+TRIES = 60
 
 # CREATE OR REPLACE cannot change a result type or a view's columns, and plain CREATE cannot replace. Then drop first.
 _CANNOT_REPLACE = (
@@ -37,6 +38,7 @@ _CANNOT_REPLACE = (
     errors.DuplicateObject,
     errors.DuplicateTable,
 )
+_BEFORE_API = "tenancy."
 _BUSY = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure)
 
 Result = TypeVar("Result")
@@ -186,17 +188,20 @@ class _Load:
         self.existing = catalog.objects(conn)
         self.loaded: list[str] = []
         self.dropped: list[str] = []
+        self.removed: set[str] = set()  # to be made anew, or dropped if no file does
         self.manifest: dict[str, list[str]] = {}
 
     def run(self) -> LoadReport:
         files, given_up = policies.changed(self.conn, self.tree)
         behaviour = self._changed_domains(), self._api_changed()
         if any(behaviour) or self._gone_paths():
+            self._take_locks(behaviour[0], [*map(table_of, files), *given_up], with_api=True)
             self._load_behaviour(behaviour[0])
         else:
             self.manifest = dict(self.release.objects)
             if not files and not given_up and self._is_current():
                 return LoadReport()
+            self._take_locks([], [*map(table_of, files), *given_up], with_api=False)
         self._load_policies(files, given_up)
         self._drop_leftovers()
         catalog.hand_over(self.conn)
@@ -229,15 +234,39 @@ class _Load:
     def _gone_paths(self) -> list[str]:
         return [path for path in self.release.objects if path not in self.tree.files]
 
+    # Locks
+
+    def _take_locks(self, changed: list[str], policy_tables: list[str], with_api: bool) -> None:
+        """Everything that a request may hold, in its own order: the pre-request reads `tenancy`, the statement names a
+        view of `api` and through it a table, and triggers go on from `app` to `billing` to `metering`.
+        """
+        modes = dict.fromkeys(self._tables_with_triggers(changed), "share row exclusive")
+        modes |= dict.fromkeys(self._tables_with_triggers([*self.recreate, *self._gone_paths()]), "access exclusive")
+        modes |= dict.fromkeys(policy_tables, "access exclusive")
+        tables = sorted(policies.live(self.conn, list(modes)))
+        before_api = [table for table in tables if table.startswith(_BEFORE_API)]
+        for table in before_api:
+            catalog.lock(self.conn, table, modes[table])
+        if with_api:
+            _drop_api(self.conn)
+        for table in tables:
+            if table not in before_api:
+                catalog.lock(self.conn, table, modes[table])
+
+    def _tables_with_triggers(self, paths: Iterable[str]) -> set[str]:
+        made = {name for path in paths for name in self.release.objects.get(path, [])}
+        return {name.rsplit(" on ", 1)[1] for name in made if name.startswith("trigger ")}
+
     # Functions, triggers, views
 
     def _load_behaviour(self, changed: list[str]) -> None:
-        _drop_api(self.conn)
         catalog.let_kernel_create(self.conn, True)
         lost = self._drop_for_recreation()
+        # Of all files at once, since an object may have moved from one to another.
+        catalog.reset(self.conn, self._made_before([*changed, *self._gone_paths()]))
         self.manifest = {path: self.release.objects.get(path, []) for path in self.tree.domains if path not in changed}
         for path in changed:
-            self._run_domain_file(path)
+            self._run_domain_file(path, changed)
         catalog.restore(self.conn, lost)
         self._drop_what_is_free()
         if self.tree.api:
@@ -246,16 +275,22 @@ class _Load:
         for path in self.tree.api:
             self._run_and_claim(path)
 
-    def _run_domain_file(self, path: str) -> None:
-        """Run a file and note what it made, as if it ran for the first time."""
-        before = [self.existing[name] for name in self.release.objects.get(path, []) if name in self.existing]
-        catalog.reset(self.conn, before)
+    def _run_domain_file(self, path: str, changed: list[str]) -> None:
+        """Run a file. If it cannot replace what is there, that goes first: its own objects, or those it took over."""
         try:
             self._run_and_claim(path)
         except _FileError as error:
-            if isinstance(error.__cause__, _CANNOT_REPLACE) and before and path not in self.recreate:
-                raise _Recreate([path]) from error
+            if not isinstance(error.__cause__, _CANNOT_REPLACE):
+                raise
+            gone = [gone for gone in self._gone_paths() if not gone.startswith(API)]
+            for paths in ({path} if self._made_before([path]) else set(), {*changed, *gone}):
+                if not paths <= self.recreate:
+                    raise _Recreate(paths) from error
             raise
+
+    def _made_before(self, paths: Iterable[str]) -> list[Ref]:
+        names = {name for path in paths for name in self.release.objects.get(path, [])}
+        return [self.existing[name] for name in sorted(names) if name in self.existing]
 
     def _run_and_claim(self, path: str) -> None:
         before = catalog.touched(self.conn)
@@ -289,6 +324,7 @@ class _Load:
         if found and all(blocker.dependent in made_by for blocker in found):
             raise _Recreate(made_by[blocker.dependent] for blocker in found)
         _refuse(found)
+        self.removed = names
         return catalog.drop(self.conn, names)
 
     def _leftovers(self) -> dict[str, Ref]:
@@ -311,6 +347,7 @@ class _Load:
         left = self._leftovers()
         _refuse_blocked(self.conn, left.values())
         self._drop(left)
+        self.dropped += sorted(self.removed - {name for names in self.manifest.values() for name in names})
 
     def _drop(self, refs: dict[str, Ref]) -> None:
         catalog.drop(self.conn, refs)
