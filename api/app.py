@@ -30,16 +30,16 @@ from api.middleware.failures import Failures
 from api.middleware.tenant import TenantResolution
 from api.middleware.timer import Timer
 from api.middleware.usage import Usage
+from api.patience import Patience
 from api.routes import BillableRoutes
 from api.sender import Sender
-from api.settings import PROJECT, Settings
+from api.settings import Settings
 from api.spool import Spool
 from api.tenants import Tenants
 from api.upstream import Upstream
 
 log = structlog.get_logger(__name__)
 
-DRAIN_SECONDS: Final = 5.0
 MAINTENANCE_SECONDS: Final = 3600.0
 MAINTENANCE_RETRY_SECONDS: Final = 10.0
 RESTART_SECONDS: Final = 1.0
@@ -73,7 +73,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         finally:
             postgrest.close()
             sender.close()
-            await asyncio.wait([shipping], timeout=DRAIN_SECONDS)
+            await asyncio.wait([shipping], timeout=settings.spool_drain_seconds)
             for task in (shipping, *beside):
                 task.cancel()
             await asyncio.gather(shipping, *beside, return_exceptions=True)
@@ -81,10 +81,10 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
 
     return Starlette(
         routes=[
-            Mount("/api/v1", Gateway(postgrest)),
+            Mount("/api/v1", Gateway(postgrest, Patience(database.answers))),
             Route("/v1/events", events, methods=["POST"]),
             Route("/openapi.json", openapi),
-            Route("/health", health_endpoint(database, spool, postgrest, PROJECT / "migrations", tasks.stopped)),
+            Route("/health", health_endpoint(database, spool, postgrest, tasks.stopped)),
         ],
         middleware=[
             Middleware(CorrelationId),

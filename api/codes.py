@@ -45,8 +45,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "DATABASE_RESTORED": Code(
         503,
-        "The database was restored from a dump into another cluster. It records no usage until `goldleaves migrate` has "
-        "begun a new generation there. The gateway keeps what it metered meanwhile.",
+        "The database was restored from a dump into another cluster. It records no usage until `goldleaves migrate` "
+        "has begun a new generation there. The gateway keeps what it metered meanwhile.",
         "Try again later. Operators: run `goldleaves migrate`.",
     ),
     "DATABASE_UNAVAILABLE": Code(
@@ -95,13 +95,13 @@ CODES: Final[Mapping[str, Code]] = {
     "INVALID_NAME": Code(
         400, "The name of an organization is blank or longer than 200 characters.", "Choose another name."
     ),
+    "INVALID_PATH": Code(
+        400, "The path of a request to the gateway has a control character in it.", "Leave %00 to %1F and %7F out."
+    ),
     "INVALID_SLUG": Code(
         400,
         "A slug has other characters than a-z, 0-9 and inner hyphens, more than 63 of them, or looks like a UUID.",
         "Choose another slug.",
-    ),
-    "INVALID_PATH": Code(
-        400, "The path of a request to the gateway has a control character in it.", "Leave %00 to %1F and %7F out."
     ),
     "INVALID_TIMEZONE": Code(400, "The timezone is not known to Postgres.", "Use an IANA name, such as Europe/Vienna."),
     "INVALID_TOKEN": Code(
@@ -185,6 +185,12 @@ CODES: Final[Mapping[str, Code]] = {
     "ROUTE_NOT_FOUND": Code(
         404, "There is nothing at this path.", "The API is below /api/v1/; its paths are listed at /docs."
     ),
+    "SCHEMA_MISMATCH": Code(
+        503,
+        "The database has other migrations than the sidecar knows, which was so when the sidecar first reached it. It "
+        "asks nothing of such a database, and keeps what it has metered.",
+        "Try again later. Operators: the log of the sidecar names the command that mends it.",
+    ),
     "SLUG_TAKEN": Code(409, "Another organization has this slug.", "Choose another slug."),
     "TIME_OUT_OF_RANGE": Code(
         400,
@@ -203,7 +209,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
 }
 
-# What PostgREST and Postgres say themselves, and the gateway passes on: `code` is this, and `message` is theirs. Those that
+# What PostgREST and Postgres say themselves, and the gateway passes on. `code` is this and `message` theirs. Those that
 # a client of ours meets; PostgREST's documentation has them all.
 PASSED_ON: Final[Mapping[str, Code]] = {
     "PGRST100": Code(
@@ -246,7 +252,8 @@ PASSED_ON: Final[Mapping[str, Code]] = {
     ),
     "42501": Code(
         403,
-        "Your role in the organization may not do this, or the row would belong to another organization. 401 without a token.",
+        "Your role in the organization may not do this, or the row would belong to another organization. 401 "
+        "without a token.",
         "Ask an owner or admin of the organization; see the grid of roles in the guide.",
     ),
     "42703": Code(400, "There is no such column.", "Look at the names in filters, select and order."),

@@ -1,32 +1,43 @@
 """Everything the sidecar asks of Postgres: a handful of functions, called with parameters. All of its SQL is here.
 
 One pool (SQLAlchemy's, which reconnects at checkout and so survives a restart of Postgres). Batches of events go
-through as one text parameter that Postgres parses; see docs/decisions/0002-sidecar-database-access.md.
+through as one text parameter that Postgres parses; see docs/decisions/0002-sidecar-database-access.md. What happens
+while Postgres is away, hangs, or has another schema: docs/decisions/0006-when-postgres-is-away.md.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.waiting import wait_async
 from sqlalchemy import Result, Row, Select, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from api.codes import CODES
 from api.context import Tenant
 from api.errors import Problem, problem
+from api.schema import compare
 
 CONNECT_TIMEOUT_SECONDS: Final = 3
 POOL_TIMEOUT_SECONDS: Final = 3
 STATEMENT_TIMEOUT_MS: Final = 30_000
 HEALTH_TIMEOUT_SECONDS: Final = 2
+# A server that hangs enforces no timeout of its own. Waiting for a connection includes making one, or trying it out.
+CHECKOUT_TIMEOUT_SECONDS: Final = CONNECT_TIMEOUT_SECONDS + POOL_TIMEOUT_SECONDS
+CALL_TIMEOUT_SECONDS: Final = STATEMENT_TIMEOUT_MS / 1000 + 3
+QUICK_CALL_TIMEOUT_SECONDS: Final = 5
+WAIT_INTERVAL_SECONDS: Final = 0.1
 
 _INGEST: Final = "select metering.receive_events(%s, %s::uuid, %s, %s)::text"
+_HEALTH: Final = select(func.ops.health())
+_NOTHING: Final = "select 1"
 _REJECT: Final = "select metering.record_rejection(%s, %s::jsonb, %s, %s)"
 
 # Classes of SQLSTATE. What was sent is at fault, and would be again: data, constraints, limits, raised by ourselves.
@@ -34,6 +45,15 @@ _REFUSALS: Final = ("22", "21", "23", "54", "P0001", "PT4")
 # The server is away, starting, stopping or out of connections; or it gave way to somebody else.
 _AWAY: Final = ("08", "53", "57P")
 _BUSY: Final = ("40", "55P03", "57014")
+# There is nothing to ask for the schema: nobody has migrated this database, or not enough of it.
+_NO_SCHEMA: Final = (
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InsufficientPrivilege,
+)
+
+RV = TypeVar("RV")
 
 
 class DatabaseError(Exception):
@@ -73,6 +93,39 @@ class DatabaseError(Exception):
         return None
 
 
+class SchemaMismatch(DatabaseError):
+    """The database has other migrations than this code. Nothing is read from it, or written to it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(RuntimeError(text))
+        self.message = text
+
+    def problem(self) -> Problem:
+        return problem(
+            "SCHEMA_MISMATCH",
+            "the database has another version than the gateway",
+            hint="Try again later. Operators: the gateway's log says what mends it.",
+        )
+
+
+class _Connection(psycopg.AsyncConnection[Any]):
+    """One that is dropped when a wait for it is cancelled. psycopg would ask the server to cancel, and wait for that:
+    a server that hangs does neither.
+    """
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = WAIT_INTERVAL_SECONDS,
+        timeout: float | None = None,  # noqa: ASYNC109 - as psycopg declares it
+    ) -> RV:
+        try:
+            return await wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+        except asyncio.CancelledError:
+            self.pgconn.finish()
+            raise
+
+
 class Database:
     def __init__(self, url: str, pool_size: int) -> None:
         given = conninfo_to_dict(url)
@@ -84,8 +137,9 @@ class Database:
         )
 
         async def connect(*_: Any, **__: Any) -> psycopg.AsyncConnection[Any]:
-            return await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+            return await _Connection.connect(conninfo, autocommit=True)
 
+        self._connect = connect
         self._engine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=connect,
@@ -96,16 +150,38 @@ class Database:
             pool_pre_ping=True,
             use_native_hstore=False,
         )
+        self._schema_is_ours = False
+        self._mismatch = False
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+    async def answers(self) -> bool:
+        """Whether the server says anything to a new connection, a refusal too, before that times out."""
+        try:
+            await (await self._connect()).close()
+        except psycopg.errors.ConnectionTimeout:
+            return False
+        except psycopg.Error:
+            return True
+        return True
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the database was reached and has another schema than ours."""
+        return self._mismatch
+
+    async def check_schema(self) -> None:
+        """Raises SchemaMismatch, or another DatabaseError when the database cannot be asked."""
+        await self._first(_NOTHING, within=QUICK_CALL_TIMEOUT_SECONDS)
 
     async def identify(
         self, subject: str | None, email: str | None, role: str, organization: str | None
     ) -> Tenant | None:
         """The user (made when unknown) and the organization; None when there is no such organization for them."""
         identity = func.tenancy.identify(subject, email, role, organization).table_valued("user_id", "organization_id")
-        row = await self._first(select(identity.c.user_id, identity.c.organization_id))
+        columns = select(identity.c.user_id, identity.c.organization_id)
+        row = await self._first(columns, within=QUICK_CALL_TIMEOUT_SECONDS)
         if row is None or row.organization_id is None:
             return None
         return Tenant(_uuid(row.user_id) if row.user_id is not None else None, _uuid(row.organization_id))
@@ -122,24 +198,57 @@ class Database:
         await self._first(select(func.ops.maintain()))
 
     async def health(self) -> dict[str, Any]:
+        """What is known of any schema: this call does not ask for ours."""
         async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
-            row = await self._first(select(func.ops.health()))
+            row = await self._first(_HEALTH, within=HEALTH_TIMEOUT_SECONDS)
         return dict(row[0]) if row is not None else {}
 
-    async def _first(self, statement: Select[Any] | str, *parameters: object) -> Row[Any] | None:
+    async def describe_api(self) -> dict[str, Any]:
+        row = await self._first(select(func.ops.describe_api()))
+        return dict(row[0]) if row is not None else {}
+
+    async def _first(
+        self, statement: Select[Any] | str, *parameters: object, within: float = CALL_TIMEOUT_SECONDS
+    ) -> Row[Any] | None:
         """The first row. SQL given as text goes to the driver as it is, with its parameters."""
-        result: Result[Any]
+        clock = asyncio.get_running_loop().time
         try:
-            async with self._engine.connect() as connection:
-                if isinstance(statement, str):
-                    result = await connection.exec_driver_sql(statement, parameters)
-                else:
-                    result = await connection.execute(statement)
-                return result.first()
+            async with asyncio.timeout(CHECKOUT_TIMEOUT_SECONDS) as limit, self._engine.connect() as connection:
+                limit.reschedule(clock() + within)
+                if not self._schema_is_ours and statement is not _HEALTH:
+                    await self._require_our_schema(connection)
+                return await _execute(connection, statement, parameters)
         except DBAPIError as error:
             raise DatabaseError(error.orig or error) from None
+        except TimeoutError:
+            raise DatabaseError(TimeoutError("Postgres does not answer")) from None
         except (PoolTimeout, psycopg.Error, OSError) as error:
             raise DatabaseError(error) from None
+
+    async def _require_our_schema(self, connection: AsyncConnection) -> None:
+        """Asked for before each call until it was right once. From then on, one that is newer is an upgrade under
+        way, and what runs goes on. Raises SchemaMismatch.
+        """
+        try:
+            row = await _execute(connection, _HEALTH)
+        except DBAPIError as error:
+            if not isinstance(error.orig, _NO_SCHEMA):
+                raise
+            row = None
+        difference = compare(row[0]["applied"] if row is not None else ())
+        self._mismatch = bool(difference)
+        if difference:
+            raise SchemaMismatch(str(difference))
+        self._schema_is_ours = True
+
+
+async def _execute(connection: AsyncConnection, statement: Select[Any] | str, parameters: Any = ()) -> Row[Any] | None:
+    result: Result[Any]
+    if isinstance(statement, str):
+        result = await connection.exec_driver_sql(statement, parameters)
+    else:
+        result = await connection.execute(statement)
+    return result.first()
 
 
 def _uuid(value: object) -> UUID:

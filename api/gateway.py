@@ -11,10 +11,11 @@ from urllib.parse import unquote_to_bytes
 from starlette.types import Message, Receive, Scope, Send
 
 from api.context import RequestContext, context_of
-from api.errors import problem
+from api.errors import Problem, problem
 from api.middleware.correlation import HEADER as REQUEST_ID
 from api.middleware.tenant import HEADER as ORGANIZATION
 from api.middleware.tenant import organization_named
+from api.patience import Patience, Waiting
 from api.routes import GATEWAY_PREFIX, upstream_path
 from api.upstream import Body, Headers, Upstream, UpstreamError
 
@@ -56,6 +57,8 @@ CONTROL_CHARACTER: Final = re.compile(rb"%(?:[01][0-9A-Fa-f]|7[Ff])")
 CORS_ANSWERS: Final = b"access-control-"  # PostgREST invites every page, and the middleware only those allowed
 # Text in another encoding breaks PostgREST: it answers 500 in plain text, or cuts the connection.
 ENCODED_NON_ASCII: Final = re.compile(rb"%[89A-Fa-f]")
+# How PostgREST's own errors about its connection to the database begin.
+CONNECTION_ERROR: Final = re.compile(rb'^\{"code":"PGRST00[0-3]"')
 PREFER: Final = b"prefer"
 RELATIVE_TO_POSTGREST: Final = frozenset({b"location", b"content-location"})
 
@@ -67,8 +70,9 @@ class ClientGone(Exception):
 class Gateway:
     """An ASGI application."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, patience: Patience) -> None:
         self._upstream = upstream
+        self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = upstream_path(scope)
@@ -80,9 +84,13 @@ class Gateway:
         body = RequestBody(scope, receive)
         # A write may be done whatever becomes of its client, so it runs to its end and is metered by its status.
         hang_up = HangUp(body) if scope["method"] in READS else None
+        waiting = self._patience.begin()
         try:
-            await self._exchange(scope, path, body, send)
+            await self._exchange(scope, path, body, send, waiting)
         except asyncio.CancelledError:
+            if waiting.was_in_vain:
+                waiting.absorb()
+                raise _database_away() from None
             if hang_up is None or not hang_up.happened:
                 raise
             hang_up.absorb()
@@ -95,17 +103,27 @@ class Gateway:
                 hint="Try again in a moment. What was asked may have been done.",
             ) from None
         finally:
+            waiting.end()
             if hang_up is not None:
                 hang_up.stop_watching()
 
-    async def _exchange(self, scope: Scope, path: bytes, body: RequestBody, send: Send) -> None:
+    async def _exchange(self, scope: Scope, path: bytes, body: RequestBody, send: Send, waiting: Waiting) -> None:
         query: bytes = scope["query_string"]
         target = path + b"?" + query if query else path
         to_send = await body.to_send()
         async with self._upstream.exchange(scope["method"], target, _request_headers(scope), to_send) as answer:
+            waiting.end()
+            chunk, more = b"", True
+            if answer.status == 503:
+                while more and len(chunk) < SMALL_BODY_BYTES:
+                    part, more = await answer.read()
+                    chunk += part
+                if CONNECTION_ERROR.search(chunk):
+                    raise _database_away()
             headers = _response_headers(answer.headers)
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            more = True
+            if chunk or not more:
+                await send({"type": "http.response.body", "body": chunk, "more_body": more})
             while more:
                 chunk, more = await answer.read()
                 await send({"type": "http.response.body", "body": chunk, "more_body": more})
@@ -184,6 +202,15 @@ class HangUp:
         if not self._over:
             self.happened = True
             self._exchange.cancel()
+
+
+def _database_away() -> Problem:
+    """What PostgREST says then names hosts and ports, and has clients wait for up to half a minute."""
+    return problem(
+        "DATABASE_UNAVAILABLE",
+        "PostgREST cannot reach the database, or was cut off from it",
+        hint="Try again in a moment. What was asked may have been done.",
+    )
 
 
 def _require_utf8(scope: Scope) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.database import Database, DatabaseError
+from api.schema import compare, known_migrations
 from api.spool import Spool
 from api.upstream import Upstream, UpstreamError
 
@@ -19,24 +19,32 @@ PROBE_TIMEOUT_SECONDS: Final = 2.0
 
 
 def health_endpoint(
-    database: Database, spool: Spool, postgrest: Upstream, migrations: Path, stopped_tasks: Callable[[], list[str]]
+    database: Database, spool: Spool, postgrest: Upstream, stopped_tasks: Callable[[], list[str]]
 ) -> Callable[[Request], Awaitable[Response]]:
-    known = _known_migrations(migrations)  # read once: later there may be no descriptor left to read them with
+    known_migrations()  # while there are descriptors to read them with
 
     async def health(_: Request) -> Response:
-        """200 while all works; 503 when a part is away or stopped, migrations are pending, or the spool is stuck."""
-        facts, postgrest_is_up = await asyncio.gather(_database_facts(database), _answers(postgrest))
-        pending = None if facts is None else sorted(known - set(facts.get("applied", [])))
+        """200 while all works; 503 when a part is away or stopped, migrations are pending, or the spool is stuck.
+
+        Unknown migrations are an upgrade that is under way, unless the sidecar has met them at its start.
+        """
+        facts, postgrest_status = await asyncio.gather(_database_facts(database), _status(postgrest))
+        difference = None if facts is None else compare(facts.get("applied", ()))
+        schema_is_ok = difference is not None and not difference.pending and not database.is_refused
         spool_state = spool.state()
         spool_is_ok = not spool_state.full and not spool_state.stalled
         stopped = stopped_tasks()
-        is_ok = facts is not None and postgrest_is_up and not pending and spool_is_ok and not stopped
+        is_ok = schema_is_ok and postgrest_status == "ok" and spool_is_ok and not stopped
         return JSONResponse(
             {
                 "status": "ok" if is_ok else "degraded",
                 "database": {"status": "down" if facts is None else "ok"},
-                "postgrest": {"status": "ok" if postgrest_is_up else "down"},
-                "migrations": {"version": None if facts is None else facts.get("version"), "pending": pending},
+                "postgrest": {"status": postgrest_status},
+                "migrations": {
+                    "version": None if facts is None else facts.get("version"),
+                    "pending": None if difference is None else difference.pending,
+                    "unknown": None if difference is None else difference.unknown,
+                },
                 "spool": asdict(spool_state),
                 "tasks": {"stopped": stopped},
             },
@@ -53,7 +61,8 @@ async def _database_facts(database: Database) -> dict[str, Any] | None:
         return None
 
 
-async def _answers(postgrest: Upstream) -> bool:
+async def _status(postgrest: Upstream) -> str:
+    """ok, down, or waiting: it is there, and waits for the database or for what it has to know of that."""
     try:
         async with (
             asyncio.timeout(PROBE_TIMEOUT_SECONDS),
@@ -61,10 +70,8 @@ async def _answers(postgrest: Upstream) -> bool:
         ):
             while (await answer.read())[1]:
                 pass
-            return answer.status == 200
+            return "ok" if answer.status == 200 else "waiting"
+    except TimeoutError:
+        return "waiting"
     except (UpstreamError, OSError):
-        return False
-
-
-def _known_migrations(directory: Path) -> set[str]:
-    return {path.stem for path in directory.glob("*.sql") if not path.name.endswith(".rollback.sql")}
+        return "down"

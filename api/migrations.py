@@ -290,7 +290,11 @@ def _named(name: str, applied: list[str]) -> str:
 
 def _refuse_unknown(known: dict[str, _Migration], applied: list[str]) -> None:
     if unknown := [name for name in applied if name not in known]:
-        raise MigrationError(f"the database is ahead of this checkout, which has no file for {', '.join(unknown)}")
+        back = f"--to {max(known).partition('_')[0]}" if known else "--all"
+        raise MigrationError(
+            f"the database is newer than this checkout, which has no file for {', '.join(unknown)}. Deploy the version "
+            f"that has, or there run `goldleaves rollback {back}`"
+        )
 
 
 def _check_policies(conn: Connection) -> None:

@@ -17,37 +17,50 @@ import uvloop
 
 from api.app import create_app
 from api.cors import AllowedOrigins
+from api.database import Database, DatabaseError, SchemaMismatch
 from api.logs import configure_logs
 from api.protocol import Limits, limited_protocol
-from api.settings import Settings, SettingsError, load_settings
-from api.spool import Spool, SpoolError
+from api.settings import FINISH_REQUESTS_SECONDS, Settings, SettingsError, load_settings
+from api.spool import Spool, SpoolError, records_left
 
 log = structlog.get_logger(__name__)
 
-FINISH_REQUESTS_SECONDS: Final = 10
+
 KEEP_ALIVE_SECONDS: Final = 65
 RESERVED_DESCRIPTORS: Final = 128
 MAX_DESCRIPTORS: Final = 65_536  # more would only be memory for idle clients
 
 
 class Server(uvicorn.Server):
-    """uvicorn, except that a signal that asks for an orderly end is not raised again after it: the exit code is 0."""
+    """uvicorn, except that a signal that asks for an orderly end is not raised again after it: the exit code is 0. A
+    second one ends what the first one waits for. Nothing is lost by that: the spool is on disk.
+    """
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
+        loop, serving = asyncio.get_running_loop(), asyncio.current_task()
+        assert serving is not None  # noqa: S101
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, self._end, serving)
         yield
+
+    def _end(self, serving: asyncio.Task[None]) -> None:
+        if self.should_exit:
+            serving.cancel()
+        self.should_exit = True
 
 
 def main() -> int:
     try:
         settings = load_settings()
         configure_logs(settings.log_level)
-        with Spool(settings.spool_dir or settings.state_dir / "spool", settings.spool_max_bytes) as spool:
-            return serve(settings, spool)
-    except (SettingsError, SpoolError) as error:
+        directory = settings.spool_dir or settings.state_dir / "spool"
+        with Spool(directory, settings.spool_max_bytes) as spool:
+            exit_code = serve(settings, spool)
+            state = spool.state()
+        log.info("sidecar_stopped", records_left=records_left(directory), **asdict(state))
+        return exit_code
+    except (SettingsError, SpoolError, SchemaMismatch) as error:
         print(error, file=sys.stderr)
         return 2
 
@@ -75,11 +88,24 @@ def serve(settings: Settings, spool: Spool) -> int:
             timeout_graceful_shutdown=FINISH_REQUESTS_SECONDS,
         )
     )
-    log.info("sidecar_started", host=settings.host, port=settings.gateway_port)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(asyncio.CancelledError):
+        runner.run(_refuse_other_schemas(settings))
+        log.info("sidecar_started", host=settings.host, port=settings.gateway_port)
         runner.run(server.serve())
-    log.info("sidecar_stopped", **asdict(spool.state()))
     return 0 if server.started else 1
+
+
+async def _refuse_other_schemas(settings: Settings) -> None:
+    """Raises SchemaMismatch. A database that is away is no reason not to start: it is asked again before it is used."""
+    database = Database(settings.require("database_url"), pool_size=1)
+    try:
+        await database.check_schema()
+    except SchemaMismatch:
+        raise
+    except DatabaseError as error:
+        log.warning("started_without_database", state=error.state, error=error.message or str(error))
+    finally:
+        await database.close()
 
 
 def _raise_descriptor_limit() -> int:

@@ -17,6 +17,7 @@ from api.cors import parse_origin
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENV_FILE = "GOLDLEAVES_ENV_FILE"
+FINISH_REQUESTS_SECONDS = 10  # a sidecar that is told to stop lets run so long what runs
 
 
 class SettingsError(Exception):
@@ -49,6 +50,9 @@ class Settings(BaseSettings):
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()  # of pages that may call from a browser; * is any
 
+    environment: Literal["development", "production"] = "development"
+    enable_docs: bool | None = None  # /docs and /openapi.json; default: not in production
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     billable_routes: Annotated[tuple[str, ...], NoDecode] = (
@@ -69,6 +73,7 @@ class Settings(BaseSettings):
 
     spool_dir: Path | None = None  # default: <state_dir>/spool
     spool_max_bytes: int = Field(default=1024**3, ge=1024**2)
+    spool_drain_seconds: float = Field(default=20, ge=0)
 
     @field_validator("billable_routes", mode="before")
     @classmethod
@@ -90,6 +95,10 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value()) < 32:
             raise ValueError("must be at least 32 characters")
         return value
+
+    @property
+    def docs_are_served(self) -> bool:
+        return self.environment != "production" if self.enable_docs is None else self.enable_docs
 
     def require(self, name: str) -> str:
         """The value of an optional setting as text, or a SettingsError that names the variable."""

@@ -152,6 +152,7 @@ def _serve(database: Database, state: StateDir, overrides: dict[str, Any]) -> It
             "gateway_port": free_port(),
             "postgrest_port": free_port(),
             "postgres_port": database.port,
+            "spool_drain_seconds": 3,  # nobody waits longer where Postgres is away
             **overrides,
         }
     )

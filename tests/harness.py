@@ -15,6 +15,7 @@ from uuid import UUID
 
 import httpx
 import jwt
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -173,7 +174,11 @@ class RunningStack:
 
     def start(self, name: str = "sidecar") -> None:
         """Start the part again, on the same port, database and spool, and wait until it is healthy."""
-        wait_until_ready(self.parts[name], start(self.parts[name], self.state), self.state)
+        wait_until_ready(self.parts[name], self.launch(name), self.state)
+
+    def launch(self, name: str = "sidecar") -> psutil.Process:
+        """Start the part again, and wait for nothing."""
+        return start(self.parts[name], self.state)
 
     def stop(self, name: str = "sidecar") -> None:
         """Stop the part as an orderly shutdown would."""

@@ -25,7 +25,7 @@ from api.codes import CODES
 from api.settings import PROJECT
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack
-from tests.observe import database_away
+from tests.observe import database_away, eventually
 from tests.sql_requests import Caller, enter, run
 from tests.usage import month
 
@@ -233,6 +233,29 @@ def from_restored_database(world: World) -> httpx.Response:
             superuser.execute(identifier)
 
 
+def from_database_of_another_version(world: World) -> httpx.Response:
+    """A sidecar that could not know it when it started."""
+    database = world.stack.database
+    world.stack.stop()
+    with database_away(database):
+        world.stack.launch()
+        assert eventually(lambda: answers(world.stack.gateway_url), bool)
+    with database.connect() as superuser:
+        superuser.execute("update yoyo._yoyo_migration set migration_id = 'x' || migration_id")
+        try:
+            return world.send("[]")
+        finally:
+            superuser.execute("update yoyo._yoyo_migration set migration_id = substr(migration_id, 2)")
+
+
+def answers(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/health", trust_env=False)
+    except httpx.TransportError:
+        return False
+    return True
+
+
 def from_database_that_is_busy(world: World) -> httpx.Response:
     """Somebody holds the users, and an operator cancels who waits for them."""
     waiting = """
@@ -356,6 +379,7 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     ),
     "ROLE_REQUIRED": (403, lambda world: world.send("[]", token=world.member())),
     "ROUTE_NOT_FOUND": (404, lambda world: world.ask("GET", "/nothing/here", world.member())),
+    "SCHEMA_MISMATCH": (503, from_database_of_another_version),
     "UNSUPPORTED_MEDIA_TYPE": (
         415,
         lambda world: world.ask("POST", "/v1/events", world.stack.token("backend", role="service"), content="[]"),

@@ -105,7 +105,17 @@ _HEALTH: Final[Json] = {
     "properties": {
         "status": {"type": "string", "enum": ["ok", "degraded"]},
         "database": {"type": "object", "properties": {"status": _STATUS}, "required": ["status"]},
-        "postgrest": {"type": "object", "properties": {"status": _STATUS}, "required": ["status"]},
+        "postgrest": {
+            "type": "object",
+            "properties": {
+                "status": {
+                    "type": "string",
+                    "enum": ["ok", "waiting", "down"],
+                    "description": "waiting: it is there, and waits for the database or for its schema.",
+                }
+            },
+            "required": ["status"],
+        },
         "migrations": {
             "type": "object",
             "properties": {
@@ -118,8 +128,13 @@ _HEALTH: Final[Json] = {
                     "items": {"type": "string"},
                     "description": "Those not applied yet.",
                 },
+                "unknown": {
+                    "type": ["array", "null"],
+                    "items": {"type": "string"},
+                    "description": "Those applied that this sidecar does not know: of a newer version.",
+                },
             },
-            "required": ["version", "pending"],
+            "required": ["version", "pending", "unknown"],
         },
         "spool": _SPOOL,
         "tasks": {
@@ -159,7 +174,7 @@ _HEALTH_EXAMPLE: Final = {
     "status": "ok",
     "database": {"status": "ok"},
     "postgrest": {"status": "ok"},
-    "migrations": {"version": "0005_create_billing_tables", "pending": []},
+    "migrations": {"version": "0005_create_billing_tables", "pending": [], "unknown": []},
     "spool": {
         "pending_bytes": 0,
         "oldest_seconds": 0.0,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from api.settings import ENV_FILE, PROJECT, Settings
+from api.settings import ENV_FILE, FINISH_REQUESTS_SECONDS, PROJECT, Settings
 from api.stack.endpoints import StackError, http_url
 from api.stack.processes import Part, answers_ok
 
@@ -61,6 +61,7 @@ def sidecar_part(settings: Settings, database_url: str, jwt_secret: str, spool: 
         is_ready=lambda: answers_ok(settings.host, settings.gateway_port, "/health"),
         environment=as_environment(known),
         directory=PROJECT,
+        stop_within=FINISH_REQUESTS_SECONDS + settings.spool_drain_seconds + 5,
     )
 
 
