@@ -49,7 +49,7 @@ class MigrationReport:
 
     def __str__(self) -> str:
         done = _counted(applied=self.applied, loaded=self.loaded, dropped=self.dropped)
-        note = f"; restored from another cluster, generation {self.generation} begins" if self.generation else ""
+        note = f"; came from another cluster, generation {self.generation} begins" if self.generation else ""
         return f"at {self.head or 'zero'}: {done or 'nothing to do'}{note}"
 
 

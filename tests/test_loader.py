@@ -457,6 +457,10 @@ def test_what_is_built_on_api_is_listed_and_kept(loaded: Project) -> None:
             r'sql/app/count_notes\.sql:4: .*syntax error at or near "retrun"',
         ),
         (COUNT_NOTES + "\n\nselect nonsense;", r'sql/app/count_notes\.sql:6: column "nonsense" does not exist'),
+        (
+            COUNT_NOTES + "Grant usage\n on schema app to anon;",
+            r"sql/app/count_notes\.sql: a grant on a schema would outlive",
+        ),
         (COUNT_NOTES + "/* now */ COMMIT ;", r"sql/app/count_notes\.sql: it says COMMIT, but a file must not"),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_dump_in_a_new_cluster_goes_on_where_the_old_one_ended(
         assert "goldleaves migrate" in str(refused.value.diag.message_hint)
 
     told = follow_guide("migrate", tmp_path, MIGRATION_DATABASE_URL=restored.database.migrator)
-    assert "restored from another cluster, generation 2 begins" in told
+    assert "came from another cluster, generation 2 begins" in told
     again = migrate(restored.database.migrator, Settings())
     assert (again.generation, again.loaded) == (None, ())
     assert restored.facts() == before

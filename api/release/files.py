@@ -19,6 +19,7 @@ _QUOTED = re.compile(r"(\$\w*\$).*?\1|'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOT
 _TRANSACTION = re.compile(
     r"(?:^|;)\s*(begin(?!\s+atomic)|start\s+transaction|commit|rollback|abort|savepoint)\b", re.IGNORECASE
 )
+_SCHEMA_GRANT = re.compile(r"(?:^|;)\s*(?:grant|revoke)\b[^;]*\bon\s+schema\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Tree:
         tree = cls({path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in found})
         for path, text in tree.files.items():
             refuse_transaction_commands(path, text)
+            if not path.startswith(API):
+                _refuse_grants_on_schemas(path, text)
         for path in tree.policies:
             if len(table_of(path).split(".")) != 2:
                 raise MigrationError(f"{path}: a policy file is named <schema>.<table>.sql")
@@ -75,6 +78,12 @@ def refuse_transaction_commands(path: str, text: str) -> None:
     """Raise MigrationError when a file begins or ends a transaction: a COMMIT would leave a release half loaded."""
     if found := _TRANSACTION.search(_QUOTED.sub(" ", text)):
         raise MigrationError(f"{path}: it says {found[1]}, but a file must not begin or end a transaction")
+
+
+def _refuse_grants_on_schemas(path: str, text: str) -> None:
+    """Only schema api goes with its files. A grant on another one would stay when the file is gone."""
+    if _SCHEMA_GRANT.search(_QUOTED.sub(" ", text)):
+        raise MigrationError(f"{path}: a grant on a schema would outlive this file: put it into a migration")
 
 
 def table_of(path: str) -> str:
