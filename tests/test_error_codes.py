@@ -235,17 +235,18 @@ def from_restored_database(world: World) -> httpx.Response:
 
 def from_database_of_another_version(world: World) -> httpx.Response:
     """A sidecar that could not know it when it started."""
-    database = world.stack.database
+    rename = "update yoyo._yoyo_migration set migration_id = %s || substr(migration_id, %s)"
     world.stack.stop()
-    with database_away(database):
+    with world.stack.database.connect() as superuser:
+        superuser.execute(rename, ["x", 1])
+    with database_away(world.stack.database):
         world.stack.launch()
-        assert eventually(lambda: answers(world.stack.gateway_url), bool)
-    with database.connect() as superuser:
-        superuser.execute("update yoyo._yoyo_migration set migration_id = 'x' || migration_id")
-        try:
-            return world.send("[]")
-        finally:
-            superuser.execute("update yoyo._yoyo_migration set migration_id = substr(migration_id, 2)")
+        assert eventually(lambda: answers(world.stack.gateway_url), bool, seconds=60)
+    try:
+        return world.send("[]")
+    finally:
+        with world.stack.database.connect() as superuser:
+            superuser.execute(rename, ["", 2])
 
 
 def answers(url: str) -> bool:
