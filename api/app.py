@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from api.auth import TokenVerifier
 from api.cors import AllowedOrigins
 from api.database import Database, DatabaseError
-from api.docs import openapi
+from api.docs import docs_routes
 from api.errors import Problem, problem
 from api.events import events_endpoint
 from api.gateway import Gateway
@@ -85,6 +85,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
             Route("/v1/events", events, methods=["POST"]),
             Route("/openapi.json", openapi),
             Route("/health", health_endpoint(database, spool, postgrest, tasks.stopped)),
+            *(docs_routes(database) if settings.docs_are_served else ()),
         ],
         middleware=[
             Middleware(CorrelationId),

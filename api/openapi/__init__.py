@@ -2,6 +2,15 @@
 answers itself.
 """
 
+from __future__ import annotations
+
+import json
+
+from api.openapi.components import Json
 from api.openapi.document import build_document
 
-__all__ = ["build_document"]
+__all__ = ["build_document", "render"]
+
+
+def render(document: Json) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any, Final
 
-from api.codes import CODES
+from api.codes import CODES, PASSED_ON, Code
 
 Json = dict[str, Any]
 
 # Any request can be answered with these, whatever its path.
 EVERYWHERE: Final = ("AMBIGUOUS_HEADER", "INVALID_TOKEN", "HEADERS_TOO_LARGE", "INTERNAL_ERROR")
 
-SECURED: Final = [{"bearer": []}]
+# Naming the organization is no security, but so the Authorize dialog of the page asks for it once and for all requests.
+SECURED: Final[list[Json]] = [{"bearer": []}, {"bearer": [], "organization": []}]
+
+REQUEST_ID: Final[Json] = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
 
 COMPONENTS: Final[Json] = {
     "securitySchemes": {
@@ -22,7 +26,14 @@ COMPONENTS: Final[Json] = {
             "bearerFormat": "JWT",
             "description": "A JWT with the claims `sub` and `role` (member, service or platform_admin), and perhaps "
             "`email` and `org_id`. `goldleaves token --sub ada` prints one for development.",
-        }
+        },
+        "organization": {
+            "type": "apiKey",
+            "in": "header",
+            "name": "X-Organization-ID",
+            "description": "Id or slug of the organization that a request is for. Without it: the claim `org_id` of "
+            "the token, else your default organization.",
+        },
     },
     "schemas": {
         "Error": {
@@ -46,13 +57,6 @@ COMPONENTS: Final[Json] = {
         "Retry-After": {"description": "Seconds to wait before you try again.", "schema": {"type": "integer"}},
     },
     "parameters": {
-        "Organization": {
-            "name": "X-Organization-ID",
-            "in": "header",
-            "description": "Id or slug of the organization that the request is for. Without it: the claim `org_id` "
-            "of the token, else your default organization.",
-            "schema": {"type": "string"},
-        },
         "RequestId": {
             "name": "X-Request-ID",
             "in": "header",
@@ -65,30 +69,45 @@ COMPONENTS: Final[Json] = {
 
 
 def refusals(codes: Iterable[str]) -> Json:
-    """The responses for stable codes, one a status, with an example for each code."""
+    """The responses for codes of the catalogue, one a status, with an example for each code."""
     by_status: dict[int, list[str]] = {}
     for code in sorted({*codes, *EVERYWHERE}):
-        by_status.setdefault(CODES[code].status, []).append(code)
-    return {str(status): refusal(*of_status) for status, of_status in sorted(by_status.items())}
+        by_status.setdefault(known(code).status, []).append(code)
+    return {str(status): _refusal(status, of_status) for status, of_status in sorted(by_status.items())}
 
 
-def refusal(*codes: str) -> Json:
-    status = CODES[codes[0]].status
-    headers = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
+def known(code: str) -> Code:
+    return CODES.get(code) or PASSED_ON[code]
+
+
+def _refusal(status: int, codes: list[str]) -> Json:
+    headers = dict(REQUEST_ID)
     if status == 503:
         headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
     return {
-        "description": "\n".join(f"- `{code}`: {CODES[code].when}" for code in codes),
+        "description": f"{HTTPStatus(status).phrase}: " + ", ".join(f"`{code}`" for code in codes),
         "headers": headers,
         "content": {
             "application/json": {
                 "schema": {"$ref": "#/components/schemas/Error"},
-                "examples": {code: {"value": _example(code)} for code in codes},
+                "examples": {code: {"$ref": f"#/components/examples/{code}"} for code in codes},
             }
         },
     }
 
 
+def examples() -> Json:
+    """One error for each code. Their summaries are what the page shows in the list to choose from."""
+    return {code: {"summary": code, "value": _example(code)} for code in sorted({*CODES, *PASSED_ON})}
+
+
 def _example(code: str) -> Json:
-    known = CODES[code]
-    return {"code": f"PT{known.status}", "message": f"{code}: {known.when}", "details": None, "hint": known.remedy}
+    meaning = known(code)
+    if code in PASSED_ON:
+        return {"code": code, "message": meaning.when, "details": None, "hint": None}
+    return {
+        "code": f"PT{meaning.status}",
+        "message": f"{code}: {meaning.when}",
+        "details": None,
+        "hint": meaning.remedy,
+    }

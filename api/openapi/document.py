@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Final
 
-from api.openapi import sidecar
-from api.openapi.components import COMPONENTS, Json
+from api.catalog import Catalog
+from api.openapi import gateway, sidecar
+from api.openapi.components import COMPONENTS, Json, examples
+
+_READERS: Final = """
+
+Open **Authorize** and paste a token; name an organization there too when it is not your default one. Then every *Try it
+out* is a real request of yours, metered like any other.
+
+Each operation names the roles that may use it. Within an organization, what its owner, admin, member, viewer or billing
+user may do is narrower, and the database shows every organization its own rows alone.
+"""
 
 
-def build_document() -> Json:
+def build_document(catalog: Catalog) -> Json:
+    title, _, description = (catalog.comment or "Goldleaves").partition("\n")
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Goldleaves", "version": version("goldleaves")},
+        "info": {"title": title, "version": version("goldleaves"), "description": description.strip() + _READERS},
         "servers": [{"url": "/", "description": "This gateway"}],
-        "paths": sidecar.PATHS,
-        "components": {**COMPONENTS, "schemas": {**COMPONENTS["schemas"], **sidecar.SCHEMAS}},
+        "tags": [*gateway.tags(catalog.views), *sidecar.TAGS],
+        "paths": gateway.paths(catalog.views, catalog.functions) | sidecar.PATHS,
+        "components": {
+            **COMPONENTS,
+            "examples": examples(),
+            "parameters": COMPONENTS["parameters"] | gateway.PARAMETERS,
+            "schemas": COMPONENTS["schemas"] | gateway.schemas(catalog.views) | sidecar.SCHEMAS,
+        },
     }

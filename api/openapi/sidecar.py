@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from api.openapi.components import SECURED, Json, refusals
+from api.openapi.components import REQUEST_ID, SECURED, Json, refusals
 
-_REQUEST_ID: Final = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
 _TEXT: Final = {"type": ["string", "null"], "maxLength": 256}
 
 _EVENT: Final[Json] = {
@@ -194,10 +193,7 @@ _SEND_EVENTS: Final[Json] = {
     "that cannot be counted is answered with the reason and does not stop the others. Safe to send again when the "
     "answer was lost: an `id` counts once.",
     "security": SECURED,
-    "parameters": [
-        {"$ref": "#/components/parameters/Organization"},
-        {"$ref": "#/components/parameters/RequestId"},
-    ],
+    "parameters": [{"$ref": "#/components/parameters/RequestId"}],
     "requestBody": {
         "required": True,
         "content": {
@@ -221,7 +217,7 @@ _SEND_EVENTS: Final[Json] = {
     "responses": {
         "200": {
             "description": "The batch was read. Look at `conflicts` and `rejected`.",
-            "headers": _REQUEST_ID,
+            "headers": REQUEST_ID,
             "content": {
                 "application/json": {
                     "schema": {"$ref": "#/components/schemas/IngestOutcome"},
@@ -248,7 +244,7 @@ _SEND_EVENTS: Final[Json] = {
 
 def _health_answer(text: str) -> Json:
     content = {"schema": {"$ref": "#/components/schemas/Health"}, "example": _HEALTH_EXAMPLE}
-    return {"description": text, "headers": _REQUEST_ID, "content": {"application/json": content}}
+    return {"description": text, "headers": REQUEST_ID, "content": {"application/json": content}}
 
 
 _GET_HEALTH: Final[Json] = {
@@ -273,12 +269,17 @@ _GET_OPENAPI: Final[Json] = {
     "responses": {
         "200": {
             "description": "The document.",
-            "headers": _REQUEST_ID,
+            "headers": REQUEST_ID,
             "content": {"application/json": {"schema": {"type": "object"}}},
         },
         **refusals(("ROUTE_NOT_FOUND", "DATABASE_UNAVAILABLE", "DATABASE_BUSY")),
     },
 }
+
+TAGS: Final[list[Json]] = [
+    {"name": "Usage events", "description": "Usage that the provider's backend reports."},
+    {"name": "Operations", "description": "For those who run Goldleaves."},
+]
 
 PATHS: Final[Json] = {
     "/v1/events": {"post": _SEND_EVENTS},

@@ -1,0 +1,12 @@
+SwaggerUIBundle({
+  dom_id: "#page",
+  url: "openapi.json",
+  deepLinking: true,
+  displayRequestDuration: true,
+  docExpansion: "list",
+  defaultModelsExpandDepth: 0,
+  filter: true,
+  persistAuthorization: true,
+  tryItOutEnabled: false,
+  validatorUrl: null,
+});

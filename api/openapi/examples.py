@@ -1,0 +1,140 @@
+"""Examples for the views and functions that Goldleaves brings. Those of an adopter's own are shown without."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+_ORGANIZATION: Final = "019a6d0e-7c1a-7b52-9a51-0d7a3c5e9f10"
+_USER: Final = "019a6d0e-7b90-7c44-8f1e-2b6d4a8c0e21"
+_CLIENT: Final = "019a6d0f-11d2-7e03-b2c4-5f8e7d6c5b32"
+_CASE: Final = "019a6d0f-3e57-7a18-8d6b-6a9f8e7d6c43"
+_DOCUMENT: Final = "019a6d0f-9b2c-7f61-a7e8-7bafae9e8d54"
+_EVENT: Final = "019a6d0f-9b2e-7d72-b8f9-8cb0bfaf9e65"
+_INVOICE: Final = "019b0a11-4d3e-7b83-89fa-9dc1c0b0af76"
+
+_USAGE_LINE: Final = {
+    "meter": "api.request",
+    "unit": "request",
+    "events": 1204,
+    "quantity": 1204,
+    "unit_amount_cents": 25,
+    "amount_cents": 30100,
+}
+
+ROWS: Final[dict[str, dict[str, Any]]] = {
+    "organizations": {
+        "id": _ORGANIZATION,
+        "kind": "organization",
+        "name": "Acme Law",
+        "slug": "acme",
+        "plan": "starter",
+        "billing_timezone": "America/Los_Angeles",
+        "billing_anchor_day": 1,
+        "currency": "usd",
+        "billing_start_at": None,
+        "created_at": "2026-01-05T17:20:00.123456+00:00",
+    },
+    "memberships": {
+        "organization_id": _ORGANIZATION,
+        "user_id": _USER,
+        "role": "member",
+        "created_at": "2026-01-05T17:21:07.5+00:00",
+    },
+    "clients": {
+        "id": _CLIENT,
+        "organization_id": _ORGANIZATION,
+        "name": "Road Runner Inc.",
+        "email": "legal@roadrunner.example",
+        "created_by": _USER,
+        "created_at": "2026-01-06T09:00:00+00:00",
+    },
+    "cases": {
+        "id": _CASE,
+        "organization_id": _ORGANIZATION,
+        "client_id": _CLIENT,
+        "title": "Road Runner v. Coyote",
+        "status": "open",
+        "created_by": _USER,
+        "created_at": "2026-01-06T09:02:11+00:00",
+    },
+    "documents": {
+        "id": _DOCUMENT,
+        "organization_id": _ORGANIZATION,
+        "case_id": _CASE,
+        "title": "Complaint",
+        "size_bytes": 482133,
+        "status": "uploaded",
+        "storage_key": "acme/complaint.pdf",
+        "created_by": _USER,
+        "created_at": "2026-01-06T09:05:42+00:00",
+    },
+    "usage_events": {
+        "id": _EVENT,
+        "request_id": "checkout-7421",
+        "tenant_id": _ORGANIZATION,
+        "user_id": _USER,
+        "event_name": "api.request",
+        "route": "/api/v1/cases",
+        "action": "GET /api/v1/cases",
+        "units": 1,
+        "cost_cents": 25,
+        "ts": "2026-01-06T09:05:42.001+00:00",
+        "metadata": {"status_code": 200, "response_size": 1893, "processing_time": 4.2},
+        "created_at": "2026-01-06T09:05:42.31+00:00",
+    },
+    "billing_events": {
+        "id": _EVENT,
+        "organization_id": _ORGANIZATION,
+        "event_type": "usage",
+        "event_name": "doc.upload",
+        "resource_id": _DOCUMENT,
+        "quantity": 1,
+        "unit": "document",
+        "unit_cost_cents": 25,
+        "dimensions": {"request_id": "checkout-7421"},
+        "status": 0,
+        "occurred_at": "2026-01-06T09:05:42+00:00",
+        "created_at": "2026-01-06T09:05:42+00:00",
+    },
+    "billing_periods": {
+        "organization_id": _ORGANIZATION,
+        "period_start": "2026-01-01T08:00:00+00:00",
+        "period_end": "2026-02-01T08:00:00+00:00",
+        "timezone": "America/Los_Angeles",
+        "start_date": "2026-01-01",
+        "end_date": "2026-02-01",
+        "status": "finalized",
+        "finalized_at": "2026-02-01T08:10:00+00:00",
+    },
+    "invoices": {
+        "id": _INVOICE,
+        "organization_id": _ORGANIZATION,
+        "number": "2026-0001",
+        "period_start": "2026-01-01T08:00:00+00:00",
+        "period_end": "2026-02-01T08:00:00+00:00",
+        "currency": "usd",
+        "total_cents": 30100,
+        "issued_at": "2026-02-01T08:10:00+00:00",
+    },
+    "invoice_lines": {
+        "invoice_id": _INVOICE,
+        "organization_id": _ORGANIZATION,
+        "line_number": 1,
+        "description": "Requests to the API",
+        **_USAGE_LINE,
+    },
+}
+
+RESULTS: Final[dict[str, Any]] = {
+    "create_organization": ROWS["organizations"],
+    "finalize_period": ROWS["invoices"],
+    "health": {"status": "ok"},
+    "recalculate_period": [_USAGE_LINE],
+    "sign_in": {
+        "user_id": _USER,
+        "email": "ada@acme.example",
+        "default_organization_id": _ORGANIZATION,
+        "organizations": [{"id": _ORGANIZATION, "slug": "acme", "name": "Acme Law", "role": "owner"}],
+    },
+    "usage_summary": [_USAGE_LINE],
+}
