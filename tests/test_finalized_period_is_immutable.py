@@ -18,7 +18,8 @@ PARENT = "metering.usage_events"
 LAST, CURRENT = moment(1, days=9), moment(0, minutes=1)
 PARTITION = f"metering.usage_events_{LAST:%Y_%m}"
 CURRENT_PARTITION = f"metering.usage_events_{CURRENT:%Y_%m}"
-INSERT = "(organization_id, occurred_at, source, event_name, quantity) values (%(org)s, {at}, 'sql', 'api.request', 1)"
+COLUMNS = "(organization_id, occurred_at, source, event_name, quantity, recorded_generation)"
+INSERT = f"{COLUMNS} values (%(org)s, {{at}}, 'sql', 'api.request', 1, 1)"
 LAST_MOMENT = "%(end)s::timestamptz - interval '1 microsecond'"
 
 
@@ -77,8 +78,8 @@ EVENTS = {
     for name, statement in {
         "insert into": f"insert into {{table}} {INSERT.format(at='%(last)s')}",
         "insert many into": (
-            "insert into {table} (organization_id, occurred_at, source, event_name, quantity) "
-            "select o, t, 'sql', 'api.request', 1 from unnest(array[%(org)s, %(other)s]) o, "
+            f"insert into {{table}} {COLUMNS} "
+            "select o, t, 'sql', 'api.request', 1, 1 from unnest(array[%(org)s, %(other)s]) o, "
             "unnest(array[%(last)s, %(start)s]) t"
         ),
         "update quantity in": "update {table} set quantity = 4 where occurred_at = %(last)s",
@@ -160,11 +161,10 @@ def test_copy_is_refused_too(closed: Closed, table: str) -> None:
     late = table == PARTITION
     with closed.database.connect() as connection, connection.transaction(force_rollback=True):
         cursor = connection.cursor()
-        columns = "(organization_id, occurred_at, source, event_name, quantity)"
 
         def copy() -> None:
-            with cursor.copy(f"copy {PARENT} {columns} from stdin") as rows:
-                rows.write_row([closed.organization, LAST if late else CURRENT, "copy", "api.request", 1])
+            with cursor.copy(f"copy {PARENT} {COLUMNS} from stdin") as rows:
+                rows.write_row([closed.organization, LAST if late else CURRENT, "copy", "api.request", 1, 1])
 
         if late:
             with pytest.raises(psycopg.Error, match="BILLING_PERIOD_LOCKED: "):

@@ -44,8 +44,10 @@ def ingested(connection: Connection, organization: UUID, key: str) -> bool:
 def insert_into(table: str, connection: Connection, organization: UUID, key: str) -> bool:
     connection.execute(
         f"""
-        insert into {table} (organization_id, occurred_at, source, idempotency_key, event_name, quantity)
-        values (%s, %s, 'sql', %s, 'api.request', 1)
+        insert into {table} (
+          organization_id, occurred_at, source, idempotency_key, event_name, quantity, recorded_generation
+        )
+        values (%s, %s, 'sql', %s, 'api.request', 1, 1)
         """,
         [organization, moment(1, days=9), key],
     )
