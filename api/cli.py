@@ -285,7 +285,7 @@ def _terminable() -> Iterator[None]:
 
 def _health(settings: Settings) -> object | None:
     """What the sidecar says of itself and the others, also when it is not well. None when it does not answer."""
-    connection = http.client.HTTPConnection(settings.host, settings.gateway_port, timeout=5)
+    connection = http.client.HTTPConnection(settings.host, settings.gateway_port, timeout=15)
     try:
         connection.request("GET", "/health")
         body: object = json.loads(connection.getresponse().read())

@@ -2,7 +2,7 @@
 
 One pool (SQLAlchemy's, which reconnects at checkout and so survives a restart of Postgres). Batches of events go
 through as one text parameter that Postgres parses; see docs/decisions/0002-sidecar-database-access.md. What happens
-while Postgres is away, hangs, or has another schema: docs/decisions/0006-when-postgres-is-away.md.
+while Postgres is away, hangs, or has another schema: docs/decisions/0007-when-a-part-is-away.md.
 """
 
 from __future__ import annotations

@@ -124,12 +124,17 @@ def traces(state: StateDir) -> list[str]:
 
 
 def healthy(endpoints: Endpoints) -> bool:
-    return httpx.get(f"{endpoints.gateway_url}/health", trust_env=False).status_code == 200
+    try:
+        return httpx.get(f"{endpoints.gateway_url}/health", trust_env=False, timeout=30).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def becomes_healthy(endpoints: Endpoints) -> None:
-    """PostgREST hears of the new schema by a notification, a moment after the migrate that sent it has ended."""
-    deadline = time.monotonic() + 20
+    """PostgREST hears of a new schema by a notification, a moment after the migrate that sent it has ended. And what
+    /health asks has two seconds to answer, which a machine with much else to do may take.
+    """
+    deadline = time.monotonic() + 60
     while not healthy(endpoints):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -218,7 +223,7 @@ def test_up_heals_a_killed_part_and_leaves_the_others_alone(goldleaves: Command,
     endpoints = goldleaves.up()
     after = goldleaves.pids()
     assert {name for name in PARTS if after[name] != before[name]} == {part}
-    assert healthy(endpoints)
+    becomes_healthy(endpoints)
 
 
 def test_processes_are_found_again_when_their_records_are_lost(goldleaves: Command) -> None:
@@ -234,7 +239,7 @@ def test_changed_setting_restarts_the_part_that_reads_it(goldleaves: Command) ->
     endpoints = goldleaves.up(GATEWAY_PORT=moved)
     after = goldleaves.pids()
     assert endpoints.gateway_url.endswith(moved)
-    assert healthy(endpoints)
+    becomes_healthy(endpoints)
     assert {name for name in PARTS if after[name] != before[name]} == {"sidecar"}
 
 
@@ -246,7 +251,7 @@ def test_a_stranger_with_a_recorded_pid_is_not_killed(stopped: Command) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         try:
             write_private(stopped.state.record("sidecar"), asdict(replace(record, pid=stranger.pid, create_time=1.0)))
-            assert healthy(stopped.up())
+            becomes_healthy(stopped.up())
             stopped.succeed("down")
             assert stranger.poll() is None
         finally:
@@ -443,7 +448,7 @@ def test_a_demo_beside_a_running_stack_leaves_it_running(goldleaves: Command) ->
     goldleaves.succeed("demo", LOG_LEVEL="WARNING")
     after = goldleaves.pids()
     assert {name for name in PARTS if after[name] != before[name]} == {"sidecar"}, "that one was told something else"
-    assert healthy(goldleaves.endpoints())
+    becomes_healthy(goldleaves.endpoints())
 
 
 def test_a_demo_that_fails_is_one_line_and_stops_what_it_started(stopped: Command) -> None:

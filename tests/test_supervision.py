@@ -125,12 +125,12 @@ def test_what_is_killed_comes_back_and_nothing_acknowledged_is_lost(goldleaves: 
 
     told = log(goldleaves)
     for name, title in (("sidecar", "Sidecar"), ("postgrest", "PostgREST"), ("postgres", "PostgreSQL")):
-        assert restarts(goldleaves, name) == 2
+        assert restarts(goldleaves, name) >= 2
         assert re.search(rf"^\S+ \S+ {title}.* ended; starting it again in 0\.5 s$", told, re.MULTILINE), told
         assert re.search(rf"^\S+ \S+ {title}.* was killed by SIGKILL; starting it again in ", told, re.MULTILINE)
         assert re.search(rf"^\S+ \S+ {title}.* is back$", told, re.MULTILINE)
     shown = goldleaves.succeed("status")
-    assert re.search(r"^postgrest +running +\d+ +2 ", shown, re.MULTILINE), shown
+    assert re.search(r"^postgrest +running +\d+ +[2-9] ", shown, re.MULTILINE), shown
     assert re.search(r"^postgrest was killed by SIGKILL at \d{4}-", shown, re.MULTILINE), shown
 
 

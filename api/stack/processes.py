@@ -54,7 +54,7 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     directory: Path = Path("/")
     user: str | None = None
-    ready_within: float = 30.0
+    ready_within: float = 60.0
     stop_within: float = 5.0  # how long it may take to end in an orderly way
 
     @property
