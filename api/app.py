@@ -83,7 +83,6 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         routes=[
             Mount("/api/v1", Gateway(postgrest, Patience(database.answers))),
             Route("/v1/events", events, methods=["POST"]),
-            Route("/openapi.json", openapi),
             Route("/health", health_endpoint(database, spool, postgrest, tasks.stopped)),
             *(docs_routes(database) if settings.docs_are_served else ()),
         ],
