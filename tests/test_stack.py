@@ -25,7 +25,7 @@ import pytest
 
 from api.demo.story import money
 from api.settings import PROJECT, Settings
-from api.stack import Endpoints
+from api.stack import SUPERVISOR, Endpoints
 from api.stack.parts import PARTS
 from api.stack.postgres import prepare_cluster
 from api.stack.processes import Record
@@ -363,8 +363,11 @@ def test_only_the_command_knows_the_migrator(stopped: Command, tmp_path: Path) -
         Database_Url="postgresql://goldleaves_migrator:from-environment@db/x",
     )
     password = json.loads(stopped.state.secrets_file.read_text())["goldleaves_migrator"]
-    environments = {name: Path(f"/proc/{pid}/environ").read_bytes() for name, pid in stopped.pids().items()}
-    assert set(environments) == set(PARTS)
+    supervisor = Record.read(SUPERVISOR, stopped.state)
+    assert supervisor
+    pids = {**stopped.pids(), SUPERVISOR: supervisor.pid}
+    environments = {name: Path(f"/proc/{pid}/environ").read_bytes() for name, pid in pids.items()}
+    assert set(environments) == {*PARTS, SUPERVISOR}
     for environment in environments.values():
         for secret in ("goldleaves_migrator", "from-file", "from-environment", password):
             assert secret.encode() not in environment

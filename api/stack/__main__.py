@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from threading import Event
 
@@ -31,7 +32,8 @@ def main() -> int:
 
 
 def _log(event: str) -> None:
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {event}", flush=True)
+    with suppress(OSError):  # a full disk
+        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {event}", flush=True)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,10 @@ class Supervisor:
             for watched in self._watched.values():
                 if end.is_set():
                     return
-                self._look(watched)
+                try:
+                    self._look(watched)
+                except (OSError, psutil.Error) as error:  # a full disk, say: whoever watches is to outlive it
+                    self._say(f"{watched.part.title} cannot be looked after: {error}")
             end.wait(LOOK_SECONDS)
 
     def _look(self, watched: Watched) -> None:
