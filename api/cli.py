@@ -24,6 +24,8 @@ from api.demo import DemoError, play
 from api.dev.session import develop
 from api.settings import Settings, SettingsError, load_settings
 from api.stack import SUPERVISOR, Endpoints, Stack, StackError
+from api.stack.bootstrap import Plan
+from api.stack.bootstrap import bootstrap as bootstrap_server
 from api.stack.progress import Progress
 from api.stack.psql import become_psql
 from api.tokens import Role, mint_token
@@ -59,7 +61,7 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
         except (DemoError, httpx.HTTPError) as error:
             text = f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"
         except psycopg.Error as error:
-            text = str(error).strip() or type(error).__name__
+            text = " ".join(str(error).split()) or type(error).__name__
         except OSError as error:
             text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -157,6 +159,21 @@ def migrate() -> None:
     """
     settings = load_settings()
     _say(migrations.migrate(_migration_url(settings), settings))
+
+
+@app.command()
+@explain_errors
+def bootstrap() -> None:
+    """Prepare a server, then migrate: the role that migrates, the database, and the passwords of the services.
+
+    For a Postgres of your own, once, and after each change of a password. ADMIN_DATABASE_URL is that of a superuser,
+    or of a role with CREATEROLE and CREATEDB; nothing else needs it. MIGRATION_DATABASE_URL names the database to make.
+    The passwords to set are AUTHENTICATOR_PASSWORD, SIDECAR_PASSWORD and, if wanted, MONITOR_PASSWORD.
+
+    Example:  ADMIN_DATABASE_URL=postgresql://postgres:…@db/postgres goldleaves bootstrap
+    """
+    settings = load_settings()
+    _say(bootstrap_server(Plan.of(settings), settings))
 
 
 @app.command()

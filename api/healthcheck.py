@@ -1,4 +1,4 @@
-"""`python -m api.healthcheck`: exit code 0 when the sidecar on this host says that all is well. For the container's engine.
+"""`python -m api.healthcheck`: exit code 0 when the sidecar on this host is well. For the container's engine.
 
 Imports next to nothing, because it is run every few seconds.
 """

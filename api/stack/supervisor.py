@@ -18,7 +18,7 @@ from typing import Final
 
 import psutil
 
-from api.settings import PROJECT, Settings
+from api.settings import OPERATOR_ONLY, PROJECT, Settings
 from api.stack.endpoints import StackError
 from api.stack.parts import stack_parts
 from api.stack.postgres import prepare_cluster
@@ -38,7 +38,7 @@ WAIT_FOR_POSTGRES_SECONDS: Final = 15.0  # the others connect at once to one tha
 def supervisor_part(settings: Settings, state: StateDir) -> Part:
     """The supervisor, which is told every setting of the stack, and reads its secrets from the state directory."""
     known = settings.model_copy(
-        update={"database_url": None, "migration_database_url": None, "state_dir": state.root.resolve()}
+        update={**dict.fromkeys(OPERATOR_ONLY), "database_url": None, "state_dir": state.root.resolve()}
     )
     return Part(
         name=NAME,

@@ -1,0 +1,37 @@
+"""All that ENVIRONMENT=production refuses: choices that are fine on a laptop, and a hole in front of customers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from pydantic import SecretStr
+
+from api.cors import ANY
+
+if TYPE_CHECKING:
+    from api.settings import Settings
+
+SHORTEST_PASSWORD: Final = 16
+FEWEST_LETTERS: Final = 8
+_PLACEHOLDER: Final = re.compile(r"change.?me|replace.?me|example|placeholder|your.|<.*>|secret|password|default", re.I)
+_MAKE_ONE: Final = "make one with `openssl rand -hex 32`"
+
+
+def weak_choices(settings: Settings) -> Iterator[str]:
+    """One line for each, with the variable's name and without its value."""
+    if ANY in settings.allowed_origins:
+        yield "ALLOWED_ORIGINS=* lets every web page in; name the origins of yours"
+    secret = settings.jwt_secret
+    if secret is not None and _is_guessable(secret):
+        yield f"JWT_SECRET is a placeholder; {_MAKE_ONE}"
+    for name in settings.passwords():
+        password: SecretStr | None = getattr(settings, name)
+        if password is not None and (len(password.get_secret_value()) < SHORTEST_PASSWORD or _is_guessable(password)):
+            yield f"{name.upper()} is a placeholder, or shorter than {SHORTEST_PASSWORD} characters; {_MAKE_ONE}"
+
+
+def _is_guessable(secret: SecretStr) -> bool:
+    text = secret.get_secret_value()
+    return len(set(text)) < FEWEST_LETTERS or _PLACEHOLDER.search(text) is not None
