@@ -17,11 +17,13 @@ import httpx
 import psycopg
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from api import migrations
+from api import contract, migrations
 from api.demo import DemoError, play
 from api.dev.session import develop
+from api.error_reference import error_reference
 from api.settings import Settings, SettingsError, load_settings
 from api.stack import SUPERVISOR, Endpoints, Stack, StackError
 from api.stack.bootstrap import Plan
@@ -29,6 +31,7 @@ from api.stack.bootstrap import bootstrap as bootstrap_server
 from api.stack.progress import Progress
 from api.stack.psql import become_psql
 from api.tokens import Role, mint_token
+from api.typescript import database_types
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -232,6 +235,54 @@ def psql(context: typer.Context) -> None:
     Example:  goldleaves psql -c 'select * from metering.meters'
     """
     become_psql(load_settings(), context.args)
+
+
+@app.command()
+@explain_errors
+def types() -> None:
+    """Print TypeScript types of the API, for @supabase/postgrest-js: rows, writes, relationships and functions.
+
+    They are read from MIGRATION_DATABASE_URL when that is set, else from the running embedded stack.
+
+    Example:  goldleaves types > src/database.ts
+    """
+    typer.echo(database_types(contract.read_catalog(_migration_url(load_settings()))), nl=False)
+
+
+@app.command()
+@explain_errors
+def openapi(
+    write: Annotated[bool, typer.Option("--write", help="Renew docs/openapi.json; says what breaks clients.")] = False,
+) -> None:
+    """Print the OpenAPI document of the API, which a sidecar serves at /openapi.json.
+
+    docs/openapi.json is what clients were promised: a test fails when the API breaks it.
+
+    Example:  goldleaves openapi --write
+    """
+    catalog = contract.read_catalog(_migration_url(load_settings()))
+    if not write:
+        typer.echo(contract.document_text(catalog), nl=False)
+        return
+    for change in contract.write_document(catalog):
+        console.print(f"[red]breaks clients[/red]  {escape(change)}", highlight=False, soft_wrap=True)
+    console.print(f"Wrote {contract.DOCUMENT}", highlight=False, soft_wrap=True)
+
+
+@app.command(name="errors")
+@explain_errors
+def print_errors(
+    write: Annotated[bool, typer.Option("--write", help="Renew docs/errors.md.")] = False,
+) -> None:
+    """Print what every error code means and what to do about it.
+
+    Example:  goldleaves errors | less
+    """
+    if not write:
+        typer.echo(error_reference(), nl=False)
+        return
+    contract.ERRORS.write_text(error_reference(), encoding="utf-8")
+    console.print(f"Wrote {contract.ERRORS}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -21,7 +21,8 @@ import httpx
 import psycopg
 import pytest
 
-from api.codes import CODES
+from api.codes import CODES, PASSED_ON
+from api.error_reference import error_reference, raised_codes
 from api.settings import PROJECT
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack
@@ -31,7 +32,7 @@ from tests.usage import month
 
 MAX_INGEST_BYTES = 4096
 
-# What issue 2 promises to clients, whoever raises it.
+# What clients are promised, whoever raises it.
 PROMISED = {
     "BILLING_PERIOD_LOCKED": 409,
     "PERIOD_NOT_ENDED": 409,
@@ -43,20 +44,10 @@ PROMISED = {
 PROMISED_IN_OUTCOMES = {"INVALID_EVENT", "BILLING_PERIOD_LOCKED", "IDEMPOTENCY_CONFLICT"}
 
 _CODE = r"([A-Z]+(?:_[A-Z]+)+)"
-_NO_CODES = {"YYYY_MM"}  # a format of to_char
 
 
-def codes_in_sql() -> set[str]:
-    """A string that is a code, or begins with one and a colon."""
-    text = "\n".join(path.read_text() for path in PROJECT.glob("sql/**/*.sql"))
-    return set(re.findall(rf"'{_CODE}(?=[:'])", text)) - _NO_CODES
-
-
-def codes_in_api() -> set[str]:
-    """What goes to problem(), or begins a message. The demo only reads codes."""
-    paths = [path for path in PROJECT.glob("api/**/*.py") if "demo" not in path.parts]
-    text = "\n".join(path.read_text() for path in paths)
-    return set(re.findall(rf'problem\(\s*"{_CODE}"', text)) | set(re.findall(rf'"{_CODE}: ', text))
+def codes_in(folder: str) -> set[str]:
+    return {code for code, paths in raised_codes().items() if any(path.startswith(folder) for path in paths)}
 
 
 @dataclass(frozen=True)
@@ -389,14 +380,22 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
 
 
 def test_every_code_in_the_sources_is_raised_here() -> None:
-    assert codes_in_sql() == set(SQL_CODES)
-    assert codes_in_api() == set(API_CODES)
-    assert codes_in_sql() | codes_in_api() == set(CODES)
+    assert codes_in("sql/") == set(SQL_CODES)
+    assert codes_in("api/") == set(API_CODES)
+
+
+def test_every_code_is_in_the_catalogue_and_every_one_of_it_is_raised() -> None:
+    assert set(raised_codes()) == set(CODES)
+
+
+def test_reference_is_up_to_date() -> None:
+    """`goldleaves errors --write` makes it."""
+    assert (PROJECT / "docs/errors.md").read_text() == error_reference()
 
 
 def test_promised_codes_exist_with_their_status() -> None:
     assert {code: SQL_CODES[code][0] for code in PROMISED} == PROMISED
-    assert codes_in_sql() >= PROMISED_IN_OUTCOMES
+    assert codes_in("sql/") >= PROMISED_IN_OUTCOMES
 
 
 @pytest.mark.parametrize("code", SQL_CODES)
@@ -411,6 +410,63 @@ def test_code_of_the_sidecar(world: World, code: str) -> None:
     status, raised = API_CODES[code]
     assert CODES[code].status == status
     assert code_of(raised(world)) == (status, code)
+
+
+def rows_of(world: World, name: str, *, method: str = "GET", **request: Any) -> httpx.Response:
+    return world.ask(method, f"/api/v1/{name}", world.member(), **request)
+
+
+def inserted(world: World, **case: object) -> httpx.Response:
+    return rows_of(world, "cases", method="POST", json=case)
+
+
+def from_the_same_id_twice(world: World) -> httpx.Response:
+    case = {"id": str(uuid4()), "title": "One"}
+    assert inserted(world, **case).status_code == 201
+    return inserted(world, **case)
+
+
+def from_behind_the_last_row(world: World) -> httpx.Response:
+    return rows_of(world, "cases?offset=1000000", headers=[("Prefer", "count=exact")])
+
+
+def from_one_row_asked_for(world: World) -> httpx.Response:
+    return rows_of(world, f"cases?id=eq.{uuid4()}", headers=[("Accept", "application/vnd.pgrst.object+json")])
+
+
+PASSED_ON_CODES: Mapping[str, Callable[[World], httpx.Response]] = {
+    "PGRST100": lambda world: rows_of(world, "cases?status=is_like.open"),
+    "PGRST102": lambda world: rows_of(world, "cases", method="POST", content="{"),
+    "PGRST103": from_behind_the_last_row,
+    "PGRST116": from_one_row_asked_for,
+    "PGRST200": lambda world: rows_of(world, "cases?select=id,invoices(id)"),
+    "PGRST202": lambda world: rows_of(world, "rpc/usage_summary?month=1"),
+    "PGRST204": lambda world: inserted(world, title="One", color="red"),
+    "22P02": lambda world: rows_of(world, "cases?id=eq.1"),
+    "23502": lambda world: inserted(world, status="open"),
+    "23503": lambda world: inserted(world, title="One", client_id=str(uuid4())),
+    "23505": from_the_same_id_twice,
+    "23514": lambda world: inserted(world, title=" "),
+    "25006": lambda world: rows_of(world, "rpc/sign_in"),
+    "42P01": lambda world: rows_of(world, "nowhere"),
+    "42501": lambda world: rows_of(world, "invoices", method="POST", json={"number": "1"}),
+    "42703": lambda world: rows_of(world, "cases?select=color"),
+}
+# PostgREST looks a relation up before it asks Postgres, from version 13 on.
+ALSO = {"42P01": "PGRST205"}
+
+
+def test_every_code_that_is_passed_on_is_provoked_here() -> None:
+    assert set(PASSED_ON_CODES) == set(PASSED_ON)
+
+
+@pytest.mark.parametrize("code", PASSED_ON_CODES)
+def test_code_that_is_passed_on(world: World, code: str) -> None:
+    answer = PASSED_ON_CODES[code](world)
+    body = answer.json()
+    assert set(body) == {"code", "message", "details", "hint"}, body
+    assert body["code"] in (code, ALSO.get(code)), body
+    assert answer.status_code == PASSED_ON[code].status, body
 
 
 def code_of(answer: httpx.Response | str) -> tuple[int, str]:

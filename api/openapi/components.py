@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Any, Final
 
 from api.codes import CODES, PASSED_ON, Code
@@ -85,7 +84,7 @@ def _refusal(status: int, codes: list[str]) -> Json:
     if status == 503:
         headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
     return {
-        "description": f"{HTTPStatus(status).phrase}: " + ", ".join(f"`{code}`" for code in codes),
+        "description": ", ".join(f"`{code}`" for code in codes),
         "headers": headers,
         "content": {
             "application/json": {
