@@ -19,12 +19,12 @@ alter view api.documents alter column organization_id set default tenancy.curren
   alter column size_bytes set default 0, alter column status set default 'uploaded';
 
 comment on view api.clients is 'The people and firms that the organization works for.';
-comment on view api.cases is 'Matters of a client. status: open or closed.';
+comment on view api.cases is 'Matters of a client.';
 comment on view api.documents is 'Documents of a case. Inserting one records doc.upload, its status becoming processed records doc.processed.';
 comment on column api.clients.id is 'Made by us unless sent; unique within the organization, and fixed.';
 comment on column api.clients.organization_id is 'Whose row it is; fills itself with the current organization.';
 comment on column api.clients.name is '1 to 200 characters.';
-comment on column api.clients.email is 'Where to reach them.';
+comment on column api.clients.email is 'E-mail address at which to reach them; any text.';
 comment on column api.clients.created_by is 'Id of the user who made it. Set by us: what is sent is ignored.';
 comment on column api.clients.created_at is 'When it was made (UTC). Set by us: what is sent is ignored.';
 comment on column api.cases.id is 'Made by us unless sent; unique within the organization, and fixed.';

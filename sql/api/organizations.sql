@@ -7,9 +7,9 @@ comment on view api.organizations is 'The organizations you are a member of. Own
 comment on column api.organizations.id is 'What X-Organization-ID takes.';
 comment on column api.organizations.kind is 'personal: made when somebody signed in first; or organization.';
 comment on column api.organizations.name is '1 to 200 characters.';
-comment on column api.organizations.plan is 'Code of the plan.';
+comment on column api.organizations.plan is 'Code of the plan, such as starter.';
 comment on column api.organizations.currency is 'ISO 4217, lowercase: what its invoices are in.';
-comment on column api.organizations.created_at is 'UTC.';
+comment on column api.organizations.created_at is 'When it was founded (UTC).';
 comment on column api.organizations.slug is 'Unique short name; X-Organization-ID takes it as well as the id.';
 comment on column api.organizations.billing_timezone is 'IANA timezone in which the organization''s billing periods begin and end.';
 comment on column api.organizations.billing_anchor_day is 'Day of the month on which periods begin; 31 means the last day of a shorter month.';
@@ -21,7 +21,7 @@ from tenancy.memberships;
 
 comment on view api.memberships is 'Who belongs to the current organization with which role, and your own memberships elsewhere.';
 comment on column api.memberships.organization_id is 'The organization; the current one when absent in an insert.';
-comment on column api.memberships.user_id is 'The user, as sign_in returns it.';
+comment on column api.memberships.user_id is 'Id of the user, as sign_in returns it.';
 comment on column api.memberships.created_at is 'Since when (UTC).';
 comment on column api.memberships.role is 'owner, admin, member, viewer or billing.';
 

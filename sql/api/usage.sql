@@ -21,18 +21,18 @@ select
   e.recorded_at as created_at
 from metering.usage_events e;
 
-comment on view api.usage_events is 'Everything the organization has used, an event a row.';
+comment on view api.usage_events is 'Everything the organization has used, an event a row, with what it costs.';
 comment on column api.usage_events.id is 'Made by us; a UUIDv7, so it grows with time.';
 comment on column api.usage_events.event_name is 'What happened, such as api.request or doc.upload.';
-comment on column api.usage_events.request_id is 'X-Request-ID of the request that caused the event.';
+comment on column api.usage_events.request_id is 'X-Request-ID of the request that caused the event; null when there was none.';
 comment on column api.usage_events.tenant_id is 'The organization.';
-comment on column api.usage_events.user_id is 'Who did it, when known.';
-comment on column api.usage_events.route is 'The billable route, without ids.';
-comment on column api.usage_events.action is 'Method and route; the event''s name where it was no request.';
-comment on column api.usage_events.units is 'Quantity in the unit of the event''s meter.';
-comment on column api.usage_events.cost_cents is 'units times the price that the invoice takes, in minor units, not rounded; null when the event is not billed.';
+comment on column api.usage_events.user_id is 'Who did it: the id of a user here, or the provider''s own; null when not known.';
+comment on column api.usage_events.route is 'The billable route, without ids; null when it was no request.';
+comment on column api.usage_events.action is 'Method and route; the event''s name when it was no request. Never null.';
+comment on column api.usage_events.units is 'How much, in the unit of the event''s meter.';
+comment on column api.usage_events.cost_cents is 'units times the price that the invoice takes, in minor units of the organization''s currency, not rounded; null when the event is not billed.';
 comment on column api.usage_events.ts is 'When it happened (UTC).';
-comment on column api.usage_events.metadata is 'status_code, response_size (bytes), client_ip, user_agent, processing_time (ms), and what the sender added.';
+comment on column api.usage_events.metadata is 'status_code, response_size (bytes), client_ip, user_agent, processing_time (ms), and what the sender added. Never null.';
 comment on column api.usage_events.created_at is 'When it was recorded (UTC).';
 
 create view api.billing_events with (security_invoker) as
@@ -62,18 +62,18 @@ select
   e.recorded_at as created_at
 from metering.usage_events e;
 
-comment on view api.billing_events is 'The same events as usage_events, with the fields that billing needs.';
+comment on view api.billing_events is 'The events of usage_events, with the fields that billing needs.';
 comment on column api.billing_events.id is 'Made by us; a UUIDv7, so it grows with time.';
 comment on column api.billing_events.organization_id is 'Who pays.';
 comment on column api.billing_events.event_name is 'What happened, such as api.request or doc.upload.';
-comment on column api.billing_events.resource_id is 'What it happened to, such as the id of a document.';
-comment on column api.billing_events.unit is 'What quantity is in, as the sender called it.';
+comment on column api.billing_events.resource_id is 'What it happened to, such as the id of a document; null when the sender names nothing.';
+comment on column api.billing_events.unit is 'What quantity is in, as the sender called it; null when it did not.';
 comment on column api.billing_events.event_type is 'usage, or adjustment: it happened in a period that was finalized already and counts in this one.';
 comment on column api.billing_events.quantity is 'In units of column unit.';
-comment on column api.billing_events.unit_cost_cents is 'Price of a unit that the invoice takes, in minor units; null when the event is not billed.';
-comment on column api.billing_events.dimensions is 'endpoint, method, status_code, duration_ms, request_id and what the sender added.';
-comment on column api.billing_events.status is '0 pending, 1 posted: acknowledged by Stripe.';
-comment on column api.billing_events.occurred_at is 'When it counts (UTC).';
+comment on column api.billing_events.unit_cost_cents is 'Price of a unit that the invoice takes, in minor units of the organization''s currency; null when the event is not billed.';
+comment on column api.billing_events.dimensions is 'endpoint, method, status_code, duration_ms, request_id and what the sender added. Never null.';
+comment on column api.billing_events.status is '0 pending, 1 posted: acknowledged by Stripe. Never null.';
+comment on column api.billing_events.occurred_at is 'When it counts (UTC): when it happened, or for an adjustment when it arrived.';
 comment on column api.billing_events.created_at is 'When it was recorded (UTC).';
 
 grant select on api.usage_events, api.billing_events to member, platform_admin;
@@ -84,7 +84,18 @@ language sql
 stable
 as $$ select * from billing.usage_summary(period_start) $$;
 
-comment on function api.usage_summary(date) is
-  'Usage of a period, a row a meter: events, quantity in unit, unit_amount_cents (null: not billed), amount_cents (rounded). period_start is the first day of the period in the organization''s timezone, the current period when absent. Errors: PERIOD_NOT_FOUND (404), ORGANIZATION_REQUIRED (400).';
+comment on function api.usage_summary(date) is $$What a period's usage is and costs, a row a meter
+
+period_start is the first day of the period, in the organization's timezone: start_date of billing_periods. Without it: the
+current period. Of a finalized period the amounts are those of its invoice.
+
+- meter: Code of the meter; the name of the event when no meter counts it. Never null.
+- unit: What quantity is in; null when no meter counts the event.
+- events: How many events there are. Never null.
+- quantity: In unit: the number of events or the sum of their quantities, as the meter says. Never null.
+- unit_amount_cents: Price of one unit, in minor units of the organization's currency, perhaps a fraction; null when it is not billed.
+- amount_cents: quantity times unit_amount_cents, rounded once, half away from zero, to whole minor units; 0 when it is not billed. Never null.
+
+Errors: PERIOD_NOT_FOUND (404), ORGANIZATION_REQUIRED (400).$$;
 
 grant execute on function api.usage_summary(date) to member, platform_admin;
