@@ -1,4 +1,4 @@
-"""TypeScript types of schema api, in the shape that `new PostgrestClient<Database, 'api'>(url)` takes, which is that of
+"""TypeScript types of schema api, in the shape that `new PostgrestClient<Database>(url)` takes, which is that of
 @supabase/postgrest-js: rows, what may be inserted and updated, relationships for embedding, and functions.
 """
 

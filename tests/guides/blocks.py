@@ -50,6 +50,22 @@ def matches(shown: str, output: str) -> bool:
     return re.fullmatch(".*?".join(parts), _plain(output), re.DOTALL) is not None
 
 
+def links(path: Path) -> set[str]:
+    """Where the links of a page lead."""
+    inline = [
+        child
+        for token in MarkdownIt("gfm-like", {"linkify": False}).parse(path.read_text("utf-8"))
+        for child in token.children or ()
+    ]
+    return {str(child.attrs["href"]) for child in inline if child.type == "link_open"}
+
+
+def anchors(path: Path) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def languages(path: Path) -> set[str]:
     """Those of a guide's fenced blocks."""
     tokens = MarkdownIt().parse(path.read_text(encoding="utf-8"))
