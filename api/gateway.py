@@ -57,8 +57,9 @@ CONTROL_CHARACTER: Final = re.compile(rb"%(?:[01][0-9A-Fa-f]|7[Ff])")
 CORS_ANSWERS: Final = b"access-control-"  # PostgREST invites every page, and the middleware only those allowed
 # Text in another encoding breaks PostgREST: it answers 500 in plain text, or cuts the connection.
 ENCODED_NON_ASCII: Final = re.compile(rb"%[89A-Fa-f]")
-# How PostgREST's own errors about its connection to the database begin.
-CONNECTION_ERROR: Final = re.compile(rb'^\{"code":"PGRST00[0-3]"')
+# How errors about PostgREST's connection begin: its own, and those of a server that stops, starts, or lost a process.
+CONNECTION_ERROR: Final = re.compile(rb'^\{"code":"(PGRST00[0-3]|57P0[1-3]|08...|53300)"')
+MAY_BE_CONNECTION_ERROR: Final = frozenset({500, 503})
 PREFER: Final = b"prefer"
 RELATIVE_TO_POSTGREST: Final = frozenset({b"location", b"content-location"})
 
@@ -114,7 +115,7 @@ class Gateway:
         async with self._upstream.exchange(scope["method"], target, _request_headers(scope), to_send) as answer:
             waiting.end()
             chunk, more = b"", True
-            if answer.status == 503:
+            if answer.status in MAY_BE_CONNECTION_ERROR:
                 while more and len(chunk) < SMALL_BODY_BYTES:
                     part, more = await answer.read()
                     chunk += part

@@ -180,6 +180,16 @@ def test_no_path_has_control_characters(pair: Pair, control: str) -> None:
     pair.through(Ask("DELETE", f"/cases?id=eq.{made}", 204))
 
 
+@pytest.mark.parametrize("state", ["57P01", "57P02", "57P03", "08006", "53300"])
+def test_a_lost_connection_is_the_database_away(pair: Pair, state: str) -> None:
+    """PostgREST answers with what the server said while it stopped, started, or lost one of its processes."""
+    ask = Ask("GET", f"/rpc/fail?state={state}", 503)
+    through, direct = pair.through(ask), pair.direct(ask)
+    assert direct.status in (500, 503)
+    assert (through.status, json.loads(direct.body)["code"]) == (503, state)
+    assert json.loads(through.body)["message"].startswith("DATABASE_UNAVAILABLE: ")
+
+
 def test_every_difference_is_in_the_guide() -> None:
     said = (PROJECT / "docs" / "gateway.md").read_text().lower()
     headers = (OWN_FRAMING | SAID_BY_THE_GATEWAY | NOT_PASSED_ON | RELATIVE) - {"connection"}
