@@ -1,0 +1,312 @@
+"""The contract at /openapi.json: it is valid OpenAPI, says what PostgREST and the sidecar really answer, promises
+nothing that nobody is granted, and never breaks what docs/openapi.json has promised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import date
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import jsonschema_rs
+import pytest
+import schemathesis
+
+from api.catalog import Catalog
+from api.contract import DOCUMENT, document_text, read_catalog, write_document
+from api.openapi import build_document
+from api.openapi.compatibility import breaking_changes
+from api.openapi.examples import RESULTS, ROWS
+from api.settings import Settings
+from tests.conftest import MakeOrganization, OpenStack
+from tests.harness import Organization, RunningStack
+from tests.usage import month
+
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def organization(stack: RunningStack, make_organization: MakeOrganization) -> Organization:
+    return make_organization(stack.database, "acme")
+
+
+@pytest.fixture(scope="module")
+def catalog(stack: RunningStack) -> Catalog:
+    return read_catalog(stack.database.migrator)
+
+
+@pytest.fixture(scope="module")
+def document(stack: RunningStack) -> Document:
+    answer = httpx.get(f"{stack.gateway_url}/openapi.json", trust_env=False)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    found: Document = answer.json()
+    return found
+
+
+@pytest.fixture
+def owner(stack: RunningStack, organization: Organization) -> Iterator[httpx.Client]:
+    with stack.client(organization["owner"].subject) as client:
+        yield client
+
+
+def operations(document: Document) -> dict[tuple[str, str], Document]:
+    return {(method, path): each for path, methods in document["paths"].items() for method, each in methods.items()}
+
+
+def validator(document: Document, schema: Document) -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator({**schema, "components": document["components"]}, validate_formats=True)
+
+
+def test_document_is_valid(document: Document) -> None:
+    assert document["openapi"] == "3.1.0"
+    schemathesis.openapi.from_dict(document).validate()
+
+
+def test_command_prints_what_is_served(document: Document, catalog: Catalog) -> None:
+    assert json.loads(document_text(catalog)) == document
+
+
+# What was promised
+
+
+def test_nothing_that_was_promised_is_broken(document: Document) -> None:
+    """`goldleaves openapi --write` makes a new promise, and says which changes break the old one."""
+    assert breaking_changes(json.loads(DOCUMENT.read_text()), document) == []
+
+
+def test_writing_names_what_breaks(catalog: Catalog, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    promised = tmp_path / "openapi.json"
+    monkeypatch.setattr("api.contract.DOCUMENT", promised)
+    assert write_document(catalog) == []
+    fewer = catalog.model_copy(update={"views": catalog.views[1:]})
+    assert write_document(fewer) == [f"/api/v1/{catalog.views[0].name} is gone"]
+    assert json.loads(promised.read_text()) == build_document(fewer)
+
+
+# What PostgREST says of itself
+
+
+@pytest.fixture(scope="module")
+def of_postgrest(stack: RunningStack, organization: Organization) -> Document:
+    """PostgREST's own description, as a member sees it."""
+    token = stack.token(organization["owner"].subject)
+    answer = httpx.get(stack.postgrest_url, headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    found: Document = answer.json()
+    return found
+
+
+def test_paths_are_those_of_postgrest(document: Document, of_postgrest: Document) -> None:
+    ours = {path.removeprefix("/api/v1") for path in document["paths"] if path.startswith("/api/v1")}
+    assert ours == set(of_postgrest["paths"]) - {"/"}
+
+
+def test_columns_and_their_types_are_those_of_postgrest(document: Document, of_postgrest: Document) -> None:
+    for name, definition in of_postgrest["definitions"].items():
+        columns = document["components"]["schemas"][name]["properties"]
+        assert list(columns) == list(definition["properties"]), name
+        for column, theirs in definition["properties"].items():
+            types = columns[column].get("type", [])
+            assert theirs.get("type") in ([types] if isinstance(types, str) else types) or theirs["format"] == "jsonb"
+
+
+def test_arguments_are_those_of_postgrest(document: Document, of_postgrest: Document) -> None:
+    for path, methods in of_postgrest["paths"].items():
+        if not path.startswith("/rpc/"):
+            continue
+        [args] = [p["schema"] for p in methods["post"]["parameters"] if p.get("name") == "args"]
+        body = document["paths"][f"/api/v1{path}"]["post"].get("requestBody", {"content": {}})
+        ours = body["content"].get("application/json", {}).get("schema", {})
+        assert list(ours.get("properties", {})) == list(args.get("properties", {})), path
+        assert ours.get("required", []) == args.get("required", []), path
+
+
+# What is granted
+
+ASKED = {"get": "select", "post": "insert", "patch": "update", "delete": "delete"}
+
+
+def test_operations_are_what_somebody_is_granted(stack: RunningStack, document: Document) -> None:
+    """By Postgres' own account of privileges: no operation is listed that nobody may use, and none is missing."""
+    with stack.database.connect() as superuser:
+        granted = {
+            (table, privilege.lower())
+            for table, privilege in superuser.execute(
+                """
+                select table_name, privilege_type from information_schema.table_privileges
+                where table_schema = 'api' and grantee in ('anon', 'member', 'service', 'platform_admin')
+                union
+                select table_name, privilege_type from information_schema.column_privileges
+                where table_schema = 'api' and grantee in ('anon', 'member', 'service', 'platform_admin')
+                """
+            )
+        }
+    listed = {
+        (path.removeprefix("/api/v1/"), ASKED[method])
+        for method, path in operations(document)
+        if path.startswith("/api/v1/") and "/rpc/" not in path
+    }
+    assert listed == granted
+
+
+def test_functions_that_write_are_not_called_with_get(document: Document) -> None:
+    assert "get" not in document["paths"]["/api/v1/rpc/sign_in"]
+    assert "get" in document["paths"]["/api/v1/rpc/usage_summary"]
+
+
+# What is answered
+
+
+def test_real_rows_are_as_described(
+    stack: RunningStack, organization: Organization, document: Document, owner: httpx.Client
+) -> None:
+    """A row of every view and an answer of every function that people use, checked against its schema."""
+    client = owner.post("/api/v1/clients", json={"name": "Firm"}, headers={"Prefer": "return=representation"}).json()[0]
+    case = owner.post(
+        "/api/v1/cases",
+        json={"title": "One", "client_id": client["id"]},
+        headers={"Prefer": "return=representation"},
+    ).json()[0]
+    assert owner.post("/api/v1/documents", json={"title": "Paper", "case_id": case["id"]}).status_code == 201
+    send_events(stack, organization, month(1))
+    headers = {"X-Organization-ID": organization.slug}
+    with stack.client("staff", role="platform_admin") as staff:
+        closed = staff.post("/api/v1/rpc/finalize_period", json={"period_start": str(month(1))}, headers=headers)
+        rated = staff.get(f"/api/v1/rpc/recalculate_period?period_start={month(0)}", headers=headers)
+
+    for view in ROWS:
+        answer = owner.get(f"/api/v1/{view}")
+        assert answer.json(), view
+        check(document, "get", f"/api/v1/{view}", answer)
+    check(document, "post", "/api/v1/rpc/finalize_period", closed)
+    check(document, "get", "/api/v1/rpc/recalculate_period", rated)
+    check(document, "get", "/api/v1/rpc/usage_summary", owner.get("/api/v1/rpc/usage_summary"))
+    check(document, "post", "/api/v1/rpc/sign_in", owner.post("/api/v1/rpc/sign_in"))
+    check(document, "get", "/api/v1/rpc/health", owner.get("/api/v1/rpc/health"))
+    check(document, "get", "/health", owner.get("/health"))
+
+
+def test_real_errors_are_as_described(document: Document, owner: httpx.Client) -> None:
+    wrong = owner.get("/api/v1/cases?id=eq.1")
+    assert wrong.status_code == 400
+    check(document, "get", "/api/v1/cases", wrong)
+    refused = owner.post("/v1/events", json=[])
+    assert refused.status_code == 403
+    check(document, "post", "/v1/events", refused)
+
+
+def send_events(stack: RunningStack, organization: Organization, day: date) -> None:
+    """One that a meter counts, and one that none does."""
+    events = [
+        {"id": str(number), "event": name, "quantity": 1.5, "time": f"{day}T12:00:00Z"}
+        for number, name in enumerate(("doc.upload", "unmetered"))
+    ]
+    with stack.client("backend", role="service", org=organization.id) as backend:
+        assert backend.post("/v1/events", json=events).json()["accepted"] == 2
+
+
+def check(document: Document, method: str, path: str, answer: httpx.Response) -> None:
+    """The answer has a status that is listed, and its body is as the schema of that status says."""
+    described = document["paths"][path][method]["responses"]
+    assert str(answer.status_code) in described, (path, answer.text)
+    media_type = answer.headers["content-type"].partition(";")[0]
+    schema = described[str(answer.status_code)]["content"][media_type]["schema"]
+    validator(document, schema).validate(answer.json())
+
+
+# Examples
+
+
+def test_examples_are_as_described(document: Document) -> None:
+    for name, row in ROWS.items():
+        validator(document, document["components"]["schemas"][name]).validate(row)
+        assert list(row) and set(row) == set(document["components"]["schemas"][name]["properties"]), name
+    for (method, path), operation in operations(document).items():
+        for described in (operation.get("requestBody", {}), *operation["responses"].values()):
+            for content in described.get("content", {}).values():
+                if "example" in content:
+                    validator(document, content["schema"]).validate(content["example"])
+                for example in content.get("examples", {}).values():
+                    name = example["$ref"].rpartition("/")[2]
+                    value = document["components"]["examples"][name]["value"]
+                    assert validator(document, content["schema"]).is_valid(value), (method, path, name)
+
+
+def test_everything_that_goldleaves_brings_has_an_example(catalog: Catalog) -> None:
+    assert set(ROWS) == {view.name for view in catalog.views}
+    assert set(RESULTS) == {function.name for function in catalog.functions}
+
+
+def test_every_column_of_a_result_is_explained(catalog: Catalog) -> None:
+    unexplained = [(f.name, column.name) for f in catalog.functions for column in f.columns if not column.comment]
+    assert unexplained == []
+
+
+# The page
+
+PAGE_FILES = {
+    "docs/favicon-32x32.png",
+    "docs/swagger-ui.css",
+    "docs/page.css",
+    "docs/swagger-ui-bundle.js",
+    "docs/page.js",
+}
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found |= {value for name, value in attrs if name in ("href", "src") and value}
+
+
+def test_page_asks_nobody_else_for_anything(stack: RunningStack) -> None:
+    with httpx.Client(base_url=stack.gateway_url, trust_env=False) as browser:
+        page = browser.get("/docs")
+        assert page.status_code == 200
+        assert page.headers["content-type"].startswith("text/html")
+        links = Links()
+        links.feed(page.text)
+        assert links.found == PAGE_FILES | {"openapi.json"}
+        for link in links.found:
+            assert browser.get(f"/{link}").status_code == 200, link
+        policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == "'self'"
+    assert policy["connect-src"] == "'self'"
+    assert "http" not in page.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("name", ["swagger-ui.js", "..%2fapp.py", "../app.py", "index.html"])
+def test_page_gives_away_no_other_files(stack: RunningStack, name: str) -> None:
+    answer = httpx.get(f"{stack.gateway_url}/docs/{name}", trust_env=False)
+    assert answer.status_code == 404
+    assert answer.json()["message"].startswith("ROUTE_NOT_FOUND: ")
+
+
+def test_document_names_no_schema_but_api(document: Document) -> None:
+    """Anybody may read it: it shows what the API is, and nothing of what is behind it."""
+    text = json.dumps(document)
+    for hidden in ("metering.", "tenancy.", "goldleaves_kernel", "yoyo", "127.0.0.1", "postgresql://"):
+        assert hidden not in text, hidden
+
+
+def test_docs_can_be_switched_off(open_stack: OpenStack) -> None:
+    with open_stack(enable_docs=False) as stack, httpx.Client(base_url=stack.gateway_url, trust_env=False) as browser:
+        for path in ("/docs", "/docs/page.js", "/openapi.json"):
+            answer = browser.get(path)
+            assert answer.status_code == 404, path
+            assert answer.json()["message"].startswith("ROUTE_NOT_FOUND: ")
+
+
+def test_docs_are_off_in_production_unless_asked_for() -> None:
+    assert Settings().docs_are_served
+    production = Settings.model_construct(environment="production")
+    assert not production.docs_are_served
+    assert production.model_copy(update={"enable_docs": True}).docs_are_served
