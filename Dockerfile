@@ -32,11 +32,13 @@ COPY api api
 # Compiled here, because whoever runs it may not write.
 RUN python -m compileall -q api
 
-# GOLDLEAVES_ENV_FILE is empty: the environment is all that is read.
+# GOLDLEAVES_ENV_FILE is empty: the environment is all that is read. LOGNAME is whom the migrations' log names: a user that is
+# only a number has no name to look up.
 ENV PATH=/opt/goldleaves/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     GOLDLEAVES_ENV_FILE= \
+    LOGNAME=goldleaves \
     HOST=0.0.0.0 \
     GATEWAY_PORT=8000 \
     STATE_DIR=/var/lib/goldleaves
