@@ -288,7 +288,9 @@ def test_a_stack_that_ran_before_runs_on(project: Project, running: Dev) -> None
     while len(sidecars := members("sidecar", project.state)) > 1:  # the one in waiting has noticed that nobody needs it
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert [process.pid for process in sidecars] == [Record.read("sidecar", project.state).pid]
+    record = Record.read("sidecar", project.state)
+    assert record
+    assert [process.pid for process in sidecars] == [record.pid]
     assert json.loads(project.get("/health"))["status"] == "ok"
 
 
