@@ -26,6 +26,11 @@ class _Described(BaseModel):
     def summary(self) -> str:
         return (self.comment or self.name).partition("\n")[0]
 
+    @property
+    def description(self) -> str:
+        """What the comment says after its first line, which is the summary."""
+        return (self.comment or "").partition("\n")[2].strip()
+
 
 class Column(_Described):
     """A column of a view or of a function's result. Roles are those that may write it."""

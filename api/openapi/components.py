@@ -70,7 +70,7 @@ COMPONENTS: Final[Json] = {
 def refusals(codes: Iterable[str]) -> Json:
     """The responses for codes of the catalogue, one a status, with an example for each code."""
     by_status: dict[int, list[str]] = {}
-    for code in sorted({*codes, *EVERYWHERE}):
+    for code in sorted({*codes, *EVERYWHERE}, key=lambda code: (code in PASSED_ON, code)):
         by_status.setdefault(known(code).status, []).append(code)
     return {str(status): _refusal(status, of_status) for status, of_status in sorted(by_status.items())}
 

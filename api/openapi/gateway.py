@@ -154,7 +154,7 @@ def _view_operations(view: View) -> Json:
                 "200": _written(view, "Merged into rows that were there (an upsert)."),
             },
             _WRITE,
-        ) | {"requestBody": _body(f"{view.name}.insert", view.insertable, view.name, many=True)}
+        ) | {"requestBody": _body(f"{view.name}.insert", view.insertable, view, many=True)}
     if view.updatable:
         roles = _roles(column.update for column in view.updatable)
         operations["patch"] = _operation(
@@ -166,7 +166,7 @@ def _view_operations(view: View) -> Json:
             [*filters, *_parameters("select", "columns", "PreferChange", "RequestId")],
             {"204": _nothing("Changed."), "200": _written(view, "Changed, with `return=representation`.")},
             _WRITE,
-        ) | {"requestBody": _body(f"{view.name}.update", view.updatable, view.name, many=False)}
+        ) | {"requestBody": _body(f"{view.name}.update", view.updatable, view, many=False)}
     if view.delete:
         operations["delete"] = _operation(
             view.name,
@@ -211,9 +211,9 @@ def _call(function: Function, operation_id: str, parameters: list[Json], answer:
     return _operation(
         FUNCTIONS,
         operation_id,
-        function.summary.partition(". ")[0].rstrip("."),
+        function.summary,
         function.execute,
-        function.comment or "",
+        function.description,
         parameters,
         {"200": answer},
         (*_CALL, *function.codes),
@@ -299,11 +299,12 @@ def _nothing(text: str) -> Json:
     return {"description": text, "headers": _HEADERS}
 
 
-def _body(schema_name: str, columns: Iterable[Column], view_name: str, *, many: bool) -> Json:
+def _body(schema_name: str, columns: Iterable[Column], view: View, *, many: bool) -> Json:
     row: Json = {"$ref": f"#/components/schemas/{schema_name}"}
-    schema = {"oneOf": [row, {"type": "array", "items": row}]} if many else row
-    content: Json = {"schema": schema}
-    if view_name in ROWS:
-        writable = {column.name for column in columns} - {"id", "organization_id", "created_by", "created_at"}
-        content["example"] = {name: value for name, value in ROWS[view_name].items() if name in writable}
+    content: Json = {"schema": {"oneOf": [row, {"type": "array", "items": row}]} if many else row}
+    if view.name in ROWS:
+        made_by_us = {"id", "organization_id", "created_by", "created_at"}
+        elsewhere = {name for relationship in view.relationships for name in relationship.columns}
+        names = {column.name for column in columns} - made_by_us - elsewhere  # so that it can be tried out as it is
+        content["example"] = {name: value for name, value in ROWS[view.name].items() if name in names}
     return {"required": True, "content": {"application/json": content}}
