@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from api import contract, migrations
-from api.demo import DemoError, play
+from api.demo import DemoError, play, running_venue, stack_venue
 from api.dev.session import develop
 from api.error_reference import error_reference
 from api.settings import Settings, SettingsError, load_settings
@@ -139,16 +139,25 @@ def dev() -> None:
 
 @app.command()
 @explain_errors
-def demo() -> None:
+def demo(
+    against: Annotated[
+        str | None, typer.Option(metavar="URL", help="A gateway that runs elsewhere, instead of the stack.")
+    ] = None,
+) -> None:
     """Play one metered month against the real stack, as a short story.
 
-    Starts the stack when it is not running, and then stops it at the end.
+    Starts the stack when it is not running, and then stops it at the end. With --against it is played on the gateway at
+    that URL, whose JWT_SECRET has to be set here too: the people of the story sign in with it. One scene tries SQL, if
+    ADMIN_DATABASE_URL is set. New organizations stay there, each time.
 
-    Example:  goldleaves demo
+    Example:  goldleaves demo --against http://127.0.0.1:8000
     """
+    if against is not None:
+        play(console, running_venue(against, load_settings()))
+        return
     stack = _stack()
     with _terminable(), stack.borrowed() as endpoints:
-        play(console, endpoints, stack.settings)
+        play(console, stack_venue(endpoints, stack.settings))
 
 
 @app.command()

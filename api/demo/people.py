@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 
-from api.stack.endpoints import Endpoints
 from api.tokens import Role, mint_token
 
 
@@ -20,7 +21,8 @@ class Person:
 
     def __init__(
         self,
-        endpoints: Endpoints,
+        gateway_url: str,
+        secret: str,
         algorithm: str,
         subject: str,
         *,
@@ -29,12 +31,12 @@ class Person:
         organization: str | None = None,
     ) -> None:
         self.subject = subject
-        self.token = mint_token(endpoints.jwt_secret, subject, role=role, email=email, algorithm=algorithm)
+        self.token = mint_token(secret, subject, role=role, email=email, algorithm=algorithm)
         self._http = httpx.Client(
-            base_url=endpoints.gateway_url,
+            base_url=gateway_url,
             headers={"Authorization": f"Bearer {self.token}"},
             timeout=30,
-            trust_env=False,  # a proxy that the environment names does not know this machine's loopback
+            trust_env=not is_loopback(gateway_url),  # a proxy that the environment names does not know our loopback
         )
         if organization is not None:
             self.act_for(organization)
@@ -75,3 +77,11 @@ def _expect_success(answer: httpx.Response) -> Any:
     if answer.is_success:
         return answer.json() if answer.content else None
     raise DemoError(f"{answer.request.method} {answer.request.url.path} answered {answer.status_code}: {answer.text}")
+
+
+def is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -16,14 +16,11 @@ from zoneinfo import ZoneInfo
 import psycopg
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from api.demo.people import DemoError, Person
-from api.settings import Settings
-from api.stack.endpoints import Endpoints
-from api.stack.state import StateDir
+from api.demo.venue import Venue
 
 AURORA_TIMEZONE = "America/Los_Angeles"
 KAURI_TIMEZONE = "Pacific/Auckland"
@@ -43,23 +40,23 @@ class Cast:
     kauri: dict[str, Any]
 
 
-def play(console: Console, endpoints: Endpoints, settings: Settings) -> None:
+def play(console: Console, venue: Venue) -> None:
     """Play all scenes. Raises DemoError where something answers otherwise than the story says."""
     with ExitStack() as stack:
-        cast = _found_organizations(console, endpoints, settings.jwt_algorithm, stack)
+        cast = _found_organizations(console, venue, stack)
         case = _work(console, cast)
         _trespass(console, cast, case)
         batch = _send_three_times(console, cast)
-        _close_last_month(console, cast, endpoints, batch)
-        _where_next(console, cast, endpoints, StateDir(settings.state_dir))
+        _close_last_month(console, cast, venue, batch)
+        _where_next(console, cast, venue)
 
 
-def _found_organizations(console: Console, endpoints: Endpoints, algorithm: str, stack: ExitStack) -> Cast:
+def _found_organizations(console: Console, venue: Venue, stack: ExitStack) -> Cast:
     _scene(console, 1, "Two organizations, three people")
-    tag = secrets.token_hex(2)
+    tag = secrets.token_hex(3)
 
     def enter(name: str, **options: Any) -> Person:
-        return stack.enter_context(Person(endpoints, algorithm, f"{name}-{tag}", **options))
+        return stack.enter_context(venue.person(f"{name}-{tag}", **options))
 
     ada, ben, kiri = (enter(name, email=f"{name}-{tag}@example.com") for name in ("ada", "ben", "kiri"))
     people = {
@@ -206,7 +203,7 @@ def _send_three_times(console: Console, cast: Cast) -> list[dict[str, Any]]:
     return batch
 
 
-def _close_last_month(console: Console, cast: Cast, endpoints: Endpoints, batch: list[dict[str, Any]]) -> None:
+def _close_last_month(console: Console, cast: Cast, venue: Venue, batch: list[dict[str, Any]]) -> None:
     _scene(console, 5, "Last month is closed, for ever")
     start = _last_month(AURORA_TIMEZONE).date().isoformat()
     invoice = cast.staff.post("/api/v1/rpc/finalize_period", {"period_start": start})
@@ -238,18 +235,25 @@ def _close_last_month(console: Console, cast: Cast, endpoints: Endpoints, batch:
     refusals = [
         ("a late event, POST /v1/events", "rejected", _message(late["rejected"][0])),
         ("rpc/recalculate_period", str(again.status_code), again.json()["message"]),
-        ("a superuser at psql: update metering.usage_events …", "error", _update_in_sql(endpoints, cast.aurora["id"])),
     ]
+    if venue.superuser_url is not None:
+        who = "a superuser at psql: update metering.usage_events …"
+        refusals.append((who, "error", _update_in_sql(venue.superuser_url, cast.aurora["id"])))
     table = _table("tries to change it", "answer", "")
     for what, answer, message in refusals:
         if not message.startswith("BILLING_PERIOD_LOCKED: "):
             raise DemoError(f"{what} was not refused: {message}")
         table.add_row(what, answer, _clip(message, 110))
     console.print(table)
+    if venue.superuser_url is None:
+        console.print(
+            "\nA superuser at psql would be refused in the same way. That try is left out: ADMIN_DATABASE_URL is not "
+            "set, or is no superuser's."
+        )
 
 
-def _update_in_sql(endpoints: Endpoints, organization_id: str) -> str:
-    with psycopg.connect(endpoints.database_url) as connection:
+def _update_in_sql(superuser_url: str, organization_id: str) -> str:
+    with psycopg.connect(superuser_url) as connection:
         try:
             connection.execute(
                 "update metering.usage_events set quantity = 0 where organization_id = %s", (organization_id,)
@@ -261,18 +265,11 @@ def _update_in_sql(endpoints: Endpoints, organization_id: str) -> str:
     return "the update went through"
 
 
-def _where_next(console: Console, cast: Cast, endpoints: Endpoints, state: StateDir) -> None:
+def _where_next(console: Console, cast: Cast, venue: Venue) -> None:
     _scene(console, 6, "Where to go next")
-    gateway = endpoints.gateway_url
+    gateway = venue.gateway_url
     slug = cast.aurora["slug"]
-    console.print(
-        f"[bold]make up[/] starts this stack and leaves it running, with the data of this story. Then:\n"
-        f"  gateway   {gateway}/api/v1/   (what your frontends talk to)\n"
-        f"  health    {gateway}/health\n"
-        f"  database  psql, with database_url from {escape(str(state.stack_file))}\n",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(venue.afterwards, markup=False, highlight=False, soft_wrap=True)
     console.print("A token of Ada's, good for an hour, and three requests to try:\n", highlight=False)
     _copyable(console, f"TOKEN={cast.ada.token}")
     headers = f"-H \"Authorization: Bearer $TOKEN\" -H 'X-Organization-ID: {slug}'"
