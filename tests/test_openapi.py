@@ -185,6 +185,9 @@ def test_real_rows_are_as_described(
     check(document, "post", "/api/v1/rpc/finalize_period", closed)
     check(document, "get", "/api/v1/rpc/recalculate_period", rated)
     check(document, "get", "/api/v1/rpc/usage_summary", owner.get("/api/v1/rpc/usage_summary"))
+    unmetered = owner.get(f"/api/v1/rpc/usage_summary?period_start={month(1)}")
+    assert {line["meter"] for line in unmetered.json()} >= {"doc.upload", "unmetered"}
+    check(document, "get", "/api/v1/rpc/usage_summary", unmetered)
     check(document, "post", "/api/v1/rpc/sign_in", owner.post("/api/v1/rpc/sign_in"))
     check(document, "get", "/api/v1/rpc/health", owner.get("/api/v1/rpc/health"))
     check(document, "get", "/health", owner.get("/health"))
