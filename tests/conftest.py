@@ -191,10 +191,10 @@ def _copied(cluster: Cluster, template: Database) -> Iterator[Database]:
 
 
 @contextmanager
-def embedded_postgres(state: StateDir, secrets: Secrets) -> Iterator[tuple[str, int]]:
+def embedded_postgres(state: StateDir, secrets: Secrets, **options: str) -> Iterator[tuple[str, int]]:
     settings = Settings(host=HOST, postgres_port=free_port(), state_dir=state.root)
     prepare_cluster(settings, state, secrets, print)
-    part = postgres_part(settings, state, {"max_connections": MAX_CONNECTIONS})
+    part = postgres_part(settings, state, {"max_connections": MAX_CONNECTIONS, **options})
     try:
         wait_until_ready(part, start(part, state), state)
         yield HOST, settings.postgres_port

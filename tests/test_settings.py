@@ -1,0 +1,112 @@
+"""Settings: `.env.example` tells the truth, a bad value is one line that keeps secrets, weak ones are refused."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from api.settings import OPERATOR_ONLY, PROJECT, Settings, SettingsError, load_settings
+from api.stack.services import as_environment, sidecar_part
+
+# Paths below the project, which .env.example says in words.
+DEFAULTS_IN_WORDS = {"STATE_DIR"}
+GOOD = "0f8a6d1c47b29e35" * 2
+
+
+def example() -> dict[str, str]:
+    lines = (PROJECT / ".env.example").read_text().splitlines()
+    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch("[A-Z0-9_]+", name) for name, _, _ in pairs)
+    assert len({name for name, _, _ in pairs}) == len(pairs)
+    return {name: value for name, _, value in pairs}
+
+
+def test_the_example_names_every_setting_and_no_other() -> None:
+    assert set(example()) == {name.upper() for name in Settings.model_fields}
+
+
+def test_the_example_spells_out_the_defaults() -> None:
+    given = {name for name, value in example().items() if value}
+    assert given == {name for name, value in as_environment(Settings()).items() if value} - DEFAULTS_IN_WORDS
+
+
+def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POSTGRES_VERSION")  # the tests choose theirs
+    assert Settings(_env_file=PROJECT / ".env.example") == Settings()  # type: ignore[call-arg]  # of the library
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "line"),
+    [
+        ("GATEWAY_PORT", "http", "expected a whole number from 1 to 65535, got 'http'"),
+        ("GATEWAY_PORT", "0", "expected a whole number from 1 to 65535, got '0'"),
+        ("DATABASE_POOL_SIZE", "2.5", "expected a whole number of at least 1, got '2.5'"),
+        ("INGEST_WAIT_SECONDS", "0", "expected a number greater than 0, got '0'"),
+        ("USAGE_RATE_CENTS", "a lot", "expected a decimal number of at least 0, got 'a lot'"),
+        ("ENABLE_DOCS", "perhaps", "expected true or false, got 'perhaps'"),
+        ("LOG_LEVEL", "LOUD", "expected one of DEBUG, INFO, WARNING, ERROR, got 'LOUD'"),
+        ("ENVIRONMENT", "x" * 200, f"expected one of development, production, got '{'x' * 60}…'"),
+        ("ALLOWED_ORIGINS", "a/b", "'a/b' is no origin; write https://app.example.com, without a path or final slash"),
+        ("JWT_SECRET", "hunter2", "expected at least 32 characters, got 7"),
+        ("DATABASE_URL", "postgres:/x:hunter2@", "expected a URL such as postgresql://role@host:5432/database"),
+    ],
+)
+def test_a_malformed_value_is_one_line(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, line: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert str(raised.value) == f"{variable} is malformed: {line}. See .env.example."
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALLOWED_ORIGINS", "https://app.example.com,*"),
+        ("JWT_SECRET", "change-me-" + GOOD),
+        ("JWT_SECRET", "x" * 64),
+        ("SIDECAR_PASSWORD", "sidecar"),
+        ("AUTHENTICATOR_PASSWORD", "your-password-here-please"),
+        ("MONITOR_PASSWORD", GOOD[:15]),
+    ],
+)
+def test_production_refuses_a_weak_choice(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    load_settings()
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    with pytest.raises(SettingsError, match=f"^Refused with ENVIRONMENT=production: {variable}") as raised:
+        load_settings()
+    assert value not in str(raised.value).removeprefix(f"Refused with ENVIRONMENT=production: {variable}")
+
+
+def test_production_takes_what_the_advice_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.setenv("JWT_SECRET", secrets.token_hex(32))
+    for name in Settings.passwords():
+        monkeypatch.setenv(name.upper(), secrets.token_hex(32))
+    assert not load_settings().docs_are_served
+
+
+def test_a_url_takes_the_password_beside_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    password = "a@b:c/d'e%20f# \\"
+    monkeypatch.setenv("DATABASE_URL", "postgresql://sidecar@db:5432/goldleaves")
+    monkeypatch.setenv("SIDECAR_PASSWORD", password)
+    assert conninfo_to_dict(load_settings().require("database_url"))["password"] == password
+    monkeypatch.setenv("DATABASE_URL", "postgresql://sidecar:own@db:5432/goldleaves")
+    assert conninfo_to_dict(load_settings().require("database_url"))["password"] == "own"
+
+
+def test_the_sidecar_is_told_nothing_that_only_operators_need(tmp_path: Path) -> None:
+    everything = {name: "postgresql://role:secret@db/x" if name.endswith("_url") else GOOD for name in OPERATOR_ONLY}
+    part = sidecar_part(Settings(**everything), "postgresql://sidecar@db/x", GOOD, tmp_path)  # type: ignore[arg-type]
+    assert not {name.upper() for name in OPERATOR_ONLY} & set(part.environment)
+
+
+def test_secrets_are_not_in_what_is_printed() -> None:
+    urls = {name: "postgresql://role:hunter2@db/x" for name in Settings.model_fields if name.endswith("database_url")}
+    keys = {name: "hunter2" + GOOD for name in ("jwt_secret", *Settings.passwords())}
+    assert "hunter2" not in repr(Settings(**urls, **keys))  # type: ignore[arg-type]
