@@ -1,0 +1,109 @@
+"""`python -m bench.gateway`: the metering gateway against bare PostgREST, with wrk.
+
+A page of ten rows is read, and rows are written one by one, over kept-alive connections. wrk, Postgres, PostgREST and
+the sidecar share the machine. At the end the usage events are counted: each answered request has to be one.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.rounds import compare, show
+from bench.stack import BenchStack, bench_stack, machine
+
+ROUNDS: Final = 7
+SECONDS: Final = 4
+CONNECTIONS: Final = 16
+DELIVERY_SECONDS: Final = 60
+POST_SCRIPT: Final = Path(__file__).with_name("post_case.lua")
+
+COUNT: Final = "select count(*) from metering.usage_events where event_name = 'api.request'"
+
+
+@dataclass
+class Wrk:
+    """One way to the API, loaded for a few seconds at a time."""
+
+    name: str
+    target: str
+    headers: tuple[str, ...]
+    script: Path | None = None
+    answered: int = 0
+
+    def run(self) -> float:
+        """Requests a second. Raises when one of them did not succeed: an error page is quick to serve."""
+        arguments = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s"]
+        arguments += [argument for header in self.headers for argument in ("-H", header)]
+        if self.script is not None:
+            arguments += ["-s", str(self.script)]
+        command = [*arguments, self.target]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
+        requests, seconds = re.search(r"(\d+) requests in ([\d.]+)s", said), re.search(r"Requests/sec: +([\d.]+)", said)
+        if requests is None or seconds is None or "Non-2xx" in said or "Socket errors" in said:
+            raise RuntimeError(f"{self.target} was not served without errors:\n{said}")
+        self.answered += int(requests[1])
+        return float(seconds[1])
+
+
+def main() -> int:
+    if shutil.which("wrk") is None:
+        print("wrk is missing. It is a package of that name: apt-get install wrk", file=sys.stderr)
+        return 1
+    print(f"{machine()}; wrk -t1 -c{CONNECTIONS} -d{SECONDS}s")
+    with bench_stack() as stack:
+        headers = (f"Authorization: Bearer {stack.token('bench')}",)
+        _provision(stack, headers)
+        metered = sum((_measure(stack, headers, "GET"), _measure(stack, headers, "POST", POST_SCRIPT)))
+        recorded = _delivered(stack, metered)
+    cut = 2 * (ROUNDS + 1) * CONNECTIONS  # wrk hangs up in the middle of as many
+    print(f"\n{metered:,} requests were answered through the gateway, {recorded:,} usage events recorded:", end=" ")
+    if not metered <= recorded <= metered + cut:
+        print("that is not every one of them")
+        return 1
+    print(f"every one, and {recorded - metered} that wrk did not wait for")
+    return 0
+
+
+def _provision(stack: BenchStack, headers: tuple[str, ...]) -> None:
+    """The first request makes the user and their organization; then it gets the rows that are read."""
+    Wrk("first", f"{stack.gateway_url}/api/v1/organizations", headers).run()
+    stack.value(
+        "insert into app.cases (organization_id, title) "
+        "select id, 'Case ' || n from tenancy.organizations, generate_series(1, 1000) n returning 1"
+    )
+
+
+def _measure(stack: BenchStack, headers: tuple[str, ...], method: str, script: Path | None = None) -> int:
+    """Prints the comparison. Returns how many requests the gateway answered."""
+    path = "/cases?select=id,title,status&order=id&limit=10" if method == "GET" else "/cases"
+    gateway = Wrk("gateway", f"{stack.gateway_url}/api/v1{path}", headers, script)
+    bare = Wrk("bare PostgREST", f"{stack.postgrest_url}{path}", headers, script)
+    before = stack.processor_seconds("sidecar")
+    comparison = compare(ROUNDS, gateway.run, bare.run)
+    spent = (stack.processor_seconds("sidecar") - before) / gateway.answered
+    show(f"{method} {path}", comparison, "requests/s", (gateway.name, bare.name))
+    print(f"  {'sidecar':<20} {spent * 1e6:>9,.0f} µs of processor time a request, delivery of its record included")
+    return gateway.answered
+
+
+def _delivered(stack: BenchStack, at_least: int) -> int:
+    """How many requests are usage events, once the gateway has delivered its records."""
+    deadline = time.monotonic() + DELIVERY_SECONDS
+    last = -1
+    while (now := int(str(stack.value(COUNT)))) < at_least or now != last:
+        if time.monotonic() > deadline:
+            break
+        last = now
+        time.sleep(1)
+    return now
+
+
+if __name__ == "__main__":
+    sys.exit(main())
