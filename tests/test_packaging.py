@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from api.settings import FINISH_REQUESTS_SECONDS, OPERATOR_ONLY, PROJECT, Settings
 from api.stack.services import postgrest_part
