@@ -92,14 +92,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._stalled is None:
-            self._stalled = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._expect_reading()
 
     def resume_writing(self) -> None:
-        if self._stalled is not None:
+        if self._stalled is not None and not self.transport.is_closing():
             self._stalled.cancel()
             self._stalled = None
         super().resume_writing()
+        self._wait_for_a_head()
 
     # What the parser calls
 
@@ -145,7 +145,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._be_patient()
             self._patience = self.loop.call_later(LINGER_SECONDS, self._hang_up)
         else:
-            self.waiting[self] = None
+            self._wait_for_a_head()
 
     def timeout_keep_alive_handler(self) -> None:
         self._hang_up()
@@ -155,6 +155,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(problem("MALFORMED_REQUEST", "this is not an HTTP request that can be read", hint=hint))
 
     # Patience
+
+    def _wait_for_a_head(self) -> None:
+        """Once the client has its answer: one on its way to it may not be cut off to make room."""
+        idle = self.cycle is not None and self.cycle.response_complete and self._phase is not Phase.BODY
+        if idle and not self.flow.write_paused and not self.transport.is_closing():
+            self.waiting[self] = None
 
     def _expect_the_rest(self) -> None:
         seconds = self.limits.body_seconds if self._phase is Phase.BODY else self.limits.head_seconds
@@ -178,6 +184,19 @@ class LimitedProtocol(HttpToolsProtocol):
             part = "body" if self._phase is Phase.BODY else "head"
             hint = "Send it without pauses, and large bodies in smaller pieces; a fresh connection may help."
             self._refuse(problem("REQUEST_TIMEOUT", f"the {part} of the request came too slowly", hint=hint))
+
+    def _expect_reading(self) -> None:
+        if self._stalled is None:
+            left = self.transport.get_write_buffer_size()
+            self._stalled = self.loop.call_later(STALL_SECONDS, self._give_up_if_nothing_was_read, left)
+
+    def _give_up_if_nothing_was_read(self, before: int) -> None:
+        self._stalled = None
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        elif left:
+            self._expect_reading()
 
     # Refusals
 
@@ -217,10 +236,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._hang_up()
 
     def _hang_up(self) -> None:
-        """Close, also when the client does not take what is still to be written."""
+        """Close when the client has taken what is still to be written, or does not take it."""
         self.transport.close()
         if self.transport.get_write_buffer_size():
-            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            self._expect_reading()
 
 
 def limited_protocol(limits: Limits, allowed_origins: AllowedOrigins) -> type[LimitedProtocol]:
