@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -412,14 +413,25 @@ def test_directories_that_are_opened_for_postgres_are_named() -> None:
         assert len(said) == (os.geteuid() == 0), "nothing is opened, or told, twice"
 
 
-def test_data_of_another_postgres_is_refused_with_what_to_do(goldleaves: Command) -> None:
-    goldleaves.down()
+def test_data_of_another_postgres_is_refused_and_what_runs_goes_on(goldleaves: Command) -> None:
     made_by = (goldleaves.state.data / "PG_VERSION").read_text().strip()
     other = {"16": "18"}.get(made_by, "16")
+    before = {*goldleaves.pids().items(), (SUPERVISOR, Record.read(SUPERVISOR, goldleaves.state))}
     done = goldleaves.run("up", POSTGRES_VERSION=other)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert f"was made by PostgreSQL {made_by}, which {other} cannot open. Set POSTGRES_VERSION={made_by}" in done.stderr
-    assert traces(goldleaves.state) == []
+    assert {*goldleaves.pids().items(), (SUPERVISOR, Record.read(SUPERVISOR, goldleaves.state))} == before
+    assert healthy(goldleaves.endpoints())
+
+
+def test_a_port_that_is_taken_when_it_changes_stops_nothing(goldleaves: Command) -> None:
+    before = {*goldleaves.pids().items(), (SUPERVISOR, Record.read(SUPERVISOR, goldleaves.state))}
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        done = goldleaves.run("up", GATEWAY_PORT=str(port))
+    assert (done.returncode, done.stderr) == (1, f"GATEWAY_PORT {port} is taken; set GATEWAY_PORT to a free port.\n")
+    assert {*goldleaves.pids().items(), (SUPERVISOR, Record.read(SUPERVISOR, goldleaves.state))} == before
+    assert healthy(goldleaves.endpoints())
 
 
 def test_the_demo_plays_and_stops_what_it_started() -> None:

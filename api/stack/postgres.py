@@ -55,6 +55,20 @@ def postgres_part(settings: Settings, state: StateDir, options: dict[str, str] |
     )
 
 
+def require_own_data(settings: Settings, state: StateDir) -> None:
+    """Raise StackError when there is a data directory that this version of Postgres cannot open."""
+    if not state.data.exists():
+        return
+    major, version_file = settings.postgres_version, state.data / "PG_VERSION"
+    if not version_file.exists():
+        raise StackError(f"{state.data} is no data directory of PostgreSQL. Move it away, or set STATE_DIR.")
+    if (version := version_file.read_text().strip()) != str(major):
+        raise StackError(
+            f"{state.data} was made by PostgreSQL {version}, which {major} cannot open. "
+            f"Set POSTGRES_VERSION={version}, or take the data along with pg_dump (docs/restore.md)."
+        )
+
+
 def prepare_cluster(settings: Settings, state: StateDir, secrets: Secrets, tell: Callable[[str], None]) -> bool:
     """Make the data directory unless it is there, whole or not at all. Returns whether it was made.
 
@@ -64,15 +78,8 @@ def prepare_cluster(settings: Settings, state: StateDir, secrets: Secrets, tell:
     user = _system_user()
     if user is not None and (opened := _open_the_way(state, binaries(major))):
         tell(f"Opened for the user {user} to pass through: {', '.join(str(path) for path in opened)}")
-    version_file = state.data / "PG_VERSION"
+    require_own_data(settings, state)
     if state.data.exists():
-        if not version_file.exists():
-            raise StackError(f"{state.data} is no data directory of PostgreSQL. Move it away, or set STATE_DIR.")
-        if (version := version_file.read_text().strip()) != str(major):
-            raise StackError(
-                f"{state.data} was made by PostgreSQL {version}, which {major} cannot open. "
-                f"Set POSTGRES_VERSION={version}, or take the data along with pg_dump (docs/restore.md)."
-            )
         _forget_stale_lock(state)
         return False
 

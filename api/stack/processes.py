@@ -215,6 +215,15 @@ def is_running(process: psutil.Process) -> bool:
         return False
 
 
+def listening_ports(name: str, state: StateDir) -> set[int]:
+    """Where the part's processes listen now."""
+    ports = set()
+    for process in members(name, state):
+        with suppress(psutil.Error):
+            ports |= {at.laddr.port for at in process.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+    return ports
+
+
 def require_free_port(part: Part) -> None:
     """Raise StackError naming the setting unless the part can listen on its port."""
     host = url_host(part.host).strip("[]") if part.host == "*" else part.host

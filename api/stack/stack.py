@@ -16,12 +16,13 @@ from api.spool import records_left
 from api.stack import bootstrap
 from api.stack.endpoints import Endpoints, StackError, http_url, url_host
 from api.stack.parts import PARTS, database_url, jwt_secret, stack_parts
-from api.stack.postgres import check_superuser, prepare_cluster, superuser_url
+from api.stack.postgres import check_superuser, prepare_cluster, require_own_data, superuser_url
 from api.stack.processes import (
     Part,
     Record,
     find,
     is_current,
+    listening_ports,
     members,
     reap,
     require_free_port,
@@ -194,12 +195,18 @@ class Stack:
     def _clear_the_way(self, parts: tuple[Part, ...]) -> None:
         """Stop what is left of killed parts, and parts whose settings have changed. Then every port must be free.
 
-        Before anything starts, so that a taken port leaves nothing half-started behind.
+        Before anything starts, so that a taken port leaves nothing half-started behind. And what can be told in advance
+        to fail is told before anything is stopped: what runs goes on.
         """
+        require_own_data(self.settings, self.state)
         for one, other in combinations(parts, 2):
             if one.port == other.port:
                 raise StackError(f"{one.port_setting} and {other.port_setting} are both {one.port}; they must differ.")
         missing = [part for part in parts if find(part.name, self.state) is None or not is_current(part, self.state)]
+        ours = {port for part in missing for port in listening_ports(part.name, self.state)}
+        for part in missing:
+            if part.port not in ours:
+                require_free_port(part)
         if not is_current(supervisor_part(self.settings, self.state), self.state):
             stop(SUPERVISOR, self.state)
         for part in reversed(missing):
