@@ -124,10 +124,11 @@ def test_a_sidecar_that_started_without_database_checks_before_it_uses_it(
                 assert (answer.status_code, answer.json()["migrations"]["pending"]) == (503, [NEWEST])
                 assert gateway_events(stack, organization.id) == []
                 assert records_left(stack.state.spool) == 1
+                log = stack.state.log("sidecar")
+                assert NUMBER in eventually(log.read_text, lambda text: NUMBER in text), "the command that mends it"
             wait_until_shipped(stack)
             assert [event["request_id"] for event in gateway_events(stack, organization.id)] == ["held"]
             assert client.get("/api/v1/cases").status_code == 200
-        assert NUMBER in stack.state.log("sidecar").read_text(), "the command that mends it"
 
 
 def health(stack: RunningStack) -> int:
