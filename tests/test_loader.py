@@ -178,6 +178,41 @@ def test_a_first_load_runs_every_file_in_order(project: Project) -> None:
     assert project.migrate() == MigrationReport((), (), (), "0002_create_notes")
 
 
+def test_a_file_may_need_what_a_later_one_makes(project: Project) -> None:
+    trigger = GUARD_NOTES[GUARD_NOTES.index("create or replace trigger") :]
+    project.write("sql/app/attach_guards.sql", trigger)
+    project.write("sql/app/guard_notes.sql", GUARD_NOTES.replace(trigger, ""))
+    project.write("sql/api/first_notes.sql", "create view api.first_notes as select * from api.last_notes;")
+    project.write("sql/api/last_notes.sql", "create view api.last_notes as select * from api.notes;")
+    assert project.migrate().loaded == (
+        "sql/app/count_notes.sql",
+        "sql/app/guard_notes.sql",
+        "sql/billing/seed.sql",
+        "sql/metering/begin.sql",
+        "sql/ops/maintain.sql",
+        "sql/app/attach_guards.sql",
+        "sql/api/notes.sql",
+        "sql/api/last_notes.sql",
+        "sql/api/first_notes.sql",
+        "policies/app.notes.sql",
+        "policies/app.tags.sql",
+    )
+    objects = project.query("select objects from ops.releases order by id desc limit 1")[0][0]
+    assert objects["sql/app/attach_guards.sql"] == ["trigger guard_notes on app.notes"]
+
+
+def test_files_that_need_what_none_makes_are_named(loaded: Project) -> None:
+    loaded.write("sql/app/a.sql", GUARD_NOTES.replace("guard_notes", "guard_a").replace("app.notes", "app.nothing"))
+    loaded.write("sql/app/b.sql", "alter function app.guard_a() owner to goldleaves_owner;")
+    with pytest.raises(MigrationError) as error:
+        loaded.migrate()
+    assert set(str(error.value).splitlines()) == {
+        'sql/app/a.sql: relation "app.nothing" does not exist',
+        "sql/app/b.sql: function app.guard_a() does not exist",
+    }
+    assert not loaded.exists("app.guard_a")
+
+
 def test_only_changed_files_run_and_api_is_rebuilt_as_a_whole(loaded: Project) -> None:
     loaded.write("sql/app/count_notes.sql", COUNT_NOTES.replace("count(*)", "count(*) + 1"))
     assert loaded.migrate().loaded == ("sql/app/count_notes.sql", "sql/api/notes.sql")

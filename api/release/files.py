@@ -24,7 +24,8 @@ _SCHEMA_GRANT = re.compile(r"(?:^|;)\s*(?:grant|revoke)\b[^;]*\bon\s+schema\b", 
 
 @dataclass(frozen=True)
 class Tree:
-    """Paths relative to the project, with their text. Paths sort in the order in which files run."""
+    """Paths relative to the project, with their text. Paths sort in the order in which files run, as far as they
+    can."""
 
     files: Mapping[str, str]
 

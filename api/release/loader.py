@@ -5,8 +5,8 @@ waits, so that no request can be caught in a deadlock. Then the domains, `api` a
 changed, because even an unchanged CREATE POLICY locks readers out. What the files no longer make is dropped, never with
 CASCADE.
 
-Files run as the migrator, whole, sorted by path. No savepoint may be open while they do: which file made which object
-is told by the transaction id in the catalog rows.
+Files run as the migrator, whole, sorted by path; one that misses what another makes runs after that, in a new try. No
+savepoint may be open while they do: which file made which object is told by the transaction id in the catalog rows.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _CANNOT_REPLACE = (
     errors.DuplicateObject,
     errors.DuplicateTable,
 )
+# A trigger's function, say, or the view that a view reads: bodies of functions are checked at the end.
+_MISSING = (errors.UndefinedFunction, errors.UndefinedTable, errors.UndefinedObject)
 _BEFORE_API = "tenancy."
 _BUSY = (errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure)
 
@@ -74,6 +76,29 @@ class _Recreate(Exception):
         self.paths = set(paths)
 
 
+class _Again(Exception):
+    """Start over: what was learned in this try changes the order of the files."""
+
+
+class _Order:
+    """The order in which files run: by path, those that missed something last."""
+
+    def __init__(self) -> None:
+        self._missed: dict[str, tuple[int, _FileError]] = {}
+
+    def of(self, paths: Iterable[str]) -> list[str]:
+        late = list(self._missed)
+        return sorted(paths, key=lambda path: (late.index(path) if path in late else -1, path))
+
+    def put_off(self, path: str, ran_before: int, error: _FileError) -> None:
+        """Raises _Again, or MigrationError naming all that miss something when putting off has not got us further."""
+        ran_last_time, _ = self._missed.pop(path, (-1, error))
+        self._missed[path] = ran_before, error
+        if ran_before <= ran_last_time:
+            raise MigrationError("\n".join(str(each) for _, each in self._missed.values())) from error
+        raise _Again
+
+
 def load(conn: Connection, tree: Tree) -> LoadReport:
     """Make the database behave as `tree` says. Does nothing when it already does.
 
@@ -81,15 +106,18 @@ def load(conn: Connection, tree: Tree) -> LoadReport:
     """
     conn.prepare_threshold = None  # a file is many statements, which cannot be prepared
     recreate: set[str] = set()
+    order = _Order()
 
     def attempt() -> LoadReport:
-        return _load_once(conn, tree, recreate)
+        return _load_once(conn, tree, recreate, order)
 
     while True:
         try:
             return retry_when_busy(attempt)
         except _Recreate as again:
             recreate |= again.paths
+        except _Again:
+            continue
 
 
 def unload(conn: Connection) -> tuple[str, ...]:
@@ -167,23 +195,24 @@ def migration_head(conn: Connection) -> str:
     return "" if row is None else str(row[0])
 
 
-def _load_once(conn: Connection, tree: Tree, recreate: set[str]) -> LoadReport:
+def _load_once(conn: Connection, tree: Tree, recreate: set[str], order: _Order) -> LoadReport:
     with conn.transaction():
         begin(conn)
         conn.execute("select pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])  # a migrate holds it already
         if not _has_releases(conn):
             raise ReleaseTableMissing("ops.releases does not exist at this migration, so nothing can be loaded")
         policies.check(conn)
-        return _Load(conn, tree, recreate).run()
+        return _Load(conn, tree, recreate, order).run()
 
 
 class _Load:
     """One try: the state that the steps of a load share."""
 
-    def __init__(self, conn: Connection, tree: Tree, recreate: set[str]) -> None:
+    def __init__(self, conn: Connection, tree: Tree, recreate: set[str], order: _Order) -> None:
         self.conn = conn
         self.tree = tree
         self.recreate = recreate
+        self.order = order
         self.release = current_release(conn)
         self.existing = catalog.objects(conn)
         self.loaded: list[str] = []
@@ -265,14 +294,14 @@ class _Load:
         # Of all files at once, since an object may have moved from one to another.
         catalog.reset(self.conn, self._made_before([*changed, *self._gone_paths()]))
         self.manifest = {path: self.release.objects.get(path, []) for path in self.tree.domains if path not in changed}
-        for path in changed:
+        for path in self.order.of(changed):
             self._run_domain_file(path, changed)
         catalog.restore(self.conn, lost)
         self._drop_what_is_free()
         if self.tree.api:
             self.conn.execute("create schema api authorization goldleaves_owner")
             catalog.let_kernel_create(self.conn, True)
-        for path in self.tree.api:
+        for path in self.order.of(self.tree.api):
             self._run_and_claim(path)
 
     def _run_domain_file(self, path: str, changed: list[str]) -> None:
@@ -294,7 +323,12 @@ class _Load:
 
     def _run_and_claim(self, path: str) -> None:
         before = catalog.touched(self.conn)
-        self._run_file(path)
+        try:
+            self._run_file(path)
+        except _FileError as error:
+            if isinstance(error.__cause__, _MISSING):
+                self.order.put_off(path, len(self.loaded), error)
+            raise
         claimed = {name for names in self.manifest.values() for name in names}
         made = {name for name, _ in catalog.touched(self.conn) - before}
         self.manifest[path] = sorted(made - claimed)
