@@ -330,3 +330,18 @@ def test_idle_connections_leave_descriptors_for_the_spool(
             assert len(metered_since(stack, clients[0], organization.id)) == len(clients)
         finally:
             stop(few.name, stack.state)
+
+
+@pytest.mark.parametrize(
+    ("role", "before", "within"),
+    [("anon", "0", "30s"), ("member", "0", "30s"), ("member", "5min", "5min"), ("platform_admin", "0", "0")],
+)
+def test_no_customer_takes_postgrests_connections_for_ever(firm: Firm, role: str, before: str, within: str) -> None:
+    """A query that its client no longer waits for runs on, and PostgREST has only so many connections."""
+    claims = json.dumps({"sub": firm.organization["owner"].subject, "role": role})
+    with firm.stack.database.connect(autocommit=False) as connection:
+        connection.execute("select set_config('request.jwt.claims', %s, true)", [claims])
+        connection.execute("select set_config('statement_timeout', %s, true)", [before])
+        connection.execute("select set_config('role', %s, true)", [role])
+        connection.execute("select tenancy.pre_request()")
+        assert connection.execute("select current_setting('statement_timeout')").fetchone() == (within,)

@@ -34,6 +34,12 @@ begin
       else 'organization'
     end
   );
+
+  -- PostgREST runs a query to its end, also when its client has hung up: a few that embed each other deep enough, billed to nobody,
+  -- would take all of its connections for hours. `alter role member set statement_timeout = …` says otherwise, and goes first.
+  if current_setting('role', true) in ('anon', 'member') and current_setting('statement_timeout') = '0' then
+    set local statement_timeout = '30s';
+  end if;
 end;
 $$;
 
