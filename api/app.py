@@ -79,7 +79,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
             await asyncio.gather(shipping, *beside, return_exceptions=True)
             await database.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Mount("/api/v1", Gateway(postgrest, Patience(database.answers))),
             Route("/v1/events", events, methods=["POST"]),
@@ -98,6 +98,9 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         exception_handlers={HTTPException: _answer_http_exception, Problem: _answer_problem},
         lifespan=lifespan,
     )
+    # A redirect would say http: and whatever Host came, behind a proxy that takes https: as well.
+    app.router.redirect_slashes = False
+    return app
 
 
 class Tasks:

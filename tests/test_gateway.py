@@ -143,7 +143,20 @@ def test_request_id_comes_back_with_errors_too(stack: RunningStack) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nowhere", "/api", "/api/v1x/cases", "/api/v2/cases", "/api%2Fv1/cases", "/%61pi/v1/cases"]
+    "path",
+    [
+        "/",
+        "/nowhere",
+        "/api",
+        "/api/v1",
+        "/api/v1x/cases",
+        "/api/v2/cases",
+        "/api%2Fv1/cases",
+        "/%61pi/v1/cases",
+        "/health/",
+        "/v1/events/",
+        "/openapi.json/",
+    ],
 )
 def test_what_is_not_there_is_not_found(stack: RunningStack, path: str) -> None:
     assert_problem(httpx.get(stack.gateway_url + path, trust_env=False), 404, "ROUTE_NOT_FOUND")
