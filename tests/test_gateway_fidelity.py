@@ -87,8 +87,8 @@ def send(url: str, prefix: str, ask: Ask, token: str | None) -> Answer:
 
 
 def anonymous(body: bytes, stack: RunningStack) -> bytes:
-    """PostgREST's description of itself says where it listens."""
-    return body.replace(urlsplit(stack.postgrest_url).netloc.encode(), b"postgrest")
+    """PostgREST's description of itself says where its gateway is."""
+    return body.replace(urlsplit(stack.gateway_url).netloc.encode(), b"gateway")
 
 
 def comparable(headers: list[tuple[str, str]], prefix: str, left_out: set[str]) -> list[tuple[str, str]]:

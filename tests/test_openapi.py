@@ -100,6 +100,10 @@ def of_postgrest(stack: RunningStack, organization: Organization) -> Document:
     return found
 
 
+def test_postgrest_names_the_gateway_and_not_itself(stack: RunningStack, of_postgrest: Document) -> None:
+    assert f"http://{of_postgrest['host']}{of_postgrest['basePath']}" == f"{stack.gateway_url}/api/v1"
+
+
 def test_paths_are_those_of_postgrest(document: Document, of_postgrest: Document) -> None:
     ours = {path.removeprefix("/api/v1") for path in document["paths"] if path.startswith("/api/v1")}
     assert ours == set(of_postgrest["paths"]) - {"/"}

@@ -35,6 +35,7 @@ def postgrest_part(settings: Settings, database_url: str, jwt_secret: str) -> Pa
             "PGRST_JWT_SECRET": jwt_secret,
             "PGRST_SERVER_HOST": settings.host,
             "PGRST_SERVER_PORT": str(settings.postgrest_port),
+            "PGRST_OPENAPI_SERVER_PROXY_URI": http_url(settings.host, settings.gateway_port) + "/api/v1",
             "PGRST_LOG_LEVEL": "error",
         },
     )
