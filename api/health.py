@@ -22,13 +22,14 @@ def health_endpoint(
     database: Database, spool: Spool, postgrest: Upstream, stopped_tasks: Callable[[], list[str]]
 ) -> Callable[[Request], Awaitable[Response]]:
     known_migrations()  # while there are descriptors to read them with
+    probe = _Probe(database, postgrest)
 
     async def health(_: Request) -> Response:
         """200 while all works; 503 when a part is away or stopped, migrations are pending, or the spool is stuck.
 
         Unknown migrations are an upgrade that is under way, unless the sidecar has met them at its start.
         """
-        facts, postgrest_status = await asyncio.gather(_database_facts(database), _status(postgrest))
+        facts, postgrest_status = await probe.result()
         difference = None if facts is None else compare(facts.get("applied", ()))
         schema_is_ok = difference is not None and not difference.pending and not database.is_refused
         spool_state = spool.state()
@@ -52,6 +53,24 @@ def health_endpoint(
         )
 
     return health
+
+
+class _Probe:
+    """Made once for all who ask meanwhile: anybody may ask, and the connections are the customers'."""
+
+    def __init__(self, database: Database, postgrest: Upstream) -> None:
+        self._database = database
+        self._postgrest = postgrest
+        self._running: asyncio.Task[tuple[dict[str, Any] | None, str]] | None = None
+
+    async def result(self) -> tuple[dict[str, Any] | None, str]:
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._make())
+        return await asyncio.shield(self._running)
+
+    async def _make(self) -> tuple[dict[str, Any] | None, str]:
+        facts, status = await asyncio.gather(_database_facts(self._database), _status(self._postgrest))
+        return facts, status
 
 
 async def _database_facts(database: Database) -> dict[str, Any] | None:

@@ -345,3 +345,21 @@ def test_no_customer_takes_postgrests_connections_for_ever(firm: Firm, role: str
         connection.execute("select set_config('role', %s, true)", [role])
         connection.execute("select tenancy.pre_request()")
         assert connection.execute("select current_setting('statement_timeout')").fetchone() == (within,)
+
+
+def test_who_asks_for_health_takes_no_connections_from_customers(firm: Firm) -> None:
+    """Anybody may ask, as often as they like."""
+    gateway = urlsplit(firm.stack.gateway_url)
+    assert firm.gateway.get("/api/v1/cases").status_code == 200
+    with ExitStack() as stack:
+        blocker = stack.enter_context(firm.stack.database.connect(autocommit=False))
+        blocker.execute("lock table yoyo._yoyo_migration in access exclusive mode")
+        for _ in range(20):
+            asking = stack.enter_context(socket.create_connection((gateway.hostname, gateway.port)))
+            asking.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.2)
+        answer = firm.gateway.get("/api/v1/cases", headers={"X-Organization-ID": str(uuid4())})
+        assert_problem(answer, 403, "NOT_A_MEMBER")
+        assert answer.elapsed.total_seconds() < 1
+        blocker.rollback()
+    assert eventually(lambda: httpx.get(f"{firm.stack.gateway_url}/health").status_code, lambda status: status == 200)
