@@ -21,9 +21,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from api import contract, migrations
+from api.contract.error_reference import error_reference
+from api.contract.typescript import database_types
 from api.demo import DemoError, play, running_venue, stack_venue
 from api.dev.session import develop
-from api.error_reference import error_reference
 from api.settings import Settings, SettingsError, load_settings
 from api.stack import SUPERVISOR, Endpoints, Stack, StackError
 from api.stack.bootstrap import Plan
@@ -31,7 +32,6 @@ from api.stack.bootstrap import bootstrap as bootstrap_server
 from api.stack.progress import Progress
 from api.stack.psql import become_psql
 from api.tokens import Role, mint_token
-from api.typescript import database_types
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from api.catalog import Catalog
+from api.contract.catalog import Catalog
+from api.contract.openapi import build_document, render
 from api.database import Database, DatabaseError
 from api.errors import problem
-from api.openapi import build_document, render
 
 FRESH_SECONDS: Final = 5.0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.openapi.compatibility import breaking_changes
+from api.contract.openapi.compatibility import breaking_changes
 
 Document = dict[str, Any]
 Change = Callable[[Document], object]

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from api.codes import CODES, PASSED_ON
-from api.error_reference import error_reference, raised_codes
+from api.contract.error_reference import error_reference, raised_codes
 from api.settings import PROJECT
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack

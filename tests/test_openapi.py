@@ -15,11 +15,11 @@ import jsonschema_rs
 import pytest
 import schemathesis
 
-from api.catalog import Catalog
 from api.contract import DOCUMENT, document_text, read_catalog, write_document
-from api.openapi import build_document
-from api.openapi.compatibility import breaking_changes
-from api.openapi.examples import RESULTS, ROWS
+from api.contract.catalog import Catalog
+from api.contract.openapi import build_document
+from api.contract.openapi.compatibility import breaking_changes
+from api.contract.openapi.examples import RESULTS, ROWS
 from api.settings import Settings
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack

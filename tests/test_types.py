@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from api.catalog import Catalog, Column
 from api.contract import read_catalog
+from api.contract.catalog import Catalog, Column
+from api.contract.typescript import database_types
 from api.settings import PROJECT
-from api.typescript import database_types
 from tests.harness import Database
 
 SCENARIO = PROJECT / "tests" / "types" / "scenario.ts"

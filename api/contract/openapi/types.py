@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from api.catalog import Column
-from api.openapi.components import Json
+from api.contract.catalog import Column
+from api.contract.openapi.components import Json
 
 EXACT: Final = (
     "Every digit is in the JSON. Readers that take numbers for doubles, such as JavaScript's, keep 15 to 17 of "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Final
 
-from api.catalog import Catalog
-from api.openapi import gateway, sidecar
-from api.openapi.components import COMPONENTS, Json, examples
+from api.contract.catalog import Catalog
+from api.contract.openapi import gateway, sidecar
+from api.contract.openapi.components import COMPONENTS, Json, examples
 
 _READERS: Final = """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from api.openapi.components import Json
+from api.contract.openapi.components import Json
 
 Direction = Literal["request", "answer"]
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from api.catalog import Catalog, Column, Function, View
+from api.contract.catalog import Catalog, Column, Function, View
 
 _NUMBERS: Final = frozenset({"smallint", "integer", "bigint", "numeric", "real", "double precision"})
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")

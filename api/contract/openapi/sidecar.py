@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from api.openapi.components import REQUEST_ID, SECURED, Json, refusals
+from api.contract.openapi.components import REQUEST_ID, SECURED, Json, refusals
 
 _TEXT: Final = {"type": ["string", "null"], "maxLength": 256}
 

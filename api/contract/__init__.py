@@ -1,4 +1,6 @@
-"""The files that say what clients can rely on, and how they are made: docs/openapi.json and docs/errors.md."""
+"""What clients can rely on: schema api as the database describes it (catalog), and what is made of that: the OpenAPI
+document, the TypeScript types, and the reference of error codes. Here are the files that keep it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ from typing import Final
 
 import psycopg
 
-from api.catalog import Catalog
-from api.openapi import build_document, render
-from api.openapi.compatibility import breaking_changes
+from api.contract.catalog import Catalog
+from api.contract.openapi import build_document, render
+from api.contract.openapi.compatibility import breaking_changes
 from api.settings import PROJECT
 
 DOCUMENT: Final = PROJECT / "docs" / "openapi.json"

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import json
 
-from api.openapi.components import Json
-from api.openapi.document import build_document
+from api.contract.openapi.components import Json
+from api.contract.openapi.document import build_document
 
 __all__ = ["build_document", "render"]
 

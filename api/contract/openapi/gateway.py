@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from api.catalog import Column, Function, View
-from api.openapi.components import REQUEST_ID, SECURED, Json, refusals
-from api.openapi.examples import RESULTS, ROWS
-from api.openapi.types import column_schema, schema_of
+from api.contract.catalog import Column, Function, View
+from api.contract.openapi.components import REQUEST_ID, SECURED, Json, refusals
+from api.contract.openapi.examples import RESULTS, ROWS
+from api.contract.openapi.types import column_schema, schema_of
 
 PREFIX: Final = "/api/v1"
 FUNCTIONS: Final = "Functions"
