@@ -60,7 +60,7 @@ ENCODED_NON_ASCII: Final = re.compile(rb"%[89A-Fa-f]")
 # How errors about PostgREST's connection begin: its own, and those of a server that stops, starts, or lost a process.
 # Where the server was killed under a query and said nothing, PostgREST has no code, and answers 400.
 CONNECTION_ERROR: Final = re.compile(rb'^\{"code":"(|PGRST00[0-3]|57P0[1-3]|08...|53300)"')
-MAY_BE_CONNECTION_ERROR: Final = frozenset({400, 500, 503})
+MAY_BE_CONNECTION_ERROR: Final = frozenset({400, 500, 503, 504})
 PREFER: Final = b"prefer"
 RELATIVE_TO_POSTGREST: Final = frozenset({b"location", b"content-location"})
 

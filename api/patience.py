@@ -1,7 +1,7 @@
 """How long the gateway waits for PostgREST: as long as the database is alive.
 
-A query may take minutes, and PostgREST says at once when the database is gone. One that hangs, or whose host is gone
-without a word, leaves PostgREST waiting for ever: then whoever waits for it is told so.
+A query of staff may take minutes, and PostgREST says at once when the database is gone. One that hangs, or whose host
+is gone without a word, leaves PostgREST waiting for ever: then whoever waits for it is told so.
 """
 
 from __future__ import annotations

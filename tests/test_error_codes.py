@@ -434,6 +434,20 @@ def from_one_row_asked_for(world: World) -> httpx.Response:
     return rows_of(world, f"cases?id=eq.{uuid4()}", headers=[("Accept", "application/vnd.pgrst.object+json")])
 
 
+def from_a_query_that_is_stopped(world: World) -> httpx.Response:
+    """As the time limit does, which is too long to wait for."""
+    stop = """
+        select count(pg_cancel_backend(pid)) from pg_stat_activity
+        where datname = current_database() and usename = 'authenticator' and wait_event_type = 'Lock'
+    """
+    database = world.stack.database
+    with ThreadPoolExecutor() as pool, database.connect(autocommit=False) as holder, database.connect() as stopper:
+        holder.execute("lock table app.cases in access exclusive mode")
+        asked = pool.submit(rows_of, world, "cases")
+        assert eventually(lambda: stopper.execute(stop).fetchone(), (1,).__eq__) == (1,)
+        return asked.result()
+
+
 PASSED_ON_CODES: Mapping[str, Callable[[World], httpx.Response]] = {
     "PGRST100": lambda world: rows_of(world, "cases?status=is_like.open"),
     "PGRST102": lambda world: rows_of(world, "cases", method="POST", content="{"),
@@ -449,6 +463,7 @@ PASSED_ON_CODES: Mapping[str, Callable[[World], httpx.Response]] = {
     "23514": lambda world: inserted(world, title=" "),
     "25006": lambda world: rows_of(world, "rpc/sign_in"),
     "42P01": lambda world: rows_of(world, "nowhere"),
+    "57014": from_a_query_that_is_stopped,
     "42501": lambda world: rows_of(world, "invoices", method="POST", json={"number": "1"}),
     "42703": lambda world: rows_of(world, "cases?select=color"),
 }
