@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from api.codes import CODES
 from api.context import Tenant
 from api.errors import Problem, problem
-from api.schema import compare
+from api.schema_version import compare
 
 CONNECT_TIMEOUT_SECONDS: Final = 3
 POOL_TIMEOUT_SECONDS: Final = 3

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.database import Database, DatabaseError
-from api.schema import compare, known_migrations
+from api.schema_version import compare, known_migrations
 from api.spool import Spool
 from api.upstream import Upstream, UpstreamError
 

@@ -16,10 +16,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from api.cors import parse_origin
-from api.malformed import explain
-from api.production import weak_choices
+from api.settings.malformed import explain
+from api.settings.production import weak_choices
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 ENV_FILE = "GOLDLEAVES_ENV_FILE"
 FINISH_REQUESTS_SECONDS = 10  # a sidecar that is told to stop lets run so long what runs
 
