@@ -1,5 +1,6 @@
-// Runs JavaScript snippets one after the other in one scope: a block may use what those before it have made. They are ES modules
-// to their reader, with import and await at the top; the debugger's evaluation knows await, and import becomes require.
+// Runs JavaScript snippets one after the other in one scope, as the prompt of node does: a block may use what those before it have
+// made. The debugger's evaluation knows await at the top, but not import(), which becomes require. A static import, which the
+// prompt refuses, is refused here too.
 //
 // Reads {"code", "environment"} a line, writes {"output", "failed"} a line.
 
@@ -8,7 +9,7 @@ const { createRequire } = require('node:module')
 const { Session } = require('node:inspector')
 const { format } = require('node:util')
 
-const STATIC_IMPORT = /^import (\{[^}]*\}|\w+) from (['"][^'"]+['"])/gm
+const DYNAMIC_IMPORT = /\bawait import\((['"][^'"]+['"])\)/g
 
 globalThis.require = createRequire(`${process.cwd()}/snippet.cjs`)
 let printed = ''
@@ -18,7 +19,7 @@ const session = new Session()
 session.connect()
 
 function evaluate (code) {
-  const expression = code.replace(STATIC_IMPORT, 'const $1 = require($2)')
+  const expression = code.replace(DYNAMIC_IMPORT, 'require($1)')
   const options = { expression, replMode: true, awaitPromise: true }
   return new Promise((resolve) => session.post('Runtime.evaluate', options, (error, result) => {
     const thrown = error ?? result.exceptionDetails
