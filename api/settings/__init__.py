@@ -6,6 +6,7 @@ GOLDLEAVES_ENV_FILE names a file to read instead of the project's `.env`; when i
 from __future__ import annotations
 
 import os
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -73,7 +74,7 @@ class Settings(BaseSettings):
 
     jwt_secret: SecretStr | None = None
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
-    jwt_expiration_minutes: int = Field(default=60, ge=1)
+    jwt_expiration_minutes: int = Field(default=60, ge=1, le=10 * 366 * 24 * 60)
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()  # of pages that may call from a browser; * is any
 
@@ -104,9 +105,9 @@ class Settings(BaseSettings):
 
     @field_validator("billable_routes", mode="before")
     @classmethod
-    def _split_on_commas(cls, value: object) -> object:
+    def _billable_routes(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+            return tuple(_billable_route(part.strip()) for part in value.split(",") if part.strip())
         return value
 
     @field_validator("allowed_origins", mode="before")
@@ -123,6 +124,13 @@ class Settings(BaseSettings):
             conninfo_to_dict(value or "")
         except psycopg.Error:  # its text would show the value
             raise ValueError("expected a URL such as postgresql://role@host:5432/database") from None
+        return value
+
+    @field_validator("postgrest_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s]+\S*", value):
+            raise ValueError("expected a URL such as http://127.0.0.1:3000")
         return value
 
     @model_validator(mode="after")
@@ -155,6 +163,13 @@ class Settings(BaseSettings):
         if value is None:
             raise SettingsError(f"{name.upper()} is not set. See .env.example.")
         return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _billable_route(path: str) -> str:
+    """A path that nothing is served at would be a meter that never counts."""
+    if not re.fullmatch(r"/api/v1(/[^/\s]+)+/?", path):
+        raise ValueError(f"{path!r} is no path below /api/v1/; write /api/v1/documents")
+    return path.rstrip("/")
 
 
 def load_settings() -> Settings:
