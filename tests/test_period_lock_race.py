@@ -284,7 +284,10 @@ def test_what_happens_while_the_period_ends_is_on_its_invoice_or_in_the_next_one
     database: Database, make_organization: MakeOrganization
 ) -> None:
     """Document triggers and the gateway are never refused: what they write at the end of a period finds its place."""
-    for number in range(6):
+    rounds = 0
+    for number in range(30):
+        if rounds == 6:
+            break
         organization = make_organization(database, roles=("owner",))
         with database.connect() as connection:
             end = datetime.now(UTC) + timedelta(milliseconds=250)
@@ -336,5 +339,6 @@ def test_what_happens_while_the_period_ends_is_on_its_invoice_or_in_the_next_one
             everything, before, misplaced = counted
             assert everything == written
             assert before == on_invoice(connection, organization.id), f"round {number}"
-            assert 0 < before < everything
+            rounds += 0 < before < everything  # nothing crossed the end where the processors were busy elsewhere
             assert misplaced == 0
+    assert rounds == 6

@@ -25,6 +25,7 @@ from api.stack import Stack, StackError
 
 QUIET_MS: Final = 50  # saves that follow each other closer than this are one
 LONGEST_BURST_MS: Final = 1000
+LOOK_ANYHOW_MS: Final = 1000  # a save in the moment before watching begins is told to nobody
 MOST_NAMED: Final = 3
 
 # Code of this command itself, which has it in memory.
@@ -42,7 +43,14 @@ def develop(console: Console, stack: Stack, root: Path = PROJECT) -> None:
         session = Session(console, RunningDatabase(stack, root), sidecar, before)
         session.look(Sources.read(root))  # what was saved while the stack started
         folders = [root / folder for folder in FOLDERS]
-        for _ in watch(*folders, step=QUIET_MS, debounce=LONGEST_BURST_MS, stop_event=end):
+        for _ in watch(
+            *folders,
+            step=QUIET_MS,
+            debounce=LONGEST_BURST_MS,
+            stop_event=end,
+            rust_timeout=LOOK_ANYHOW_MS,
+            yield_on_timeout=True,
+        ):
             session.look(Sources.read(root))
             if end.is_set():
                 break
