@@ -31,7 +31,7 @@ from api.middleware.tenant import TenantResolution
 from api.middleware.timer import Timer
 from api.middleware.usage import Usage
 from api.patience import Patience
-from api.routes import BillableRoutes
+from api.routes import GATEWAY_PREFIX, BillableRoutes
 from api.sender import Sender
 from api.settings import Settings
 from api.spool import Spool
@@ -81,7 +81,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
 
     app = Starlette(
         routes=[
-            Mount("/api/v1", Gateway(postgrest, Patience(database.answers))),
+            Mount(GATEWAY_PREFIX.decode(), Gateway(postgrest, Patience(database.answers))),
             Route("/v1/events", events, methods=["POST"]),
             Route("/health", health_endpoint(database, spool, postgrest, tasks.stopped)),
             *(docs_routes(database) if settings.docs_are_served else ()),

@@ -11,8 +11,9 @@ from api.contract.catalog import Column, Function, View
 from api.contract.openapi.components import REQUEST_ID, SECURED, Json, refusals
 from api.contract.openapi.examples import RESULTS, ROWS
 from api.contract.openapi.types import column_schema, schema_of
+from api.routes import GATEWAY_PREFIX
 
-PREFIX: Final = "/api/v1"
+PREFIX: Final = GATEWAY_PREFIX.decode()
 FUNCTIONS: Final = "Functions"
 
 # Any request that is passed on can end with these.
