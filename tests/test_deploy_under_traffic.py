@@ -151,8 +151,8 @@ def test_no_request_fails_while_everything_changes(
 ) -> None:
     organization = make_organization(stack.database)
     with stack.database.connect() as superuser:
-        # Who waits for a lock longer than this fails, and the test with it. What is promised is 2 s; other tests share these
-        # processors, and a deploy that waits while it holds locks would wait without end.
+        # Who waits for a lock longer than this fails, and the test with it. What is promised is 2 s; other tests share
+        # these processors, and a deploy that waits while it holds locks would wait without end.
         for role in ("authenticator", "sidecar"):
             superuser.execute(f"alter role {role} in database {stack.database.name} set lock_timeout = '6s'".encode())
             superuser.execute(
