@@ -25,13 +25,13 @@ from api.contract.error_reference import error_reference
 from api.contract.typescript import database_types
 from api.demo import DemoError, play, running_venue, stack_venue
 from api.dev.session import develop
-from api.settings import Settings, SettingsError, load_settings
+from api.settings import LONGEST_LIFETIME_MINUTES, Settings, SettingsError, load_settings
 from api.stack import SUPERVISOR, Endpoints, Stack, StackError
 from api.stack.bootstrap import Plan
 from api.stack.bootstrap import bootstrap as bootstrap_server
 from api.stack.progress import Progress
 from api.stack.psql import become_psql
-from api.tokens import Role, mint_token
+from api.tokens import LONGEST_SUBJECT, Role, mint_token
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -212,12 +212,17 @@ def token(
     email: Annotated[str | None, typer.Option(help="Names the personal organization of a new user.")] = None,
     org: Annotated[str | None, typer.Option(metavar="ID", help="Organization (UUID or slug) to act in.")] = None,
     role: Annotated[Role, typer.Option(help="What the token may do.")] = "member",
-    minutes: Annotated[int | None, typer.Option(min=1, help="Valid for; JWT_EXPIRATION_MINUTES by default.")] = None,
+    minutes: Annotated[
+        int | None,
+        typer.Option(min=1, max=LONGEST_LIFETIME_MINUTES, help="Valid for; JWT_EXPIRATION_MINUTES by default."),
+    ] = None,
 ) -> None:
     """Print a JWT that the running stack accepts, and nothing else.
 
     Example:  curl -H "Authorization: Bearer $(goldleaves token --sub ann --email ann@example.com)" http://127.0.0.1:8000/api/v1/cases
     """
+    if not 1 <= len(sub) <= LONGEST_SUBJECT:
+        raise typer.BadParameter(f"expected 1 to {LONGEST_SUBJECT} characters, got {len(sub)}", param_hint="--sub")
     settings = load_settings()
     secret = Stack(settings).jwt_secret()
     if secret is None:

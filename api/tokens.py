@@ -8,6 +8,7 @@ from typing import Literal
 import jwt
 
 Role = Literal["member", "service", "platform_admin"]
+LONGEST_SUBJECT = 255  # tenancy.provision_user refuses longer ones
 
 
 def mint_token(

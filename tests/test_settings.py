@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from typer.testing import CliRunner
 
+from api.cli import app
 from api.settings import OPERATOR_ONLY, PROJECT, Settings, SettingsError, load_settings
 from api.stack.services import as_environment, sidecar_part
 
@@ -114,3 +116,13 @@ def test_secrets_are_not_in_what_is_printed() -> None:
     urls = {name: "postgresql://role:hunter2@db/x" for name in Settings.model_fields if name.endswith("database_url")}
     keys = {name: "hunter2" + GOOD for name in ("jwt_secret", *Settings.passwords())}
     assert "hunter2" not in repr(Settings(**urls, **keys))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--sub", ""], ["--sub", "x" * 256], ["--sub", "ann", "--minutes", "99999999999"]]
+)
+def test_no_token_is_made_that_nothing_takes(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, ["token", *arguments], env={"JWT_SECRET": GOOD})
+    assert result.exit_code == 2
+    assert arguments[-2] in result.output
+    assert "Traceback" not in result.output

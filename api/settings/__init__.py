@@ -22,6 +22,7 @@ from api.settings.production import weak_choices
 
 PROJECT = Path(__file__).resolve().parents[2]
 ENV_FILE = "GOLDLEAVES_ENV_FILE"
+LONGEST_LIFETIME_MINUTES = 10 * 366 * 24 * 60  # of a token: ten years
 FINISH_REQUESTS_SECONDS = 10  # a sidecar that is told to stop lets run so long what runs
 
 _PASSWORDS_OF_URLS = {
@@ -74,7 +75,7 @@ class Settings(BaseSettings):
 
     jwt_secret: SecretStr | None = None
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
-    jwt_expiration_minutes: int = Field(default=60, ge=1, le=10 * 366 * 24 * 60)
+    jwt_expiration_minutes: int = Field(default=60, ge=1, le=LONGEST_LIFETIME_MINUTES)
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()  # of pages that may call from a browser; * is any
 
