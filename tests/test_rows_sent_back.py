@@ -20,7 +20,6 @@ NEW_ROWS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("documents", {"title": "Claim"}, {"title": "Claim 2", "size_bytes": 5}),
 ]
 MERGE = "resolution=merge-duplicates,return=representation"
-STAMPS = ("created_by", "created_at")
 
 
 @dataclass(frozen=True)

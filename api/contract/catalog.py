@@ -39,7 +39,6 @@ class Column(_Described):
     nullable: bool | None = None
     has_default: bool | None = None
     values: tuple[str, ...] | None = None
-    primary_key: bool = False
     insert: tuple[str, ...] = ()
     update: tuple[str, ...] = ()
 

@@ -79,7 +79,6 @@ as $$
         'nullable', case when not o.is_optional then not b.attnotnull end,
         'has_default', b.atthasdef or b.attidentity <> '' or not b.attnotnull,
         'values', ops.allowed_values(o.table_id, o.table_attnum, a.atttypid),
-        'primary_key', k.conkey is not null,
         'insert', (
           select coalesce(jsonb_agg(r.role), '[]')
           from roles r
@@ -96,7 +95,6 @@ as $$
     join pg_catalog.pg_class v on v.oid = a.attrelid and v.relnamespace = 'api'::regnamespace and v.relkind = 'v'
     left join origins o on o.view_id = a.attrelid and o.attnum = a.attnum
     left join pg_catalog.pg_attribute b on b.attrelid = o.table_id and b.attnum = o.table_attnum
-    left join pg_catalog.pg_constraint k on k.conrelid = o.table_id and k.contype = 'p' and o.table_attnum = any (k.conkey)
     where a.attnum > 0
       and not a.attisdropped
   ),
