@@ -49,6 +49,8 @@ Settings.model_config["env_file"] = None
 def pytest_configure() -> None:
     """Stop what the fixtures started also when the run is terminated, as by a time limit."""
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
+    # A shell has what it runs in the background ignore Ctrl-C, and so would every command that the tests send one to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         binaries(MAJOR)  # the tests need its client tools also where the server is a container
     except StackError as error:
