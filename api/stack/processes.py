@@ -39,6 +39,8 @@ STOP_SIGNALS: Mapping[str, Sequence[signal.Signals]] = {"postgres": (signal.SIGI
 ORDERLY = (signal.SIGTERM,)
 LAST_SECONDS = 5.0
 
+LAST_THREAD_SECONDS = 2.0  # between the end of a process's first thread and that of its last
+
 
 @dataclass(frozen=True)
 class Part:
@@ -193,7 +195,9 @@ def reap() -> None:
 def exit_reason(process: psutil.Process) -> str:
     """How a process ended, in words. Only its parent is told more than that it did."""
     try:
-        code = process.wait(timeout=0)
+        # The parent is told once its last thread is gone, a moment after the first.
+        is_ours = process.is_running() and process.ppid() == os.getpid()
+        code = process.wait(timeout=LAST_THREAD_SECONDS if is_ours else 0)
     except psutil.Error:
         code = None
     if code is None:
