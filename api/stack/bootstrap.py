@@ -6,6 +6,7 @@ is given there. Passwords reach the server as SCRAM verifiers only, so that no s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from api.settings import Settings, SettingsError
 
 MIGRATOR = "goldleaves_migrator"
 DATABASE = "goldleaves"
+
+_TRY_LOCK = "select pg_try_advisory_lock(hashtextextended('goldleaves.bootstrap', 0))"
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,17 @@ def bootstrap(plan: Plan, settings: Settings) -> MigrationReport:
 
     The passwords of the services are set by the migrator, who made their roles: an admin who is no superuser may not.
     """
-    create_migrator(plan.admin_url, plan.migrator_password)
-    create_database(plan.admin_url, plan.database)
-    report = migrate(plan.migrator_url, settings)
-    set_passwords(plan.migrator_url, plan.services)
-    return report
+    with _alone(plan.admin_url):
+        create_migrator(plan.admin_url, plan.migrator_password)
+        create_database(plan.admin_url, plan.database)
+        report = migrate(plan.migrator_url, settings)
+        set_passwords(plan.migrator_url, plan.services)
+        return report
 
 
 def create_migrator(server_url: str, password: str) -> None:
     """Make the role that migrates, or set its password when it is there. `server_url` is the admin's."""
-    with _alone(server_url) as connection:
+    with psycopg.connect(server_url, autocommit=True) as connection:
         if connection.execute("select from pg_roles where rolname = %s", [MIGRATOR]).rowcount == 0:
             connection.execute(sql.SQL("create role {} login createrole").format(sql.Identifier(MIGRATOR)))
         _set_password(connection, MIGRATOR, password)
@@ -76,7 +81,7 @@ def create_migrator(server_url: str, password: str) -> None:
 
 def create_database(server_url: str, database: str = DATABASE) -> None:
     """Make the database unless it is there. Nobody may connect but the migrator, who passes that right on."""
-    with _alone(server_url) as connection:
+    with psycopg.connect(server_url, autocommit=True) as connection:
         name, migrator = sql.Identifier(database), sql.Identifier(MIGRATOR)
         if connection.execute("select from pg_database where datname = %s", [database]).rowcount == 0:
             # A cluster made without a locale would give SQL_ASCII, which holds text of any encoding and none.
@@ -88,17 +93,22 @@ def create_database(server_url: str, database: str = DATABASE) -> None:
 
 def set_passwords(url: str, passwords: Mapping[str, str]) -> None:
     """Give login roles, made without one by migrations, their passwords. `url` is the admin's or the migrator's."""
-    with _alone(url) as connection:
+    with psycopg.connect(url, autocommit=True) as connection:
         for role, password in passwords.items():
             _set_password(connection, role, password)
 
 
 @contextmanager
-def _alone(url: str) -> Iterator[Connection]:
-    """A connection whose session is the only one of this kind: two deploys may begin at the same moment."""
+def _alone(url: str) -> Iterator[None]:
+    """Two deploys may begin at the same moment, and Postgres refuses concurrent changes of one role or database.
+
+    Polls instead of waiting in the server, like the migrate that may go on meanwhile.
+    """
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("select pg_advisory_lock(hashtextextended('goldleaves.bootstrap', 0))")
-        yield connection
+        connection.execute("set idle_session_timeout = 0")
+        while connection.execute(_TRY_LOCK).fetchone() == (False,):
+            time.sleep(_POLL_SECONDS)
+        yield
 
 
 def _set_password(connection: Connection, role: str, password: str) -> None:
