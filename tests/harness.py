@@ -22,7 +22,7 @@ from psycopg import sql
 from api.stack import bootstrap
 from api.stack.endpoints import postgres_url
 from api.stack.postgres import SUPERUSER
-from api.stack.processes import Part, members, start, stop, wait_until_ready
+from api.stack.processes import Part, await_end, members, start, stop, wait_until_ready
 from api.stack.state import Secrets, StateDir
 
 ROLES = ("owner", "admin", "member", "viewer", "billing")
@@ -170,6 +170,7 @@ class RunningStack:
         for process in processes:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
+        await_end(processes)  # only then is what they held free
         stop(name, self.state)  # takes note of the dead and removes the record
 
     def start(self, name: str = "sidecar") -> None:

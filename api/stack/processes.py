@@ -159,7 +159,8 @@ def wait_until_ready(part: Part, process: psutil.Process, state: StateDir) -> No
 
 
 def stop(name: str, state: StateDir) -> None:
-    """Stop the part with everything it started."""
+    """Stop the part with everything it started, and return once all of it has ended."""
+    everyone = members(name, state)  # now, since a process that is ending no longer shows whose it is
     main = find(name, state)
     if main is not None:
         stop_main(name, main, state)
@@ -168,9 +169,8 @@ def stop(name: str, state: StateDir) -> None:
         left = [process for process in members(name, state) if is_running(process)]
         for process in left:
             _signal(process, number)
-        deadline = time.monotonic() + 5
-        for process in left:
-            _wait(process, deadline - time.monotonic())
+        await_end(left)
+    await_end(everyone)
     state.record(name).unlink(missing_ok=True)
 
 
@@ -212,9 +212,11 @@ def members(name: str, state: StateDir) -> list[psutil.Process]:
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether it runs. A zombie does not: it only waits for a parent to take note."""
+    """Whether it runs. A zombie does not: it only waits for a parent to take note. As long as other threads of it still
+    end, though, its files are open and locked.
+    """
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     except psutil.NoSuchProcess:
         return False
 
@@ -313,6 +315,13 @@ def _alive(pid: int) -> psutil.Process | None:
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
     with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
+
+
+def await_end(ending: Sequence[psutil.Process]) -> None:
+    """Wait for processes that were told to end, 5 s at most."""
+    deadline = time.monotonic() + LAST_SECONDS
+    for process in ending:
+        _wait(process, deadline - time.monotonic())
 
 
 def _wait(process: psutil.Process, seconds: float) -> bool:
