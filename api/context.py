@@ -24,6 +24,14 @@ class Tenant:
     organization_id: UUID
 
 
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What Postgres made of the organization that a request is for: `tried` by name or, without one, by default."""
+
+    tenant: Tenant | None
+    tried: str | None
+
+
 @dataclass(slots=True)
 class RequestContext:
     request_id: str
@@ -32,6 +40,7 @@ class RequestContext:
     started: float = field(init=False)
     principal: Principal = ANONYMOUS
     tenant: Tenant | None = None
+    tried: str | None = None  # the organization that is not there, or not the caller's, when there is no tenant
 
     def elapsed_ms(self) -> float:
         return round((perf_counter() - self.started) * 1000, 3)

@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from api.codes import CODES
-from api.context import Tenant
+from api.context import Resolution, Tenant
 from api.errors import Problem, problem
 from api.schema_version import compare
 
@@ -175,16 +175,17 @@ class Database:
         """Raises SchemaMismatch, or another DatabaseError when the database cannot be asked."""
         await self._first(_NOTHING, within=QUICK_CALL_TIMEOUT_SECONDS)
 
-    async def identify(
-        self, subject: str | None, email: str | None, role: str, organization: str | None
-    ) -> Tenant | None:
-        """The user (made when unknown) and the organization; None when there is no such organization for them."""
-        identity = func.tenancy.identify(subject, email, role, organization).table_valued("user_id", "organization_id")
-        columns = select(identity.c.user_id, identity.c.organization_id)
+    async def identify(self, subject: str | None, email: str | None, role: str, organization: str | None) -> Resolution:
+        """The user (made when unknown) and the organization; no tenant when there is no such organization for them."""
+        identity = func.tenancy.identify(subject, email, role, organization).table_valued(
+            "user_id", "organization_id", "default_organization_id"
+        )
+        columns = select(identity.c.user_id, identity.c.organization_id, identity.c.default_organization_id)
         row = await self._first(columns, within=QUICK_CALL_TIMEOUT_SECONDS)
-        if row is None or row.organization_id is None:
-            return None
-        return Tenant(_uuid(row.user_id) if row.user_id is not None else None, _uuid(row.organization_id))
+        assert row is not None  # noqa: S101 - the function returns one row
+        user_id, organization_id, default_id = (None if value is None else _uuid(value) for value in row)
+        tried = organization or (str(default_id) if default_id is not None else None)
+        return Resolution(Tenant(user_id, organization_id) if organization_id is not None else None, tried)
 
     async def ingest(self, events: str, organization_id: UUID | None, source: str, late: str) -> str:
         """Store usage events given as JSON text. Returns the outcome as JSON text."""

@@ -157,7 +157,7 @@ async def _organization_id(request: Request, tenants: Tenants) -> UUID | None:
     named = organization_named(request.scope)
     if named is None:
         return None
-    tenant = await tenants.resolve(context_of(request.scope).principal, named)
+    tenant = (await tenants.resolve(context_of(request.scope).principal, named)).tenant
     if tenant is None:
         raise problem(
             "ORGANIZATION_NOT_FOUND",

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Final
 
 from api.auth import Principal
-from api.context import Tenant
+from api.context import Resolution, Tenant
 from api.database import Database
 
 TTL_SECONDS: Final = 30.0
@@ -25,8 +25,8 @@ class Tenants:
         self._database = database
         self._known: OrderedDict[tuple[str, str | None], _Known] = OrderedDict()
 
-    async def resolve(self, principal: Principal, organization: str | None) -> Tenant | None:
-        """The user and organization, `organization` as the client wrote it. None when Postgres knows no such pair.
+    async def resolve(self, principal: Principal, organization: str | None) -> Resolution:
+        """The user and organization, `organization` as the client wrote it. No tenant when Postgres knows no such pair.
 
         Raises DatabaseError when it has to ask and cannot.
         """
@@ -35,10 +35,10 @@ class Tenants:
         if known is not None and organization in known:
             tenant, expires = known[organization]
             if monotonic() < expires:
-                return tenant
+                return Resolution(tenant, organization)
         found = await self._database.identify(principal.subject, principal.email, principal.role, organization)
-        if found is not None:
-            self._remember(who, organization, found)
+        if found.tenant is not None:
+            self._remember(who, organization, found.tenant)
         return found
 
     def forget(self, principal: Principal) -> None:

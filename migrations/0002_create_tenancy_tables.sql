@@ -14,8 +14,12 @@ create table tenancy.organizations (
   billing_anchor_day smallint not null default 1 check (billing_anchor_day between 1 and 31),
   currency text not null default 'usd' check (currency ~ '^[a-z]{3}$'),
   owner_user_id uuid not null,
+  -- The person who pays what was used before billing_start_at; of a personal organization, which has none yet, everything.
+  billing_user_id uuid,
   billing_start_at timestamptz,
-  created_at timestamptz not null default now()
+  created_at timestamptz not null default now(),
+  check (kind <> 'personal' or (billing_user_id is not null and billing_start_at is null)),
+  check (billing_start_at is null or billing_user_id is not null)
 );
 
 create table tenancy.users (
@@ -27,7 +31,8 @@ create table tenancy.users (
 );
 
 alter table tenancy.organizations
-  add foreign key (owner_user_id) references tenancy.users (id) on delete restrict;
+  add foreign key (owner_user_id) references tenancy.users (id) on delete restrict,
+  add foreign key (billing_user_id) references tenancy.users (id) on delete restrict;
 
 create table tenancy.memberships (
   organization_id uuid not null default tenancy.current_org() references tenancy.organizations (id) on delete cascade,
@@ -38,6 +43,7 @@ create table tenancy.memberships (
 );
 
 create index organizations_owner on tenancy.organizations (owner_user_id);
+create index organizations_billing_user on tenancy.organizations (billing_user_id);
 create index users_default_organization on tenancy.users (default_organization_id);
 create index memberships_of_user on tenancy.memberships (user_id);
 

@@ -35,6 +35,10 @@ create table metering.usage_events (
   request_id text,
   dimensions jsonb not null default '{}',
   belongs_at timestamptz,
+  -- Who pays, as it was decided when the event was recorded: a person, or with null the organization.
+  payer_user_id uuid,
+  billing_entity_type text not null generated always as (case when payer_user_id is null then 'organization' else 'user' end) stored,
+  billing_entity_id uuid not null generated always as (coalesce(payer_user_id, organization_id)) stored,
   recorded_at timestamptz not null default clock_timestamp(),
   recorded_generation integer not null,
   recorded_xid xid8 not null default pg_current_xact_id(),

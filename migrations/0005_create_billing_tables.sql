@@ -36,12 +36,15 @@ create table billing.invoices (
   number text not null,
   period_start timestamptz not null,
   period_end timestamptz not null,
+  payer_user_id uuid,
+  billing_entity_type text not null generated always as (case when payer_user_id is null then 'organization' else 'user' end) stored,
+  billing_entity_id uuid not null generated always as (coalesce(payer_user_id, organization_id)) stored,
   currency text not null,
   total_cents numeric not null,
   issued_at timestamptz not null default now(),
   primary key (organization_id, id),
   unique (organization_id, number),
-  unique (organization_id, period_start),
+  unique nulls not distinct (organization_id, period_start, payer_user_id),
   foreign key (organization_id, period_start) references billing.billing_periods (organization_id, period_start)
     on delete restrict
 );

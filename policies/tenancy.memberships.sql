@@ -5,7 +5,10 @@ alter table tenancy.memberships enable row level security;
 alter table tenancy.memberships force row level security;
 
 create policy memberships_read on tenancy.memberships for select to member
-  using (organization_id = tenancy.current_org() or user_id = tenancy.current_user_id());
+  using (
+    (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer', 'billing'))
+    or user_id = tenancy.current_user_id()
+  );
 
 create policy memberships_insert on tenancy.memberships for insert to member
   with check (

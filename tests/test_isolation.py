@@ -25,6 +25,14 @@ from tests.sql_requests import Caller, Connection, refusal_or_count, request, ru
 ROWS: Mapping[str, str] = {
     "tenancy.organizations": "select 1",  # the organization itself
     "tenancy.memberships": "select 1",  # its people
+    "tenancy.invitations": """
+        insert into tenancy.invitations (organization_id, id, email, role, code_sha256, invited_by, expires_at)
+        select %(org)s, %(id)s, 'secret@example.com', 'owner', sha256('secret'), owner_user_id, '2099-01-01Z'
+        from tenancy.organizations where id = %(org)s""",
+    "tenancy.workspaces": "insert into tenancy.workspaces (organization_id, id, name) values (%(org)s, %(id)s, 'x')",
+    "tenancy.api_keys": """
+        insert into tenancy.api_keys (kind, organization_id, name, prefix, key_sha256, scopes)
+        values ('organization', %(org)s, 'secret', right(%(id)s::text, 12), sha256('secret'), '{data:read}')""",
     "billing.billing_periods": """
         insert into billing.billing_periods (organization_id, period_start, period_end, timezone)
         values (%(org)s, '2020-01-01Z', '2020-02-01Z', 'UTC')""",

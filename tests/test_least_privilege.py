@@ -94,6 +94,38 @@ _MEMBERSHIP = {
     "insert": {"organization_id", "user_id", "role"},
     "update": {"role"},
 }
+_INVITATION = {
+    "select": {
+        "organization_id",
+        "id",
+        "email",
+        "role",
+        "invited_by",
+        "created_at",
+        "sent_at",
+        "expires_at",
+        "accepted_at",
+        "accepted_by",
+        "revoked_at",
+    }
+}
+_API_KEY = {
+    "select": {
+        "id",
+        "kind",
+        "organization_id",
+        "name",
+        "prefix",
+        "scopes",
+        "created_by",
+        "created_at",
+        "expires_at",
+        "revoked_at",
+        "last_used_at",
+        "rotated_from",
+    }
+}
+_WORKSPACE = _tenants_own("name")
 _ORGANIZATION = {"select": {"*"}, "delete": {"*"}, "update": {"name"}}
 _READ = {"select": {"*"}}
 _READ_BY_MEMBERS = {
@@ -120,6 +152,9 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.cases": _CASE for schema in ("app", "api")},
         **{f"{schema}.documents": _DOCUMENT for schema in ("app", "api")},
         **{f"{schema}.memberships": _MEMBERSHIP for schema in ("tenancy", "api")},
+        "tenancy.invitations": _INVITATION,
+        "tenancy.api_keys": _API_KEY,
+        "tenancy.workspaces": _WORKSPACE,
         **{f"{schema}.organizations": _ORGANIZATION for schema in ("tenancy", "api")},
     },
     "service": {},
@@ -128,6 +163,9 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         "metering.rejected_events": _READ,
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
+        "tenancy.invitations": _INVITATION,
+        "tenancy.api_keys": _API_KEY,
+        "tenancy.workspaces": _READ,
     },
     "sidecar": {},
     "monitor": {},
@@ -139,8 +177,15 @@ KEY_EXCEPTIONS = {
     "organizations_pkey": "the tenant itself",
     "organizations_slug_key": "slugs are public names; create_organization says SLUG_TAKEN",
     "organizations_owner_user_id_fkey": "written by the kernel only",
+    "organizations_billing_user_id_fkey": "written by the kernel only",
     "memberships_user_id_fkey": "people belong to several organizations",
     "rejected_events_pkey": "an event may name no organization; the kernel makes the key",
+    "invitations_invited_by_fkey": "written by the kernel only",
+    "invitations_accepted_by_fkey": "written by the kernel only",
+    "api_keys_pkey": "keys of the provider may be for all organizations; the kernel makes it",
+    "api_keys_prefix_key": "random, and written by the kernel only",
+    "api_keys_created_by_fkey": "written by the kernel only",
+    "api_keys_rotated_from_fkey": "written by the kernel only",
     "report_marks_meter_code_fkey": "meters are the same for everybody",
 }
 

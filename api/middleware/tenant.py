@@ -30,9 +30,10 @@ class TenantResolution:
             return
         context = context_of(scope)
         try:
-            context.tenant = await self._tenants.resolve(context.principal, organization_named(scope))
+            resolution = await self._tenants.resolve(context.principal, organization_named(scope))
         except DatabaseError as error:
             raise error.problem() or error from None
+        context.tenant, context.tried = resolution.tenant, resolution.tried
         try:
             await self._app(scope, receive, send)
         finally:

@@ -12,7 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.context import RequestContext, Tenant, context_of
 from api.errors import Problem, problem
-from api.middleware.tenant import organization_named
 from api.retries import RetryKeys, new_key
 from api.routes import BillableRoutes, raw_path
 from api.spool import Spool
@@ -35,7 +34,7 @@ class Usage:
         route = self._routes.match(raw_path(scope), scope["query_string"]) if meterable else None
         tenant = context_of(scope).tenant if route is not None else None
         if route is not None and tenant is None and context_of(scope).principal.role == "member":
-            raise _no_tenant(organization_named(scope))
+            raise _no_tenant(context_of(scope).tried)
         if route is None or tenant is None:
             await self._app(scope, receive, send)
             return
@@ -46,14 +45,14 @@ class Usage:
             response.cut_short()
 
 
-def _no_tenant(named: str | None) -> Problem:
+def _no_tenant(tried: str | None) -> Problem:
     """What tenancy.enter says in SQL. It is said here, since by the time PostgREST asks there could be such a tenant,
     and nobody would be billed for the answer.
     """
-    if named is not None:
+    if tried is not None:
         return problem(
             "NOT_A_MEMBER",
-            f"you are not a member of organization {named[:MAX_NAMED]}",
+            f"you are not a member of organization {tried[:MAX_NAMED]}",
             hint="GET /organizations without X-Organization-ID lists yours.",
         )
     return problem(

@@ -25,7 +25,7 @@ begin
   end if;
 
   -- Made apart and then attached: PARTITION OF would lock the parent against readers.
-  execute format('create table metering.%I (like metering.usage_events including defaults including constraints)', v_name);
+  execute format('create table metering.%I (like metering.usage_events including defaults including generated including constraints)', v_name);
   execute format('alter table metering.%I enable row level security', v_name);
   execute format('alter table metering.%I force row level security', v_name);
   execute format(

@@ -21,27 +21,23 @@ as $$
   select o.id from tenancy.organizations o where not tenancy.is_uuid(p_named) and o.slug = p_named
 $$;
 
--- The organization that a user names, or their default one, and their role in it. Nothing when they are not a member of it,
--- or when it does not exist: nobody learns which. Its callers pin the search_path; without one here it is inlined into them.
-create or replace function tenancy.find_membership(p_user_id uuid, p_named text)
-returns table (organization_id uuid, role text)
+-- An API key that is good now. Its callers pin the search_path; without one here it is inlined into them.
+create or replace function tenancy.live_api_key(p_id uuid)
+returns setof tenancy.api_keys
 language sql
 stable
 as $$
-  select m.organization_id, m.role
-  from tenancy.memberships m
-  where m.user_id = p_user_id
-    and m.organization_id = case
-      when p_named is null then (select u.default_organization_id from tenancy.users u where u.id = p_user_id)
-      when tenancy.is_uuid(p_named) then p_named::uuid
-      else tenancy.find_organization(p_named)
-    end
+  select k.*
+  from tenancy.api_keys k
+  where k.id = p_id
+    and k.revoked_at is null
+    and (k.expires_at is null or k.expires_at > pg_catalog.now())
 $$;
 
 -- `set local` and not set_config: Citus forwards the first to its workers. Every setting is written each time, so that nothing
 -- that leaked into a pooled connection can survive. One EXECUTE for all of them, because it is in the way of each request.
 create or replace function tenancy.set_context(
-  p_organization_id uuid, p_user_id uuid, p_role text, p_request_id text, p_my_organizations uuid[] default '{}'
+  p_organization_id uuid, p_user_id uuid, p_role text, p_request_id text, p_my_organizations uuid[] default '{}', p_key_id uuid default null
 )
 returns void
 language plpgsql
@@ -51,10 +47,38 @@ as $$
 begin
   execute format(
     'set local app.current_org = %L; set local app.current_user_id = %L; set local app.current_org_role = %L; '
-    'set local app.request_id = %L; set local app.my_organizations = %L; set local app.rls_enabled = true',
-    coalesce(p_organization_id::text, ''), coalesce(p_user_id::text, ''), coalesce(p_role, ''),
+    'set local app.current_key_id = %L; set local app.request_id = %L; set local app.my_organizations = %L; '
+    'set local app.rls_enabled = true',
+    coalesce(p_organization_id::text, ''), coalesce(p_user_id::text, ''), coalesce(p_role, ''), coalesce(p_key_id::text, ''),
     coalesce(p_request_id, ''), p_my_organizations::text
   );
+end;
+$$;
+
+-- A service with an API key of an organization: it acts for that one, and has the key's scopes where a person has a role.
+create or replace function tenancy.enter_with_key(p_key_id uuid, p_organization text, p_request_id text)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_key tenancy.api_keys;
+begin
+  select * into v_key from tenancy.live_api_key(p_key_id) k where k.kind = 'organization';
+  if v_key.id is null then
+    raise exception using
+      errcode = 'PT401',
+      message = 'INVALID_API_KEY: the API key is unknown, revoked or expired',
+      hint = 'An owner or admin of the organization makes a new one.';
+  end if;
+  if p_organization is not null and tenancy.find_organization(p_organization) is distinct from v_key.organization_id then
+    raise exception using
+      errcode = 'PT403',
+      message = format('NOT_A_MEMBER: this API key is not for organization %s', left(p_organization, 80)),
+      hint = 'Leave X-Organization-ID out: a key is for one organization.';
+  end if;
+  perform tenancy.set_context(v_key.organization_id, null, array_to_string(v_key.scopes, ','), p_request_id, p_key_id => v_key.id);
 end;
 $$;
 
@@ -71,6 +95,7 @@ set search_path = ''
 as $$
 declare
   v_user_id uuid;
+  v_default_id uuid;
   v_organization_id uuid;
   v_role text;
   v_mine uuid[] := '{}';
@@ -101,7 +126,7 @@ begin
       hint = 'A member''s JWT needs the claims sub and role.';
   end if;
 
-  select u.id into v_user_id
+  select u.id, u.default_organization_id into v_user_id, v_default_id
   from tenancy.users u
   where u.subject = p_subject;
 
@@ -116,19 +141,23 @@ begin
       hint = 'POST /rpc/sign_in once, or come through the gateway, which does it for you.';
   end if;
 
-  if p_scope <> 'organization' then
-    select coalesce(array_agg(m.organization_id), '{}') into v_mine
+  v_organization_id := case when p_organization is null then v_default_id else tenancy.find_organization(p_organization) end;
+  if p_scope = 'organization' then
+    select m.role into v_role
+    from tenancy.memberships m
+    where m.organization_id = v_organization_id
+      and m.user_id = v_user_id;
+  else
+    select coalesce(array_agg(m.organization_id), '{}'), max(m.role) filter (where m.organization_id = v_organization_id)
+    into v_mine, v_role
     from tenancy.memberships m
     where m.user_id = v_user_id;
   end if;
 
-  select m.organization_id, m.role into v_organization_id, v_role
-  from tenancy.find_membership(v_user_id, p_organization) m;
-
-  if v_organization_id is null and p_organization is not null then
+  if v_role is null and (p_organization is not null or (p_scope = 'organization' and v_organization_id is not null)) then
     raise exception using
       errcode = 'PT403',
-      message = format('NOT_A_MEMBER: you are not a member of organization %s', left(p_organization, 80)),
+      message = format('NOT_A_MEMBER: you are not a member of organization %s', left(coalesce(p_organization, v_organization_id::text), 80)),
       hint = 'GET /organizations without X-Organization-ID lists yours.';
   end if;
 
@@ -139,9 +168,10 @@ begin
       hint = 'Send X-Organization-ID (id or slug), or a token with the claim org_id.';
   end if;
 
-  perform tenancy.set_context(v_organization_id, v_user_id, v_role, p_request_id, v_mine);
+  perform tenancy.set_context(case when v_role is not null then v_organization_id end, v_user_id, v_role, p_request_id, v_mine);
 end;
 $$;
 
-grant execute on function tenancy.is_uuid(text), tenancy.find_organization(text), tenancy.find_membership(uuid, text),
-  tenancy.set_context(uuid, uuid, text, text, uuid[]), tenancy.enter(text, text, text, text, text) to goldleaves_kernel;
+grant execute on function tenancy.is_uuid(text), tenancy.find_organization(text), tenancy.live_api_key(uuid),
+  tenancy.set_context(uuid, uuid, text, text, uuid[], uuid), tenancy.enter_with_key(uuid, text, text),
+  tenancy.enter(text, text, text, text, text) to goldleaves_kernel;

@@ -12,6 +12,10 @@ declare
   v_headers jsonb := coalesce(nullif(current_setting('request.headers', true), ''), '{}')::jsonb;
   v_path text := coalesce(current_setting('request.path', true), '');
   v_request_id text := v_headers ->> 'x-request-id';
+  v_organization text := coalesce(nullif(btrim(v_headers ->> 'x-organization-id'), ''), nullif(v_claims ->> 'org_id', ''));
+  v_audience text := nullif(current_setting('app.settings.jwt_aud', true), '');
+  -- The role that PostgREST has switched to, not what the claim says it is.
+  v_role text := current_setting('role', true);
 begin
   -- Planned counts come from the statistics of the whole table, and leakproof operators read them under RLS too: the estimate
   -- of a filter tells how many rows other tenants have. There is no switch for it in PostgREST.
@@ -22,22 +26,38 @@ begin
       hint = 'Use Prefer: count=exact.';
   end if;
 
-  perform tenancy.enter(
-    p_subject => v_claims ->> 'sub',
-    -- The role that PostgREST has switched to, not what the claim says it is.
-    p_role => current_setting('role', true),
-    p_organization => coalesce(nullif(btrim(v_headers ->> 'x-organization-id'), ''), nullif(v_claims ->> 'org_id', '')),
-    p_request_id => case when v_request_id ~ '^[A-Za-z0-9._:-]{1,128}$' then v_request_id end,
-    p_scope => case
-      when v_path = '/rpc/sign_in' then 'sign_in'
-      when v_path in ('/organizations', '/memberships', '/rpc/create_organization', '/rpc/health', '/') then 'person'
-      else 'organization'
-    end
-  );
+  -- PostgREST takes a token without audience for one that is for everybody.
+  if v_audience is not null and v_role <> 'anon' and not coalesce(v_claims -> 'aud' ? v_audience, false) then
+    raise exception using
+      errcode = 'PT401',
+      message = 'INVALID_TOKEN: the token is for another audience';
+  end if;
+
+  if v_request_id !~ '^[A-Za-z0-9._:-]{1,128}$' then
+    v_request_id := null;
+  end if;
+  -- The gateway exchanges an API key for a token that names it, and lets no other token name one.
+  if v_role = 'member' and v_claims ? 'goldleaves_key' then
+    perform tenancy.enter_with_key((v_claims ->> 'goldleaves_key')::uuid, v_organization, v_request_id);
+  else
+    perform tenancy.enter(
+      p_subject => v_claims ->> 'sub',
+      p_role => v_role,
+      p_organization => v_organization,
+      p_request_id => v_request_id,
+      p_scope => case
+        when v_path = '/rpc/sign_in' then 'sign_in'
+        when v_path in (
+          '/organizations', '/memberships', '/rpc/create_organization', '/rpc/accept_invitation', '/rpc/health', '/'
+        ) then 'person'
+        else 'organization'
+      end
+    );
+  end if;
 
   -- PostgREST runs a query to its end, also when its client has hung up: a few that embed each other deep enough, billed to nobody,
   -- would take all of its connections for hours. `alter role member set statement_timeout = …` says otherwise, and goes first.
-  if current_setting('role', true) in ('anon', 'member') and current_setting('statement_timeout') = '0' then
+  if v_role in ('anon', 'member') and current_setting('statement_timeout') = '0' then
     set local statement_timeout = '30s';
   end if;
 end;

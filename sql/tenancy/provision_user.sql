@@ -38,8 +38,8 @@ begin
   end if;
 
   loop
-    insert into tenancy.organizations (kind, name, slug, owner_user_id)
-    values ('personal', v_name, v_slug, v_user_id)
+    insert into tenancy.organizations (kind, name, slug, owner_user_id, billing_user_id)
+    values ('personal', v_name, v_slug, v_user_id, v_user_id)
     on conflict (slug) do nothing
     returning id into v_organization_id;
     exit when v_organization_id is not null;
@@ -53,9 +53,10 @@ end;
 $$;
 
 -- The gateway asks who and for whom before it forwards a request, so that usage is recorded for the organization that
--- PostgREST will use. It learns no organization that the person is not a member of.
+-- PostgREST will use. It learns no organization that the person is not a member of: organization_id is null then, also when there
+-- is none. default_organization_id: what was meant where nothing was named.
 create or replace function tenancy.identify(p_subject text, p_email text, p_role text, p_organization text)
-returns table (user_id uuid, organization_id uuid)
+returns table (user_id uuid, organization_id uuid, default_organization_id uuid)
 language plpgsql
 volatile
 security definer
@@ -65,7 +66,7 @@ declare
   v_user_id uuid;
 begin
   if p_role in ('service', 'platform_admin') then
-    return query select null::uuid, tenancy.find_organization(p_organization);
+    return query select null::uuid, tenancy.find_organization(p_organization), null::uuid;
     return;
   end if;
 
@@ -76,7 +77,13 @@ begin
   end if;
 
   v_user_id := tenancy.provision_user(p_subject, p_email);
-  return query select v_user_id, (select m.organization_id from tenancy.find_membership(v_user_id, p_organization) m);
+  return query
+    select v_user_id, m.organization_id, u.default_organization_id
+    from tenancy.users u
+    left join tenancy.memberships m
+      on m.user_id = u.id
+      and m.organization_id = case when p_organization is null then u.default_organization_id else tenancy.find_organization(p_organization) end
+    where u.id = v_user_id;
 end;
 $$;
 

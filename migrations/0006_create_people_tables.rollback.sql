@@ -1,0 +1,3 @@
+drop table tenancy.api_keys;
+drop table tenancy.workspaces;
+drop table tenancy.invitations;
