@@ -17,13 +17,18 @@ begin
     order by 1
   ) as t;
 
-  -- Outside READ COMMITTED the snapshot may be older than the lock; locking the row then raises 40001 if it has changed since.
+  -- Outside READ COMMITTED the snapshot may be older than the lock; locking the rows then raises 40001 if they have changed since:
+  -- a period that was finalized, an organization that pays for itself now.
   if current_setting('transaction_isolation') <> 'read committed' then
     perform p.status
     from billing.billing_periods p
     join unnest(p_organization_ids, p_firsts, p_lasts) as t (organization_id, first_at, last_at)
       on p.organization_id = t.organization_id and p.period_start <= t.last_at and p.period_end > t.first_at
     for share of p;
+    perform o.billing_start_at
+    from tenancy.organizations o
+    where o.id = any (p_organization_ids)
+    for share of o;
   end if;
 
   return query

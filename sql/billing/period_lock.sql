@@ -1,6 +1,6 @@
 -- The period lock. Writers of usage share an advisory lock of their organization's slot, finalization takes it alone: an event
--- that commits while its period is being finalized is either on the invoice or refused. Row locks do not do here: `for share`
--- writers starve the finalizer, and a period that does not exist yet has no row to lock.
+-- that commits while its period is being finalized is either on the invoice or refused. A change of who pays takes it alone too.
+-- Row locks do not do here: `for share` writers starve the finalizer, and a period that does not exist yet has no row to lock.
 -- Lock in a statement of its own, read in a later one: a snapshot older than the lock does not see what the lock waited for.
 
 create or replace function billing.period_lock_class()
@@ -48,7 +48,7 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
       errcode = 'PT500',
-      message = 'ISOLATION_LEVEL: a period is finalized in READ COMMITTED only, else events that the lock waited for stay unseen';
+      message = 'ISOLATION_LEVEL: this needs READ COMMITTED, else events that the period lock waited for stay unseen';
   end if;
   if exists (
     select from pg_catalog.pg_locks
@@ -60,7 +60,7 @@ begin
   ) then
     raise exception using
       errcode = 'PT409',
-      message = 'ONE_ORGANIZATION_A_TRANSACTION: this transaction has finalized a period of another organization',
+      message = 'ONE_ORGANIZATION_A_TRANSACTION: this transaction holds the period lock of another organization',
       hint = 'Commit it first.';
   end if;
 

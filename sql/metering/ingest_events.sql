@@ -114,7 +114,7 @@ begin
 
       insert into metering.usage_events (
         organization_id, occurred_at, source, idempotency_key, event_type, event_name, quantity, unit,
-        user_id, resource_id, request_id, dimensions, belongs_at, recorded_generation
+        user_id, resource_id, request_id, dimensions, belongs_at, payer_user_id, recorded_generation
       )
       select distinct on (e.organization_id, e.key)
         e.organization_id,
@@ -130,8 +130,10 @@ begin
         e.request_id,
         e.dimensions,
         case when e.position in (select unnest(v_locked)) then e.occurred_at end,
+        billing.payer(o.billing_user_id, o.billing_start_at, coalesce(e.occurred_at, v_now)),
         v_generation
       from unnest(v_parsed) as e
+      join tenancy.organizations o on o.id = e.organization_id
       where e.key in (select unnest(v_new))
         and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))
       order by e.organization_id, e.key, e.position;

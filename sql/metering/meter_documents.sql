@@ -27,12 +27,14 @@ begin
 
   if tg_op = 'INSERT' then
     insert into metering.usage_events (
-      organization_id, occurred_at, source, event_name, quantity, unit, user_id, resource_id, request_id, dimensions, recorded_generation
+      organization_id, occurred_at, source, event_name, quantity, unit, user_id, resource_id, request_id, dimensions,
+      payer_user_id, recorded_generation
     )
     select n.organization_id, v_now, 'trigger', m.event_name, 1, 'document',
       tenancy.current_user_id()::text, n.id::text, nullif(current_setting('app.request_id', true), ''), metering.request_dimensions(),
-      v_generation
+      billing.payer(p.billing_user_id, p.billing_start_at, v_now), v_generation
     from new_rows n
+    join tenancy.organizations p on p.id = n.organization_id
     cross join lateral (
       select 'doc.upload' as event_name
       union all
@@ -40,12 +42,14 @@ begin
     ) as m;
   else
     insert into metering.usage_events (
-      organization_id, occurred_at, source, event_name, quantity, unit, user_id, resource_id, request_id, dimensions, recorded_generation
+      organization_id, occurred_at, source, event_name, quantity, unit, user_id, resource_id, request_id, dimensions,
+      payer_user_id, recorded_generation
     )
     select n.organization_id, v_now, 'trigger', 'doc.processed', 1, 'document',
       tenancy.current_user_id()::text, n.id::text, nullif(current_setting('app.request_id', true), ''), metering.request_dimensions(),
-      v_generation
+      billing.payer(p.billing_user_id, p.billing_start_at, v_now), v_generation
     from new_rows n
+    join tenancy.organizations p on p.id = n.organization_id
     join old_rows o on o.organization_id = n.organization_id and o.id = n.id
     where n.status = 'processed'
       and o.status <> 'processed';
