@@ -22,12 +22,14 @@ comment on column api.billing_periods.end_date is 'First day of the next period,
 comment on column api.billing_periods.status is 'open, or finalized: nothing in it can change again.';
 
 create view api.invoices with (security_invoker) as
-select id, organization_id, number, period_start, period_end, currency, total_cents, issued_at
+select id, organization_id, billing_entity_type, billing_entity_id, number, period_start, period_end, currency, total_cents, issued_at
 from billing.invoices;
 
-comment on view api.invoices is 'One invoice a finalized period. total_cents is the sum of its lines.';
+comment on view api.invoices is 'One invoice a finalized period and payer: two for the period in which a personal organization was converted. total_cents is the sum of its lines.';
 comment on column api.invoices.id is 'What invoice_lines.invoice_id points at.';
-comment on column api.invoices.organization_id is 'Who pays.';
+comment on column api.invoices.organization_id is 'Whose usage it is for.';
+comment on column api.invoices.billing_entity_type is 'Who pays: user, what was used in a personal organization; organization from its conversion on, and always in others.';
+comment on column api.invoices.billing_entity_id is 'Who pays: the id of the user or of the organization.';
 comment on column api.invoices.period_start is 'First moment of the period (UTC).';
 comment on column api.invoices.period_end is 'First moment after the period (UTC).';
 comment on column api.invoices.currency is 'ISO 4217, lowercase, such as usd.';
@@ -42,7 +44,7 @@ from billing.invoice_lines;
 comment on view api.invoice_lines is 'Lines of invoices, one a meter.';
 
 comment on column api.invoice_lines.invoice_id is 'The invoice.';
-comment on column api.invoice_lines.organization_id is 'Who pays.';
+comment on column api.invoice_lines.organization_id is 'Whose usage it is for.';
 comment on column api.invoice_lines.line_number is 'From 1, within the invoice.';
 comment on column api.invoice_lines.meter is 'Code of the meter.';
 comment on column api.invoice_lines.description is 'What the meter counts.';
@@ -63,17 +65,18 @@ declare
   v_invoice api.invoices;
 begin
   perform tenancy.require_platform_admin();
-  select i.id, i.organization_id, i.number, i.period_start, i.period_end, i.currency, i.total_cents, i.issued_at
+  select i.id, i.organization_id, i.billing_entity_type, i.billing_entity_id, i.number, i.period_start, i.period_end, i.currency, i.total_cents, i.issued_at
   into v_invoice
   from billing.finalize_period(tenancy.current_org(), finalize_period.period_start) i;
   return v_invoice;
 end;
 $$;
 
-comment on function api.finalize_period(date) is $$Close a billing period and issue its invoice
+comment on function api.finalize_period(date) is $$Close a billing period and issue its invoices
 
 For platform_admin. period_start is the first day of the period, in the timezone of the organization that X-Organization-ID
-names. Nothing in the period can change afterwards. Called again, it returns the same invoice.
+names. Nothing in the period can change afterwards. The period in which a personal organization was converted gets two invoices, the
+user's and the organization's; the answer is the one of who pays at the period's end. Called again, it returns the same one.
 
 Errors: ROLE_REQUIRED (403), ORGANIZATION_REQUIRED, PERIOD_REQUIRED (400), ORGANIZATION_NOT_FOUND, PERIOD_NOT_FOUND (404),
 PERIOD_NOT_ENDED (409), PERIOD_BUSY (503).$$;
@@ -99,7 +102,7 @@ period, in the timezone of the organization that X-Organization-ID names.
 - events: How many events there are. Never null.
 - quantity: In unit: the number of events or the sum of their quantities, as the meter says. Never null.
 - unit_amount_cents: Price of one unit, in minor units of the organization's currency, perhaps a fraction; null when it is not billed.
-- amount_cents: quantity times unit_amount_cents, rounded once, half away from zero, to whole minor units; 0 when it is not billed. Never null.
+- amount_cents: quantity times unit_amount_cents, rounded once a payer, half away from zero, to whole minor units; 0 when it is not billed. Never null.
 
 Errors: ROLE_REQUIRED (403), ORGANIZATION_REQUIRED (400), ORGANIZATION_NOT_FOUND, PERIOD_NOT_FOUND (404),
 BILLING_PERIOD_LOCKED (409) when the period is finalized.$$;

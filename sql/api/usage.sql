@@ -4,6 +4,8 @@ select
   e.id,
   e.request_id,
   e.organization_id as tenant_id,
+  e.billing_entity_type,
+  e.billing_entity_id,
   e.user_id,
   e.event_name,
   e.dimensions ->> 'endpoint' as route,
@@ -26,6 +28,8 @@ comment on column api.usage_events.id is 'Made by us; a UUIDv7, so it grows with
 comment on column api.usage_events.event_name is 'What happened, such as api.request or doc.upload.';
 comment on column api.usage_events.request_id is 'X-Request-ID of the request that caused the event; null when there was none.';
 comment on column api.usage_events.tenant_id is 'The organization.';
+comment on column api.usage_events.billing_entity_type is 'Who pays: user, what was used in a personal organization; organization from its conversion on, and always in others.';
+comment on column api.usage_events.billing_entity_id is 'Who pays: the id of the user or of the organization.';
 comment on column api.usage_events.user_id is 'Who did it: the id of a user here, or the provider''s own; null when not known.';
 comment on column api.usage_events.route is 'The billable route, without ids; null when it was no request.';
 comment on column api.usage_events.action is 'Method and route; the event''s name when it was no request. Never null.';
@@ -39,6 +43,8 @@ create view api.billing_events with (security_invoker) as
 select
   e.id,
   e.organization_id,
+  e.billing_entity_type,
+  e.billing_entity_id,
   e.event_type,
   e.event_name,
   e.resource_id,
@@ -64,7 +70,9 @@ from metering.usage_events e;
 
 comment on view api.billing_events is 'The events of usage_events, with the fields that billing needs.';
 comment on column api.billing_events.id is 'Made by us; a UUIDv7, so it grows with time.';
-comment on column api.billing_events.organization_id is 'Who pays.';
+comment on column api.billing_events.organization_id is 'The organization.';
+comment on column api.billing_events.billing_entity_type is 'Who pays: user, what was used in a personal organization; organization from its conversion on, and always in others.';
+comment on column api.billing_events.billing_entity_id is 'Who pays: the id of the user or of the organization.';
 comment on column api.billing_events.event_name is 'What happened, such as api.request or doc.upload.';
 comment on column api.billing_events.resource_id is 'What it happened to, such as the id of a document; null when the sender names nothing.';
 comment on column api.billing_events.unit is 'What quantity is in, as the sender called it; null when it did not.';
@@ -87,14 +95,14 @@ as $$ select * from billing.usage_summary(period_start) $$;
 comment on function api.usage_summary(date) is $$What a period's usage is and costs, a row a meter
 
 period_start is the first day of the period, in the organization's timezone: start_date of billing_periods. Without it: the
-current period. Of a finalized period the amounts are those of its invoice.
+current period. Of a finalized period the amounts are those of its invoices.
 
 - meter: Code of the meter; the name of the event when no meter counts it. Never null.
 - unit: What quantity is in; null when no meter counts the event.
 - events: How many events there are. Never null.
 - quantity: In unit: the number of events or the sum of their quantities, as the meter says. Never null.
 - unit_amount_cents: Price of one unit, in minor units of the organization's currency, perhaps a fraction; null when it is not billed.
-- amount_cents: quantity times unit_amount_cents, rounded once, half away from zero, to whole minor units; 0 when it is not billed. Never null.
+- amount_cents: quantity times unit_amount_cents, rounded once a payer, half away from zero, to whole minor units; 0 when it is not billed. Never null.
 
 Errors: PERIOD_NOT_FOUND (404), ORGANIZATION_REQUIRED (400).$$;
 

@@ -1,6 +1,7 @@
--- Closing a period: under the lock that no writer of usage can share, rate it, write the invoice, and shut it for ever. Only
--- the provider's staff may, since a tenant could lock out its own late usage; EXECUTE says so. Safe to call twice: the second
--- call returns the invoice of the first.
+-- Closing a period: under the lock that no writer of usage can share, rate it, write its invoices, and shut it for ever. Only
+-- the provider's staff may, since a tenant could lock out its own late usage; EXECUTE says so. Safe to call twice.
+-- Each payer gets an invoice: who pays when the period begins and who pays when it ends, also for nothing, and whoever else has to pay
+-- something in it (an adjustment of a time before). Returns the one of who pays when it ends.
 create or replace function billing.finalize_period(p_organization_id uuid, p_period_start date)
 returns billing.invoices
 language plpgsql
@@ -11,7 +12,9 @@ as $$
 declare
   v_period record;
   v_invoice billing.invoices;
-  v_currency text;
+  v_organization tenancy.organizations;
+  v_first_payer uuid;
+  v_last_payer uuid;
   v_year text;
 begin
   if p_period_start is null then
@@ -38,34 +41,53 @@ begin
     and period_start = v_period.period_start
     and period_end = v_period.period_end;
 
+  select * into strict v_organization from tenancy.organizations where id = p_organization_id;
+  v_first_payer := billing.payer(v_organization.billing_user_id, v_organization.billing_start_at, v_period.period_start);
+  v_last_payer := billing.payer(
+    v_organization.billing_user_id, v_organization.billing_start_at, v_period.period_end - interval '1 microsecond'
+  );
+
   if v_period.status = 'finalized' then
     select * into strict v_invoice
     from billing.invoices
-    where organization_id = p_organization_id and period_start = v_period.period_start;
+    where organization_id = p_organization_id
+      and period_start = v_period.period_start
+      and payer_user_id is not distinct from v_last_payer;
     return v_invoice;
   end if;
 
-  select currency into strict v_currency from tenancy.organizations where id = p_organization_id;
   v_year := to_char(now() at time zone v_period.timezone, 'YYYY');
 
-  -- Rated once, in one statement: a price that is committed meanwhile must not come between the total and its lines.
+  -- Rated once, in one statement: a price that is committed meanwhile must not come between a total and its lines.
   with rated as materialized (
     select *
     from billing.rate_period(p_organization_id, v_period.period_start, v_period.period_end) r
     where r.unit_amount_cents is not null
   ),
-  invoice as (
-    insert into billing.invoices (organization_id, number, period_start, period_end, currency, total_cents)
-    select
-      p_organization_id,
-      format('%s-%s', v_year, lpad((count(i.id) + 1)::text, 4, '0')),
-      v_period.period_start,
-      v_period.period_end,
-      v_currency,
-      (select coalesce(sum(r.amount_cents), 0) from rated r)
+  payers as (
+    select v_first_payer as user_id
+    union
+    select v_last_payer
+    union
+    select r.payer_user_id from rated r
+  ),
+  issued as (
+    select count(*) as invoices
     from billing.invoices i
     where i.organization_id = p_organization_id
       and i.number like v_year || '-%'
+  ),
+  invoice as (
+    insert into billing.invoices (organization_id, number, period_start, period_end, payer_user_id, currency, total_cents)
+    select
+      p_organization_id,
+      format('%s-%s', v_year, lpad((i.invoices + row_number() over (order by p.user_id nulls last))::text, 4, '0')),
+      v_period.period_start,
+      v_period.period_end,
+      p.user_id,
+      v_organization.currency,
+      (select coalesce(sum(r.amount_cents), 0) from rated r where r.payer_user_id is not distinct from p.user_id)
+    from payers p, issued i
     returning *
   ),
   lines as (
@@ -73,11 +95,12 @@ begin
       organization_id, invoice_id, line_number, meter_code, description, unit, events, quantity, unit_amount_cents, amount_cents
     )
     select
-      p_organization_id, i.id, row_number() over (order by r.meter_code),
+      p_organization_id, i.id, row_number() over (partition by i.id order by r.meter_code),
       r.meter_code, r.description, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents
-    from rated r, invoice i
+    from rated r
+    join invoice i on i.payer_user_id is not distinct from r.payer_user_id
   )
-  select * into v_invoice from invoice;
+  select * into strict v_invoice from invoice i where i.payer_user_id is not distinct from v_last_payer;
 
   update billing.billing_periods
   set status = 'finalized', finalized_at = clock_timestamp()
@@ -104,7 +127,7 @@ begin
   end if;
   return query
     select r.meter_code, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents
-    from billing.rate_period(p_organization_id, v_period.period_start, v_period.period_end) r;
+    from billing.rate_meters(p_organization_id, v_period.period_start, v_period.period_end) r;
 end;
 $$;
 
