@@ -16,7 +16,13 @@ from tests.guides.blocks import RUN, Block, anchors, languages, links, matches, 
 from tests.guides.reader import Reader, copy_project, reader_environment
 from tests.harness import free_port
 
-GUIDES = ("docs/frontend.md", "docs/dba.md", "docs/operations.md", "README.md")  # the last one stops the stack
+GUIDES = (
+    "docs/frontend.md",
+    "docs/dba.md",
+    "docs/adopting.md",
+    "docs/operations.md",
+    "README.md",  # stops the stack
+)
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")))
 ELSEWHERE = {
     "docs/restore.md",  # by test_restore.py, since it needs two clusters
