@@ -111,7 +111,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "ISOLATION_LEVEL": Code(
         500,
-        "A period is being finalized in a transaction that is not READ COMMITTED. Only direct SQL can cause it.",
+        "A period is being finalized, or an organization converted, in a transaction that is not READ COMMITTED. Only direct SQL can cause it.",
         "Run it in READ COMMITTED, the default of Postgres.",
     ),
     "LAST_OWNER": Code(
@@ -133,7 +133,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "ONE_ORGANIZATION_A_TRANSACTION": Code(
         409,
-        "One transaction finalizes periods of two organizations. Only direct SQL can cause it.",
+        "One transaction finalizes periods of, or converts, two organizations. Only direct SQL can cause it.",
         "Commit after each organization.",
     ),
     "ORGANIZATION_NOT_FOUND": Code(

@@ -72,6 +72,8 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "id": _EVENT,
         "request_id": "checkout-7421",
         "tenant_id": _ORGANIZATION,
+        "billing_entity_type": "organization",
+        "billing_entity_id": _ORGANIZATION,
         "user_id": _USER,
         "event_name": "api.request",
         "route": "/api/v1/cases",
@@ -85,6 +87,8 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
     "billing_events": {
         "id": _EVENT,
         "organization_id": _ORGANIZATION,
+        "billing_entity_type": "organization",
+        "billing_entity_id": _ORGANIZATION,
         "event_type": "usage",
         "event_name": "doc.upload",
         "resource_id": _DOCUMENT,
@@ -109,6 +113,8 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
     "invoices": {
         "id": _INVOICE,
         "organization_id": _ORGANIZATION,
+        "billing_entity_type": "organization",
+        "billing_entity_id": _ORGANIZATION,
         "number": "2026-0001",
         "period_start": "2026-01-01T08:00:00+00:00",
         "period_end": "2026-02-01T08:00:00+00:00",
