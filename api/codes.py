@@ -21,6 +21,11 @@ class Code:
 
 
 CODES: Final[Mapping[str, Code]] = {
+    "ALREADY_AN_ORGANIZATION": Code(
+        409,
+        "convert_to_organization was called in an organization that is no personal one (any more).",
+        "Nothing needs doing. To found another organization, call create_organization.",
+    ),
     "AMBIGUOUS_HEADER": Code(
         400,
         "A header that may come once, such as Authorization or X-Organization-ID, came several times.",
@@ -34,6 +39,18 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "BODY_TOO_LARGE": Code(
         413, "The body of POST /v1/events is larger than MAX_INGEST_BYTES.", "Send smaller batches."
+    ),
+    "CONVERSION_FAILED": Code(
+        500,
+        "convert_to_organization met an error that nobody foresaw. message and details name the step. Nothing was "
+        "changed.",
+        "Try again. Operators: the message says what went wrong, and so does the log of Postgres.",
+    ),
+    "CONVERSION_ONLY": Code(
+        409,
+        "kind, billing_start_at or billing_user_id of an organization were written by other means than a conversion. "
+        "Only direct SQL can cause it.",
+        "Have the owner call convert_to_organization. There is no way back to personal.",
     ),
     "COUNT_NOT_EXACT": Code(
         400,
@@ -66,7 +83,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "ID_IS_FIXED": Code(
         409,
-        "An update would give a row of clients, cases or documents another id.",
+        "An update would give a row of clients, cases, documents or workspaces another id.",
         "Leave id out, or send the one that the row has. Insert a new row where another id is wanted.",
     ),
     "INGEST_BUSY": Code(
@@ -111,7 +128,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "ISOLATION_LEVEL": Code(
         500,
-        "A period is being finalized, or an organization converted, in a transaction that is not READ COMMITTED. Only direct SQL can cause it.",
+        "A period is being finalized, or an organization converted, in a transaction that is not READ COMMITTED. "
+        "Only direct SQL can cause it.",
         "Run it in READ COMMITTED, the default of Postgres.",
     ),
     "LAST_OWNER": Code(
@@ -206,6 +224,11 @@ CODES: Final[Mapping[str, Code]] = {
         403,
         "Somebody unknown came to PostgREST directly. The gateway makes people known, so it never answers this.",
         "POST /rpc/sign_in once, or come through the gateway.",
+    ),
+    "WORKSPACE_LIMIT": Code(
+        403,
+        "A second workspace was made in a personal organization.",
+        "Convert it with convert_to_organization: organizations have as many as they like.",
     ),
 }
 
