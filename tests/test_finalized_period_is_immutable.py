@@ -83,9 +83,12 @@ EVENTS = {
             "unnest(array[%(last)s, %(start)s]) t"
         ),
         "update quantity in": "update {table} set quantity = 4 where occurred_at = %(last)s",
+        "update payer in": "update {table} set payer_user_id = %(org)s where organization_id = %(org)s",
         "update nothing in": "update {table} set dimensions = dimensions where organization_id = %(org)s",
         "upsert into": (
-            "insert into {table} select * from {table} where organization_id = %(org)s and occurred_at = %(last)s "
+            "insert into {table} (organization_id, occurred_at, id, source, event_name, quantity, recorded_generation) "
+            "select organization_id, occurred_at, id, source, event_name, quantity, recorded_generation "
+            "from {table} where organization_id = %(org)s and occurred_at = %(last)s "
             "on conflict (organization_id, occurred_at, id) do update set quantity = 0"
         ),
         "give away from": "update {table} set organization_id = %(other)s where organization_id = %(org)s",
@@ -118,6 +121,12 @@ MONEY = {
     "second invoice": (
         "insert into billing.invoices (organization_id, number, period_start, period_end, currency, total_cents) "
         "values (%(org)s, 'x', %(start)s, %(end)s, 'usd', 1)"
+    ),
+    "change payer": "update billing.invoices set payer_user_id = organization_id",
+    "invoice to somebody else": (
+        "insert into billing.invoices "
+        "(organization_id, number, period_start, period_end, payer_user_id, currency, total_cents) "
+        "values (%(org)s, 'x', %(start)s, %(end)s, %(other)s, 'usd', 1)"
     ),
     "truncate invoices": "truncate billing.invoices cascade",
     "add line": (
