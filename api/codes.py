@@ -132,6 +132,11 @@ CODES: Final[Mapping[str, Code]] = {
         "Only direct SQL can cause it.",
         "Run it in READ COMMITTED, the default of Postgres.",
     ),
+    "JWKS_UNAVAILABLE": Code(
+        503,
+        "The token is one of the identity provider, and its keys (JWT_JWKS_URL) could not be had since the start.",
+        "Try again after Retry-After. Operators: the log says jwks_not_renewed, and why.",
+    ),
     "LAST_OWNER": Code(
         409,
         "The change would leave an organization without an owner.",

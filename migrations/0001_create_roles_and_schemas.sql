@@ -123,7 +123,7 @@ $$;
 grant execute on function tenancy.current_org(), tenancy.current_user_id(), tenancy.current_role_in(text[]),
   tenancy.my_organizations() to member;
 grant execute on function tenancy.current_org() to platform_admin;
-grant execute on function tenancy.current_org(), tenancy.current_user_id() to goldleaves_kernel;
+grant execute on function tenancy.current_org(), tenancy.current_user_id(), tenancy.current_role_in(text[]) to goldleaves_kernel;
 grant execute on function ops.new_id() to member, goldleaves_kernel;
 
 -- What the loader brought to this database: the files with their text, and the objects each of them made.

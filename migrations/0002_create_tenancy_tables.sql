@@ -18,8 +18,11 @@ create table tenancy.organizations (
   billing_user_id uuid,
   billing_start_at timestamptz,
   created_at timestamptz not null default now(),
-  check (kind <> 'personal' or (billing_user_id is not null and billing_start_at is null)),
-  check (billing_start_at is null or billing_user_id is not null)
+  -- Personal: the person pays. Founded as an organization: it always has paid. Converted: first the one, then the other.
+  check (case kind
+    when 'personal' then billing_user_id is not null and billing_start_at is null
+    else (billing_user_id is null) = (billing_start_at is null)
+  end)
 );
 
 create table tenancy.users (

@@ -34,7 +34,7 @@ create table tenancy.workspaces (
   created_by uuid default tenancy.current_user_id(),
   created_at timestamptz not null default now(),
   primary key (organization_id, id),
-  unique (organization_id, place)
+  constraint workspaces_one_of_a_personal_organization unique (organization_id, place)
 );
 
 -- Keys of organizations, and those of the provider, which are for one organization or for all (null). Of the key itself only the

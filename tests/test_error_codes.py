@@ -159,6 +159,27 @@ def from_an_organization_without_owner(world: World) -> str:
     return refusal_in_sql(world, "delete from tenancy.memberships where organization_id = %(org)s and role = 'owner'")
 
 
+def from_a_personal_organization(world: World, *requests: tuple[str, dict[str, str]]) -> httpx.Response:
+    """What the last one of several POSTs of somebody new is answered."""
+    token = world.stranger()
+    for path, body in requests:
+        answer = world.ask("POST", f"/api/v1/{path}", token, json=body)
+    return answer
+
+
+def from_a_conversion_that_breaks(world: World) -> httpx.Response:
+    with world.stack.database.connect() as superuser:
+        superuser.execute(
+            "alter table tenancy.organizations add constraint nobody check (kind = 'personal' or slug <> 'broken')"
+        )
+        try:
+            return from_a_personal_organization(
+                world, ("rpc/convert_to_organization", {"name": "Broken", "slug": "broken"})
+            )
+        finally:
+            superuser.execute("alter table tenancy.organizations drop constraint nobody")
+
+
 def refusal_in_sql(world: World, *statements: str) -> str:
     """What the last one of several statements in a transaction says. Nobody reaches these functions over HTTP."""
     with world.stack.database.connect() as superuser, superuser.transaction(force_rollback=True):
@@ -302,7 +323,18 @@ def from_raw_bytes(world: World, sent: bytes) -> httpx.Response:
 Raised = Callable[[World], httpx.Response | str]
 
 SQL_CODES: Mapping[str, tuple[int, Raised]] = {
+    "ALREADY_AN_ORGANIZATION": (
+        409,
+        lambda world: world.ask(
+            "POST", "/api/v1/rpc/convert_to_organization", world.member(), json={"name": "Again", "slug": "again"}
+        ),
+    ),
     "BILLING_PERIOD_LOCKED": (409, from_finalized_period),
+    "CONVERSION_FAILED": (500, from_a_conversion_that_breaks),
+    "CONVERSION_ONLY": (
+        409,
+        lambda world: refusal_in_sql(world, "update tenancy.organizations set kind = 'personal' where id = %(org)s"),
+    ),
     "COUNT_NOT_EXACT": (
         400,
         lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("Prefer", "count=planned")]),
@@ -341,6 +373,12 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "SLUG_TAKEN": (409, lambda world: world.found(slug="acme")),
     "TIME_OUT_OF_RANGE": (400, from_a_wrong_year),
     "USER_NOT_PROVISIONED": (403, lambda world: world.ask("GET", "/cases", world.stranger(), direct=True)),
+    "WORKSPACE_LIMIT": (
+        403,
+        lambda world: from_a_personal_organization(
+            world, ("workspaces", {"name": "First"}), ("workspaces", {"name": "Second"})
+        ),
+    ),
 }
 
 API_CODES: Mapping[str, tuple[int, Raised]] = {

@@ -40,7 +40,11 @@ SCHEMA_USAGE: Mapping[str, set[str]] = {
 }
 
 _CONTEXT = {"tenancy.current_org", "tenancy.current_user_id", "tenancy.current_role_in", "tenancy.my_organizations"}
-_PERSONAL = {"api.sign_in", "api.create_organization", "tenancy.sign_in", "tenancy.create_organization"}
+_PERSONAL = {
+    f"{schema}.{name}"
+    for schema in ("api", "tenancy")
+    for name in ("sign_in", "create_organization", "convert_to_organization")
+}
 _CLOSING = {"api.finalize_period", "api.recalculate_period", "tenancy.require_platform_admin"}
 _SUMMARY = {"api.usage_summary", "billing.usage_summary", "billing.unit_amount_cents"}
 
@@ -154,7 +158,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.memberships": _MEMBERSHIP for schema in ("tenancy", "api")},
         "tenancy.invitations": _INVITATION,
         "tenancy.api_keys": _API_KEY,
-        "tenancy.workspaces": _WORKSPACE,
+        **{f"{schema}.workspaces": _WORKSPACE for schema in ("tenancy", "api")},
         **{f"{schema}.organizations": _ORGANIZATION for schema in ("tenancy", "api")},
     },
     "service": {},
@@ -165,7 +169,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
         "tenancy.invitations": _INVITATION,
         "tenancy.api_keys": _API_KEY,
-        "tenancy.workspaces": _READ,
+        **{f"{schema}.workspaces": _READ for schema in ("tenancy", "api")},
     },
     "sidecar": {},
     "monitor": {},

@@ -169,6 +169,7 @@ def test_real_rows_are_as_described(
     stack: RunningStack, organization: Organization, document: Document, owner: httpx.Client
 ) -> None:
     """A row of every view and an answer of every function that people use, checked against its schema."""
+    assert owner.post("/api/v1/workspaces", json={"name": "Room"}).status_code == 201
     client = owner.post("/api/v1/clients", json={"name": "Firm"}, headers={"Prefer": "return=representation"}).json()[0]
     case = owner.post(
         "/api/v1/cases",
@@ -195,6 +196,9 @@ def test_real_rows_are_as_described(
     check(document, "post", "/api/v1/rpc/sign_in", owner.post("/api/v1/rpc/sign_in"))
     check(document, "get", "/api/v1/rpc/health", owner.get("/api/v1/rpc/health"))
     check(document, "get", "/health", owner.get("/health"))
+    with stack.client("somebody-alone") as alone:
+        converted = alone.post("/api/v1/rpc/convert_to_organization", json={"name": "Firm", "slug": "alone"})
+        check(document, "post", "/api/v1/rpc/convert_to_organization", converted)
 
 
 def test_real_errors_are_as_described(document: Document, owner: httpx.Client) -> None:

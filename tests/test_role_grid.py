@@ -18,11 +18,11 @@ from tests.sql_requests import Caller, Connection, enter, refusal_or_count, requ
 
 # r read, w insert and update, d delete.
 GRID: Mapping[str, Mapping[str, str]] = {
-    "owner": {"organization": "rwd", "members": "rwd", "app": "rwd", "usage": "r", "invoices": "r"},
-    "admin": {"organization": "rw", "members": "rw", "app": "rwd", "usage": "r", "invoices": "r"},
-    "member": {"organization": "r", "members": "r", "app": "rw", "usage": "r", "invoices": ""},
-    "viewer": {"organization": "r", "members": "r", "app": "r", "usage": "r", "invoices": ""},
-    "billing": {"organization": "r", "members": "r", "app": "", "usage": "r", "invoices": "r"},
+    "owner": {"organization": "rwd", "members": "rwd", "rooms": "rwd", "app": "rwd", "usage": "r", "invoices": "r"},
+    "admin": {"organization": "rw", "members": "rw", "rooms": "rw", "app": "rwd", "usage": "r", "invoices": "r"},
+    "member": {"organization": "r", "members": "r", "rooms": "r", "app": "rw", "usage": "r", "invoices": ""},
+    "viewer": {"organization": "r", "members": "r", "rooms": "r", "app": "r", "usage": "r", "invoices": ""},
+    "billing": {"organization": "r", "members": "r", "rooms": "r", "app": "", "usage": "r", "invoices": "r"},
 }
 VERBS = {"r": ("select",), "w": ("insert", "update"), "d": ("delete",)}
 
@@ -51,6 +51,9 @@ AREAS: Mapping[str, tuple[Table, ...]] = {
             where="user_id = %(colleague)s",
         )
         for schema in ("tenancy", "api")
+    ),
+    "rooms": tuple(
+        Table(f"{schema}.workspaces", "(name) values ('New')", "name = 'Changed'") for schema in ("tenancy", "api")
     ),
     "app": tuple(
         Table(f"{schema}.{name}", f"({column}) values ('New')", f"{column} = 'Changed'")
@@ -105,6 +108,7 @@ def fill(superuser: Connection, organization: Organization) -> None:
         insert into billing.invoice_lines (organization_id, invoice_id, line_number, meter_code, description, unit,
           events, quantity, unit_amount_cents, amount_cents)
         values (%(org)s, %(id)s, 1, 'api.request', 'Requests', 'request', 1, 1, 25, 25)""",
+        "insert into tenancy.workspaces (organization_id, name) values (%(org)s, 'A workspace')",
         "insert into app.clients (organization_id, name) values (%(org)s, 'A client')",
         "insert into app.cases (organization_id, title) values (%(org)s, 'A case')",
         "insert into app.documents (organization_id, title) values (%(org)s, 'A document')",  # records doc.upload

@@ -166,7 +166,7 @@ def test_what_members_may_send_back_is_kept_on_every_table(stack: RunningStack) 
             join (values ('id', 'refuse_new_id'), ('created_by', 'keep_stamps'), ('created_at', 'keep_stamps'))
               as kept (column_name, trigger_name) on true
             join pg_attribute a on a.attrelid = c.oid and a.attname = kept.column_name
-            where c.relnamespace = 'app'::regnamespace and c.relkind in ('r', 'p')
+            where c.relnamespace = any ('{app,tenancy}'::regnamespace[]) and c.relkind in ('r', 'p')
               and has_column_privilege('member', c.oid, a.attnum, 'update')
               and not exists (
                 select from pg_trigger t

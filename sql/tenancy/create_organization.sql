@@ -15,16 +15,8 @@ begin
       errcode = 'PT403',
       message = 'ROLE_REQUIRED: only people create organizations, with a token of role member';
   end if;
-  if coalesce(length(btrim(p_name)), 0) not between 1 and 200 then
-    raise exception using
-      errcode = 'PT400',
-      message = 'INVALID_NAME: name needs 1 to 200 characters';
-  end if;
-  if p_slug is null or p_slug !~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$' or tenancy.is_uuid(p_slug) then
-    raise exception using
-      errcode = 'PT400',
-      message = 'INVALID_SLUG: slug needs 1 to 63 lowercase letters, digits and inner hyphens, and may not look like a UUID';
-  end if;
+  perform tenancy.require_organization_name(p_name);
+  perform tenancy.require_slug(p_slug);
   if not exists (select from pg_catalog.pg_timezone_names where name = p_timezone) then
     raise exception using
       errcode = 'PT400',
@@ -37,10 +29,7 @@ begin
   on conflict (slug) do nothing
   returning * into v_organization;
   if v_organization.id is null then
-    raise exception using
-      errcode = 'PT409',
-      message = format('SLUG_TAKEN: another organization is called %s', p_slug),
-      hint = 'Choose another slug.';
+    perform tenancy.raise_slug_taken(p_slug);
   end if;
 
   insert into tenancy.memberships (organization_id, user_id, role) values (v_organization.id, v_user_id, 'owner');

@@ -43,6 +43,8 @@ create or replace trigger refuse_new_id before update on app.cases
   for each row when (old.id is distinct from new.id) execute function tenancy.refuse_new_id();
 create or replace trigger refuse_new_id before update on app.documents
   for each row when (old.id is distinct from new.id) execute function tenancy.refuse_new_id();
+create or replace trigger refuse_new_id before update on tenancy.workspaces
+  for each row when (old.id is distinct from new.id) execute function tenancy.refuse_new_id();
 
 -- For members alone: whoever imports rows brings the stamps with them.
 create or replace trigger keep_stamps before insert or update on app.clients
@@ -50,4 +52,6 @@ create or replace trigger keep_stamps before insert or update on app.clients
 create or replace trigger keep_stamps before insert or update on app.cases
   for each row when (current_user = 'member') execute function tenancy.keep_stamps();
 create or replace trigger keep_stamps before insert or update on app.documents
+  for each row when (current_user = 'member') execute function tenancy.keep_stamps();
+create or replace trigger keep_stamps before insert or update on tenancy.workspaces
   for each row when (current_user = 'member') execute function tenancy.keep_stamps();

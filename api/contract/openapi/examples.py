@@ -10,6 +10,7 @@ _CLIENT: Final = "019a6d0f-11d2-7e03-b2c4-5f8e7d6c5b32"
 _CASE: Final = "019a6d0f-3e57-7a18-8d6b-6a9f8e7d6c43"
 _DOCUMENT: Final = "019a6d0f-9b2c-7f61-a7e8-7bafae9e8d54"
 _EVENT: Final = "019a6d0f-9b2e-7d72-b8f9-8cb0bfaf9e65"
+_WORKSPACE: Final = "019a6d10-2f41-7c15-94ad-3e5d6f708192"
 _INVOICE: Final = "019b0a11-4d3e-7b83-89fa-9dc1c0b0af76"
 
 _USAGE_LINE: Final = {
@@ -39,6 +40,13 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "user_id": _USER,
         "role": "member",
         "created_at": "2026-01-05T17:21:07.5+00:00",
+    },
+    "workspaces": {
+        "id": _WORKSPACE,
+        "organization_id": _ORGANIZATION,
+        "name": "Litigation",
+        "created_by": _USER,
+        "created_at": "2026-01-05T17:25:40.75+00:00",
     },
     "clients": {
         "id": _CLIENT,
@@ -132,6 +140,7 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
 }
 
 RESULTS: Final[dict[str, Any]] = {
+    "convert_to_organization": ROWS["organizations"] | {"billing_start_at": "2026-01-19T09:30:00.25+00:00"},
     "create_organization": ROWS["organizations"],
     "finalize_period": ROWS["invoices"],
     "health": {"status": "ok"},
