@@ -8,6 +8,7 @@ while Postgres is away, hangs, or has another schema: docs/decisions/0007-when-a
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from sqlalchemy import Result, Row, Select, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from api.codes import CODES
 from api.context import Resolution, Tenant
@@ -39,6 +41,7 @@ _INGEST: Final = "select metering.receive_events(%s, %s::uuid, %s, %s)::text"
 _HEALTH: Final = select(func.ops.health())
 _NOTHING: Final = "select 1"
 _REJECT: Final = "select metering.record_rejection(%s, %s::jsonb, %s, %s)"
+_RECORD_REFUSALS: Final = "select audit.record_refusals(%s::jsonb)"
 
 # Classes of SQLSTATE. What was sent is at fault, and would be again: data, constraints, limits, raised by ourselves.
 _REFUSALS: Final = ("22", "21", "23", "54", "P0001", "PT4")
@@ -54,6 +57,14 @@ _NO_SCHEMA: Final = (
 )
 
 RV = TypeVar("RV")
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Connections to Postgres: how many there may be, and how many are lent out now."""
+
+    size: int
+    in_use: int
 
 
 class DatabaseError(Exception):
@@ -140,6 +151,7 @@ class Database:
             return await _Connection.connect(conninfo, autocommit=True)
 
         self._connect = connect
+        self._pool_size = pool_size
         self._engine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=connect,
@@ -165,6 +177,11 @@ class Database:
         except psycopg.Error:
             return True
         return True
+
+    def pool(self) -> Pool:
+        pool = self._engine.pool
+        assert isinstance(pool, QueuePool)  # noqa: S101
+        return Pool(self._pool_size, pool.checkedout())
 
     @property
     def is_refused(self) -> bool:
@@ -194,6 +211,10 @@ class Database:
 
     async def record_rejection(self, source: str, event: str, code: str, message: str) -> None:
         await self._first(_REJECT, source, event, code, message)
+
+    async def record_refusals(self, refusals: str) -> None:
+        """Add to the audit log. `refusals`: what audit.record_refusals() takes, as JSON text."""
+        await self._first(_RECORD_REFUSALS, refusals)
 
     async def maintain(self) -> None:
         await self._first(select(func.ops.maintain()))
