@@ -207,9 +207,17 @@ class Organization:
 
 
 def insert_organization(
-    database: Database, slug: str, *, name: str | None = None, timezone: str = "UTC", roles: tuple[str, ...] = ROLES
+    database: Database,
+    slug: str,
+    *,
+    kind: str = "organization",
+    name: str | None = None,
+    timezone: str = "UTC",
+    roles: tuple[str, ...] = ROLES,
 ) -> Organization:
-    """Write an organization with its members straight into the tables, as superuser: no code under test takes part."""
+    """Write an organization with its members straight into the tables, as superuser: no code under test takes part.
+    Kind `personal`: its owner's, who pays.
+    """
     if "owner" not in roles:
         raise ValueError("an organization has an owner")
     people: dict[str, Member] = {}
@@ -223,11 +231,18 @@ def insert_organization(
             people[role] = Member(found[0], subject, email, role)
         found = connection.execute(
             """
-            insert into tenancy.organizations (kind, name, slug, billing_timezone, owner_user_id)
-            values ('organization', %s, %s, %s, %s)
+            insert into tenancy.organizations (kind, name, slug, billing_timezone, owner_user_id, billing_user_id)
+            values (%(kind)s, %(name)s, %(slug)s, %(timezone)s, %(owner)s,
+              case %(kind)s when 'personal' then %(owner)s end)
             returning id
             """,
-            [name or slug.title(), slug, timezone, people["owner"].id],
+            {
+                "kind": kind,
+                "name": name or slug.title(),
+                "slug": slug,
+                "timezone": timezone,
+                "owner": people["owner"].id,
+            },
         ).fetchone()
         assert found
         for member in people.values():
