@@ -79,7 +79,7 @@ begin
   exception when others then
     get stacked diagnostics
       v_state = returned_sqlstate, v_constraint = constraint_name, v_message = message_text;
-    if v_state like 'PT%' then
+    if v_state like 'PT%' or v_state = '25006' then  -- the second: with GET, which may not write
       raise;
     end if;
     if v_state = '23505' and v_constraint = 'organizations_slug_key' then
