@@ -23,14 +23,17 @@ from api.errors import Problem, problem
 from api.events import events_endpoint
 from api.gateway import Gateway
 from api.health import health_endpoint
+from api.metrics import METRICS_PATH, Metrics, metrics_endpoint
 from api.middleware.authentication import Authentication
 from api.middleware.correlation import CorrelationId
 from api.middleware.cors import Cors
 from api.middleware.failures import Failures
+from api.middleware.observation import Observation
 from api.middleware.tenant import TenantResolution
 from api.middleware.timer import Timer
 from api.middleware.usage import Usage
 from api.patience import Patience
+from api.refusals import Refusals
 from api.routes import GATEWAY_PREFIX, BillableRoutes
 from api.sender import Sender
 from api.settings import Settings
@@ -51,6 +54,10 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     verifier = TokenVerifier(settings.require("jwt_secret"), settings.jwt_algorithm)
     tenants = Tenants(database)
     postgrest = Upstream(settings.require("postgrest_url"))
+    metrics = Metrics(spool, database)
+    refusals = Refusals(database, metrics)
+    token = settings.metrics_token
+    show_metrics = metrics_endpoint(metrics, token.get_secret_value() if token is not None else None)
     tasks = Tasks()
     events = events_endpoint(
         database,
@@ -63,7 +70,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         sender = Sender(spool, database)
-        shipping = tasks.start("shipping", sender.run)
+        to_finish = [tasks.start("shipping", sender.run), tasks.start("refusals", refusals.run)]
         beside = [
             tasks.start("syncing", spool.keep_synced),
             tasks.start("maintenance", lambda: _maintain(database)),
@@ -73,10 +80,11 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         finally:
             postgrest.close()
             sender.close()
-            await asyncio.wait([shipping], timeout=settings.spool_drain_seconds)
-            for task in (shipping, *beside):
+            refusals.close()
+            await asyncio.wait(to_finish, timeout=settings.spool_drain_seconds)
+            for task in (*to_finish, *beside):
                 task.cancel()
-            await asyncio.gather(shipping, *beside, return_exceptions=True)
+            await asyncio.gather(*to_finish, *beside, return_exceptions=True)
             await database.close()
 
     app = Starlette(
@@ -84,10 +92,12 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
             Mount(GATEWAY_PREFIX.decode(), Gateway(postgrest, Patience(database.answers))),
             Route("/v1/events", events, methods=["POST"]),
             Route("/health", health_endpoint(database, spool, postgrest, tasks.stopped)),
+            *([Route(METRICS_PATH, show_metrics)] if settings.metrics_are_served else ()),
             *(docs_routes(database) if settings.docs_are_served else ()),
         ],
         middleware=[
             Middleware(CorrelationId),
+            Middleware(Observation, metrics=metrics, refusals=refusals),
             Middleware(Cors, allowed=AllowedOrigins(settings.allowed_origins)),
             Middleware(Failures),
             Middleware(Timer),

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from hmac import compare_digest
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -26,6 +26,8 @@ PARTS: Final = ("gateway", "events", OTHER)
 STATUSES: Final = ("2xx", "3xx", "4xx", "5xx", "none")  # none: the client hung up before there was an answer
 STEP: Final = re.compile(r"step: ([a-z_]{1,40})")
 MOST_STEPS: Final = 20
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each, which says when we started
 
 
 class Metrics:

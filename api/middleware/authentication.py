@@ -6,6 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import TokenVerifier
 from api.context import context_of, single_header
+from api.metrics import METRICS_PATH
 
 
 class Authentication:
@@ -16,6 +17,6 @@ class Authentication:
         self._verifier = verifier
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == "http" and scope["path"] != METRICS_PATH:  # that one has a token of its own
             context_of(scope).principal = self._verifier.principal(single_header(scope, b"authorization"))
         await self._app(scope, receive, send)

@@ -82,6 +82,8 @@ class Settings(BaseSettings):
     environment: Literal["development", "production"] = "development"
     enable_docs: bool | None = None  # /docs and /openapi.json; default: not in production
 
+    metrics_token: SecretStr | None = None  # of /metrics, which is not there in production without one
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     billable_routes: Annotated[tuple[str, ...], NoDecode] = (
@@ -153,6 +155,10 @@ class Settings(BaseSettings):
     @property
     def docs_are_served(self) -> bool:
         return self.environment != "production" if self.enable_docs is None else self.enable_docs
+
+    @property
+    def metrics_are_served(self) -> bool:
+        return self.environment != "production" or self.metrics_token is not None
 
     @classmethod
     def passwords(cls) -> tuple[str, ...]:

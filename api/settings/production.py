@@ -26,7 +26,7 @@ def weak_choices(settings: Settings) -> Iterator[str]:
     secret = settings.jwt_secret
     if secret is not None and _is_guessable(secret):
         yield f"JWT_SECRET is a placeholder; {_MAKE_ONE}"
-    for name in settings.passwords():
+    for name in (*settings.passwords(), "metrics_token"):
         password: SecretStr | None = getattr(settings, name)
         if password is not None and (len(password.get_secret_value()) < SHORTEST_PASSWORD or _is_guessable(password)):
             yield f"{name.upper()} is a placeholder, or shorter than {SHORTEST_PASSWORD} characters; {_MAKE_ONE}"
