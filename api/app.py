@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from api.auth import TokenVerifier
+from api.auth import IdentityProvider, TokenVerifier
 from api.cors import AllowedOrigins
 from api.database import Database, DatabaseError
 from api.docs import docs_routes
@@ -23,6 +23,7 @@ from api.errors import Problem, problem
 from api.events import events_endpoint
 from api.gateway import Gateway
 from api.health import health_endpoint
+from api.jwks import JwksError, KeySet
 from api.metrics import METRICS_PATH, Metrics, metrics_endpoint
 from api.middleware.authentication import Authentication
 from api.middleware.correlation import CorrelationId
@@ -36,9 +37,10 @@ from api.patience import Patience
 from api.refusals import Refusals
 from api.routes import GATEWAY_PREFIX, BillableRoutes
 from api.sender import Sender
-from api.settings import Settings
+from api.settings import Settings, SettingsError
 from api.spool import Spool
 from api.tenants import Tenants
+from api.tokens import Exchange
 from api.upstream import Upstream
 
 log = structlog.get_logger(__name__)
@@ -49,9 +51,12 @@ RESTART_SECONDS: Final = 1.0
 
 
 def create_app(settings: Settings, spool: Spool) -> Starlette:
-    """The ASGI application, with a spool that is open. Raises SettingsError when a needed setting is missing."""
+    """The ASGI application, with a spool that is open. Raises SettingsError when a needed setting is missing, or names
+    a file that is not what it should be.
+    """
     database = Database(settings.require("database_url"), settings.database_pool_size)
-    verifier = TokenVerifier(settings.require("jwt_secret"), settings.jwt_algorithm)
+    provider = _identity_provider(settings)
+    verifier = TokenVerifier(settings.require("jwt_secret"), settings.jwt_algorithm, settings.jwt_audience, provider)
     tenants = Tenants(database)
     postgrest = Upstream(settings.require("postgrest_url"))
     metrics = Metrics(spool, database)
@@ -74,6 +79,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         beside = [
             tasks.start("syncing", spool.keep_synced),
             tasks.start("maintenance", lambda: _maintain(database)),
+            *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
         ]
         try:
             yield
@@ -91,7 +97,10 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         routes=[
             Mount(GATEWAY_PREFIX.decode(), Gateway(postgrest, Patience(database.answers))),
             Route("/v1/events", events, methods=["POST"]),
-            Route("/health", health_endpoint(database, spool, postgrest, tasks.stopped)),
+            Route(
+                "/health",
+                health_endpoint(database, spool, postgrest, tasks.stopped, provider.keys if provider else None),
+            ),
             *([Route(METRICS_PATH, show_metrics)] if settings.metrics_are_served else ()),
             *(docs_routes(database) if settings.docs_are_served else ()),
         ],
@@ -111,6 +120,17 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     # A redirect would say http: and whatever Host came, behind a proxy that takes https: as well.
     app.router.redirect_slashes = False
     return app
+
+
+def _identity_provider(settings: Settings) -> IdentityProvider | None:
+    if settings.jwt_jwks_url is None:
+        return None
+    try:
+        keys = KeySet(settings.jwt_jwks_url, settings.jwt_jwks_refresh_seconds)
+    except JwksError as error:
+        raise SettingsError(f"JWT_JWKS_URL is {settings.jwt_jwks_url}: {error}.") from None
+    exchange = Exchange(settings.require("jwt_secret"), settings.jwt_algorithm, settings.jwt_audience)
+    return IdentityProvider(keys, exchange, settings.jwt_role_claim)
 
 
 class Tasks:

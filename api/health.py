@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.database import Database, DatabaseError
+from api.jwks import KeySet
 from api.schema_version import compare, known_migrations
 from api.spool import Spool
 from api.upstream import Upstream, UpstreamError
@@ -19,13 +20,18 @@ PROBE_TIMEOUT_SECONDS: Final = 2.0
 
 
 def health_endpoint(
-    database: Database, spool: Spool, postgrest: Upstream, stopped_tasks: Callable[[], list[str]]
+    database: Database,
+    spool: Spool,
+    postgrest: Upstream,
+    stopped_tasks: Callable[[], list[str]],
+    identity_keys: KeySet | None,
 ) -> Callable[[Request], Awaitable[Response]]:
     known_migrations()  # while there are descriptors to read them with
     probe = _Probe(database, postgrest)
 
     async def health(_: Request) -> Response:
-        """200 while all works; 503 when a part is away or stopped, migrations are pending, or the spool is stuck.
+        """200 while all works; 503 when a part is away or stopped, migrations are pending, the spool is stuck, or the
+        keys of the identity provider were never had.
 
         Unknown migrations are an upgrade that is under way, unless the sidecar has met them at its start.
         """
@@ -35,7 +41,8 @@ def health_endpoint(
         spool_state = spool.state()
         spool_is_ok = not spool_state.full and not spool_state.stalled
         stopped = stopped_tasks()
-        is_ok = schema_is_ok and postgrest_status == "ok" and spool_is_ok and not stopped
+        keys_are_ok = identity_keys is None or identity_keys.are_known
+        is_ok = schema_is_ok and postgrest_status == "ok" and spool_is_ok and keys_are_ok and not stopped
         return JSONResponse(
             {
                 "status": "ok" if is_ok else "degraded",
@@ -47,6 +54,7 @@ def health_endpoint(
                     "unknown": None if difference is None else difference.unknown,
                 },
                 "spool": asdict(spool_state),
+                "identity_keys": {"status": "unused"} if identity_keys is None else identity_keys.state(),
                 "tasks": {"stopped": stopped},
             },
             status_code=200 if is_ok else 503,

@@ -89,7 +89,7 @@ def test_postgrest_is_told_the_same_as_in_the_stack() -> None:
     stack = dict(postgrest_part(Settings(postgrest_bin=binary), "url", "key").environment)
     compose = environment("postgrest")
     stack.pop("PGRST_OPENAPI_SERVER_PROXY_URI")  # there PostgREST describes itself
-    own = {"PGRST_DB_URI", "PGRST_JWT_SECRET", "PGRST_SERVER_HOST", "PGRST_SERVER_PORT"}
+    own = {"PGRST_DB_URI", "PGRST_JWT_SECRET", "PGRST_APP_SETTINGS_JWT_AUD", "PGRST_SERVER_HOST", "PGRST_SERVER_PORT"}
     only_here = {"PGPASSWORD", "PGRST_ADMIN_SERVER_PORT", "PGRST_OPENAPI_MODE"}
     assert set(compose) == set(stack) | only_here
     assert {name: compose[name] for name in set(stack) - own} == {name: stack[name] for name in set(stack) - own}

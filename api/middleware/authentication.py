@@ -18,5 +18,5 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != METRICS_PATH:  # that one has a token of its own
-            context_of(scope).principal = self._verifier.principal(single_header(scope, b"authorization"))
+            context_of(scope).principal = await self._verifier.principal(single_header(scope, b"authorization"))
         await self._app(scope, receive, send)

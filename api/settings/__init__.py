@@ -10,12 +10,14 @@ import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from api.claims import is_string_or_uri
 from api.cors import parse_origin
 from api.settings.malformed import explain
 from api.settings.production import weak_choices
@@ -76,6 +78,10 @@ class Settings(BaseSettings):
     jwt_secret: SecretStr | None = None
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
     jwt_expiration_minutes: int = Field(default=60, ge=1, le=LONGEST_LIFETIME_MINUTES)
+    jwt_audience: str | None = None
+    jwt_jwks_url: str | None = None  # of an identity provider's public keys: http, https, or a file
+    jwt_jwks_refresh_seconds: float = Field(default=300, gt=0)
+    jwt_role_claim: str = "role"  # of the identity provider's tokens
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()  # of pages that may call from a browser; * is any
 
@@ -151,6 +157,24 @@ class Settings(BaseSettings):
         if value is not None and len(value.get_secret_value()) < 32:
             raise ValueError(f"expected at least 32 characters, got {len(value.get_secret_value())}")
         return value
+
+    @field_validator("jwt_audience")
+    @classmethod
+    def _can_be_claimed(cls, value: str | None) -> str | None:
+        if value is not None and not is_string_or_uri(value):
+            raise ValueError(f"{value!r} has a colon and is no URI, so no token can be for it")
+        return value
+
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _names_a_key_set(cls, value: str | None) -> str | None:
+        """A path counts from where the command is run, and the sidecar runs elsewhere."""
+        if value is None or re.fullmatch(r"https?://[^/\s]+\S*", value):
+            return value
+        path = unquote(urlsplit(value).path) if value.startswith("file:") else value
+        if "://" in path:
+            raise ValueError("expected a URL such as https://login.example.com/jwks.json, or the path of a file")
+        return str(Path(path).absolute())
 
     @property
     def docs_are_served(self) -> bool:

@@ -136,13 +136,27 @@ _HEALTH: Final[Json] = {
             "required": ["version", "pending", "unknown"],
         },
         "spool": _SPOOL,
+        "identity_keys": {
+            "type": "object",
+            "description": "The public keys that the identity provider signs with.",
+            "properties": {
+                "status": {
+                    "type": "string",
+                    "enum": ["unused", "ok", "stale", "down"],
+                    "description": "stale: they could not be renewed. down: there were none since the start.",
+                },
+                "keys": {"type": "integer", "description": "How many."},
+                "age_seconds": {"type": ["number", "null"], "description": "Since they were last read."},
+            },
+            "required": ["status"],
+        },
         "tasks": {
             "type": "object",
             "properties": {"stopped": {"type": "array", "items": {"type": "string"}}},
             "required": ["stopped"],
         },
     },
-    "required": ["status", "database", "postgrest", "migrations", "spool", "tasks"],
+    "required": ["status", "database", "postgrest", "migrations", "spool", "identity_keys", "tasks"],
 }
 
 SCHEMAS: Final[Json] = {
@@ -182,6 +196,7 @@ _HEALTH_EXAMPLE: Final = {
         "full": False,
         "stalled": False,
     },
+    "identity_keys": {"status": "ok", "keys": 2, "age_seconds": 12.5},
     "tasks": {"stopped": []},
 }
 
@@ -235,6 +250,7 @@ _SEND_EVENTS: Final[Json] = {
                 "DATABASE_BUSY",
                 "DATABASE_UNAVAILABLE",
                 "INGEST_BUSY",
+                "JWKS_UNAVAILABLE",
                 "REQUEST_TIMEOUT",
             )
         ),
@@ -255,7 +271,10 @@ _GET_HEALTH: Final[Json] = {
     "security": [],
     "responses": {
         "200": _health_answer("All works."),
-        "503": _health_answer("A part is away or stopped, migrations are pending, or the spool is full or stuck."),
+        "503": _health_answer(
+            "A part is away or stopped, migrations are pending, the spool is full or stuck, "
+            "or the keys of the identity provider cannot be had."
+        ),
         **refusals(()),
     },
 }
