@@ -237,6 +237,7 @@ def token(
             organization=org,
             lifetime=lifetime,
             algorithm=settings.jwt_algorithm,
+            audience=settings.jwt_audience,
         )
     )
 

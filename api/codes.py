@@ -31,6 +31,16 @@ CODES: Final[Mapping[str, Code]] = {
         "A header that may come once, such as Authorization or X-Organization-ID, came several times.",
         "Send it once. A proxy in front of the gateway may be adding a second one.",
     ),
+    "API_KEY_NOT_FOUND": Code(
+        404,
+        "There is no API key with this id that the caller manages; or, for rotate_api_key, it is revoked or expired.",
+        "Take the id from GET /api/v1/api_keys. In place of a key that has ended make a new one.",
+    ),
+    "API_KEY_ROTATED": Code(
+        409,
+        "The API key was rotated before; it only goes on for its overlap.",
+        "Rotate its successor, which hint names, or make a new key.",
+    ),
     "BILLING_PERIOD_LOCKED": Code(
         409,
         "The billing period is finalized: nothing in it can change, whoever asks. Beside an event in an outcome it is "
@@ -94,6 +104,11 @@ CODES: Final[Mapping[str, Code]] = {
     "INTERNAL_ERROR": Code(
         500, "Something went wrong on our side. details names the request.", "Report it with the value of X-Request-ID."
     ),
+    "INVALID_API_KEY": Code(
+        401,
+        "The API key (gl_…) is not one: malformed, unknown, revoked or expired.",
+        "Use another key. Owners and admins make those of an organization, staff those that send usage events.",
+    ),
     "INVALID_BODY": Code(
         400,
         'The body of POST /v1/events is not JSON that Postgres can hold, or neither an array nor {"events": […]}.',
@@ -109,11 +124,21 @@ CODES: Final[Mapping[str, Code]] = {
         "One event of a batch lacks a field or has one of the wrong type or range. The others are not affected.",
         "Mend that event, which message names, and send it again: a rejected event uses up no id.",
     ),
+    "INVALID_EXPIRY": Code(
+        400,
+        "expires_at of an API key is not in the future, or overlap of a rotation is not between 0 and 30 days.",
+        "Mend it. A key without expires_at is good until it is revoked.",
+    ),
     "INVALID_NAME": Code(
-        400, "The name of an organization is blank or longer than 200 characters.", "Choose another name."
+        400, "The name of an organization or API key is blank or longer than 200 characters.", "Choose another name."
     ),
     "INVALID_PATH": Code(
         400, "The path of a request to the gateway has a control character in it.", "Leave %00 to %1F and %7F out."
+    ),
+    "INVALID_SCOPE": Code(
+        400,
+        "An API key is asked for without a scope, or with one that such keys cannot have.",
+        "Owners and admins: usage:read, data:read, data:write. platform_admin: events:write.",
     ),
     "INVALID_SLUG": Code(
         400,
@@ -213,6 +238,12 @@ CODES: Final[Mapping[str, Code]] = {
         "The database has other migrations than the sidecar knows, which was so when the sidecar first reached it. It "
         "asks nothing of such a database, and keeps what it has metered.",
         "Try again later. Operators: the log of the sidecar names the command that mends it.",
+    ),
+    "SCOPE_REQUIRED": Code(
+        403,
+        "The API key has not the scope for this: usage_summary needs usage:read, POST /v1/events a key of the provider "
+        "(events:write), which does nothing else.",
+        "Use a key with the scope that message names.",
     ),
     "SLUG_TAKEN": Code(409, "Another organization has this slug.", "Choose another slug."),
     "TIME_OUT_OF_RANGE": Code(

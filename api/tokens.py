@@ -22,6 +22,7 @@ def mint_token(
     organization: str | None = None,
     lifetime: timedelta = timedelta(hours=1),
     algorithm: str = "HS256",
+    audience: str | None = None,
 ) -> str:
     """A signed token. `organization` (UUID or slug) becomes `org_id`, which the header X-Organization-ID overrides."""
     issued = datetime.now(UTC)
@@ -30,6 +31,8 @@ def mint_token(
         claims["email"] = email
     if organization is not None:
         claims["org_id"] = organization
+    if audience is not None:
+        claims["aud"] = audience
     return jwt.encode(claims, secret, algorithm=algorithm)
 
 

@@ -31,7 +31,8 @@ class BenchStack:
     stack: Stack
 
     def token(self, subject: str, role: Role = "member") -> str:
-        return mint_token(self.jwt_secret, subject, role=role, email=f"{subject}@example.com")
+        audience = self.stack.settings.jwt_audience
+        return mint_token(self.jwt_secret, subject, role=role, email=f"{subject}@example.com", audience=audience)
 
     def value(self, query: str, *parameters: object) -> object:
         """The first column of the first row."""

@@ -173,6 +173,7 @@ def _serve(database: Database, state: StateDir, overrides: dict[str, Any]) -> It
         jwt_secret=secret,
         state=state,
         parts={part.name: part for part in parts},
+        audience=settings.jwt_audience,
     )
     try:
         for part in parts:

@@ -132,6 +132,7 @@ class RunningStack:
     jwt_secret: str = field(repr=False)
     state: StateDir
     parts: Mapping[str, Part]
+    audience: str | None = None
 
     def token(
         self,
@@ -149,6 +150,7 @@ class RunningStack:
             "role": role,
             "org_id": str(org) if org else None,
             "email": email,
+            "aud": self.audience,
             "iat": now,
             "exp": now + 3600,
             **claims,

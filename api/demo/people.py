@@ -29,9 +29,10 @@ class Person:
         role: Role = "member",
         email: str | None = None,
         organization: str | None = None,
+        audience: str | None = None,
     ) -> None:
         self.subject = subject
-        self.token = mint_token(secret, subject, role=role, email=email, algorithm=algorithm)
+        self.token = mint_token(secret, subject, role=role, email=email, algorithm=algorithm, audience=audience)
         self._http = httpx.Client(
             base_url=gateway_url,
             headers={"Authorization": f"Bearer {self.token}"},

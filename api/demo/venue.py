@@ -25,11 +25,12 @@ class Venue:
     gateway_url: str
     jwt_secret: str = field(repr=False)
     algorithm: str
+    audience: str | None
     superuser_url: str | None = field(repr=False)
     afterwards: str
 
     def person(self, subject: str, **options: Any) -> Person:
-        return Person(self.gateway_url, self.jwt_secret, self.algorithm, subject, **options)
+        return Person(self.gateway_url, self.jwt_secret, self.algorithm, subject, audience=self.audience, **options)
 
 
 def stack_venue(endpoints: Endpoints, settings: Settings) -> Venue:
@@ -37,6 +38,7 @@ def stack_venue(endpoints: Endpoints, settings: Settings) -> Venue:
         gateway_url=endpoints.gateway_url,
         jwt_secret=endpoints.jwt_secret,
         algorithm=settings.jwt_algorithm,
+        audience=settings.jwt_audience,
         superuser_url=endpoints.database_url,
         afterwards=(
             "`make up` starts this stack and leaves it running, with the data of this story. Then:\n"
@@ -55,6 +57,7 @@ def running_venue(url: str, settings: Settings) -> Venue:
         gateway_url=gateway_url,
         jwt_secret=settings.require("jwt_secret"),
         algorithm=settings.jwt_algorithm,
+        audience=settings.jwt_audience,
         superuser_url=_superuser_url(settings),
         afterwards=(
             "The organizations of this story stay, and what they used. Nobody else's rows were touched.\n"
@@ -65,7 +68,8 @@ def running_venue(url: str, settings: Settings) -> Venue:
     with venue.person("demo", role="platform_admin") as staff:
         if staff.ask("GET", "/api/v1/organizations", params={"limit": "0"}).status_code == 401:
             raise DemoError(
-                f"{gateway_url} refuses tokens signed with this JWT_SECRET and {settings.jwt_algorithm}; set its own"
+                f"{gateway_url} refuses tokens signed with this JWT_SECRET and {settings.jwt_algorithm}, for "
+                f"JWT_AUDIENCE {settings.jwt_audience or 'unset'}; set its own"
             )
     return venue
 
