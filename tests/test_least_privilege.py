@@ -45,14 +45,30 @@ _PERSONAL = {
     for schema in ("api", "tenancy")
     for name in ("sign_in", "create_organization", "convert_to_organization")
 }
+_PEOPLE = {
+    f"{schema}.{name}"
+    for schema in ("api", "tenancy")
+    for name in (
+        "create_invitation",
+        "resend_invitation",
+        "revoke_invitation",
+        "accept_invitation",
+        "change_member_role",
+        "remove_member",
+        "leave_organization",
+        "transfer_ownership",
+    )
+}
 _CLOSING = {"api.finalize_period", "api.recalculate_period", "tenancy.require_platform_admin"}
 _SUMMARY = {"api.usage_summary", "billing.usage_summary", "billing.unit_amount_cents"}
+
+_KEYS = {f"{schema}.{verb}_api_key" for schema in ("api", "tenancy") for verb in ("create", "rotate", "revoke")}
 
 # Refusals are part of the contract: a role may call what answers it with a clear ROLE_REQUIRED.
 FUNCTIONS: Mapping[str, set[str]] = {
     "anon": {"api.health", "tenancy.pre_request"},
-    "member": {"api.health", "tenancy.pre_request", "ops.new_id"} | _CONTEXT | _PERSONAL | _CLOSING | _SUMMARY,
-    "service": {"api.health", "tenancy.pre_request"} | _PERSONAL | _CLOSING,
+    "member": {"api.health", "tenancy.pre_request", "ops.new_id"} | _CONTEXT | _PERSONAL | _CLOSING | _SUMMARY | _KEYS,
+    "service": {"api.health", "tenancy.pre_request"} | _PERSONAL | _CLOSING | _KEYS,
     "platform_admin": {
         "api.health",
         "tenancy.pre_request",
@@ -63,9 +79,13 @@ FUNCTIONS: Mapping[str, set[str]] = {
     }
     | _PERSONAL
     | _CLOSING
-    | _SUMMARY,
+    | _SUMMARY
+    | _KEYS,
     "sidecar": {
+        "tenancy.find_api_key",
         "tenancy.identify",
+        "tenancy.note_key_use",
+        "tenancy.organization_of_events",
         "metering.ingest_events",
         "metering.jsonb_or_text",
         "metering.receive_events",
@@ -95,7 +115,6 @@ _DOCUMENT = _tenants_own("case_id", "title", "size_bytes", "status", "storage_ke
 _MEMBERSHIP = {
     "select": {"*"},
     "delete": {"*"},
-    "insert": {"organization_id", "user_id", "role"},
     "update": {"role"},
 }
 _INVITATION = {
@@ -157,7 +176,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.documents": _DOCUMENT for schema in ("app", "api")},
         **{f"{schema}.memberships": _MEMBERSHIP for schema in ("tenancy", "api")},
         "tenancy.invitations": _INVITATION,
-        "tenancy.api_keys": _API_KEY,
+        **{f"{schema}.api_keys": _READ if schema == "api" else _API_KEY for schema in ("tenancy", "api")},
         **{f"{schema}.workspaces": _WORKSPACE for schema in ("tenancy", "api")},
         **{f"{schema}.organizations": _ORGANIZATION for schema in ("tenancy", "api")},
     },
@@ -168,7 +187,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
         "tenancy.invitations": _INVITATION,
-        "tenancy.api_keys": _API_KEY,
+        **{f"{schema}.api_keys": _READ if schema == "api" else _API_KEY for schema in ("tenancy", "api")},
         **{f"{schema}.workspaces": _READ for schema in ("tenancy", "api")},
     },
     "sidecar": {},

@@ -121,7 +121,7 @@ as $$
         when r.quantity < 0 then 'quantity is negative'
         when r.quantity >= 1e18 or scale(r.quantity) > 18 then 'quantity needs to be below 1e18, with at most 18 decimals'
         when p_organization_id is not null and r.organization_id is null
-          then 'organization_id is not the organization of X-Organization-ID'
+          then 'organization_id is not the organization of X-Organization-ID or of the API key'
         when r.organization_id is null then 'organization_id is missing: name it here or in X-Organization-ID'
         when not r.organization_id = any (array(select id from organizations)) then 'organization_id: there is no such organization'
         when r.event ? 'time' and jsonb_typeof(r.event -> 'time') <> 'null' and r.occurred_at is null

@@ -39,24 +39,31 @@ begin
 end;
 $$;
 
--- What the sidecar calls: metering.ingest_events(), which says what the parameters are, with the events as text.
-create or replace function metering.receive_events(p_body text, p_organization_id uuid, p_source text, p_late text)
+-- What the sidecar calls: metering.ingest_events(), which says what the parameters are, with the events as text. p_key_id: the API
+-- key that they came with. It is looked up here, so that a key counts for nothing from the moment it is revoked.
+create or replace function metering.receive_events(
+  p_body text, p_organization_id uuid, p_source text, p_late text, p_key_id uuid default null
+)
 returns jsonb
 language plpgsql
 volatile
 set search_path = ''
 as $$
 declare
+  v_organization_id uuid := p_organization_id;
   v_events jsonb;
 begin
+  if p_key_id is not null then
+    v_organization_id := tenancy.organization_of_events(p_key_id, p_organization_id);
+  end if;
   begin
     v_events := p_body::jsonb;
   exception when data_exception or program_limit_exceeded then
     v_events := metering.split_events(p_body);
   end;
-  return metering.ingest_events(v_events, p_organization_id, p_source, p_late);
+  return metering.ingest_events(v_events, v_organization_id, p_source, p_late);
 end;
 $$;
 
 grant execute on function metering.jsonb_or_text(text), metering.split_events(text),
-  metering.receive_events(text, uuid, text, text) to sidecar;
+  metering.receive_events(text, uuid, text, text, uuid) to sidecar;

@@ -16,6 +16,23 @@ begin
 end;
 $$;
 
+-- People have a role instead of scopes, which is for their functions to ask about.
+create or replace function tenancy.require_scope(p_scope text)
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if nullif(current_setting('app.current_key_id', true), '') is not null and not tenancy.current_role_in(p_scope) then
+    raise exception using
+      errcode = 'PT403',
+      message = format('SCOPE_REQUIRED: this needs an API key with the scope %s', p_scope),
+      hint = 'The scopes of a key stay as they are: an owner or admin of the organization makes another one.';
+  end if;
+end;
+$$;
+
 -- Called by functions that run as their caller, so current_user is the role of the token. They are EXECUTE for everybody with a
 -- token, so that the refusal is a clear 403 that says which role is needed; what they call is for platform_admin alone.
 create or replace function tenancy.require_platform_admin()
@@ -36,4 +53,5 @@ end;
 $$;
 
 grant execute on function tenancy.require_organization() to goldleaves_kernel, platform_admin;
+grant execute on function tenancy.require_scope(text) to goldleaves_kernel;
 grant execute on function tenancy.require_platform_admin() to member, service, platform_admin;
