@@ -1,0 +1,30 @@
+-- What the sidecar refused: logins, keys, organizations of others, second workspaces. It reports them in batches, each with how
+-- often it happened; what somebody tried is their text, and so is kept apart from the chain.
+create or replace function audit.record_refusals(p_refusals jsonb)
+returns void
+language sql
+volatile
+security definer
+set search_path = ''
+as $$
+  insert into audit.pending (chain_id, actor_type, actor_id, action, target_type, target_id, after, actor, change)
+  select
+    -- Only what a caller did in their own organization. Nobody writes into the log of another one by being refused there.
+    case when r.code in ('WORKSPACE_LIMIT', 'CONVERSION_FAILED') then coalesce(r.organization_id, audit.platform()) else audit.platform() end,
+    case when r.key_id is not null then 'api_key' when r.user_id is not null then 'user' else 'anonymous' end,
+    coalesce(r.key_id, r.user_id)::text,
+    'refused.' || lower(regexp_replace(r.code, '[^A-Za-z0-9_]', '_', 'g')),
+    'request',
+    null,
+    jsonb_build_object('code', r.code, 'count', r.count, 'first_at', r.first_at, 'last_at', r.last_at),
+    nullif(jsonb_strip_nulls(jsonb_build_object('ip', left(r.ip, 64), 'subject', left(r.subject, 255))), '{}'),
+    case when r.detail is not null then jsonb_build_object('after', jsonb_build_object('detail', left(r.detail, 400))) end
+  from jsonb_to_recordset(p_refusals) as r (
+    code text, organization_id uuid, subject text, user_id uuid, key_id uuid, ip text, detail text, count bigint,
+    first_at timestamptz, last_at timestamptz
+  )
+  where r.code <> ''
+$$;
+
+alter function audit.record_refusals(jsonb) owner to goldleaves_kernel;
+grant execute on function audit.record_refusals(jsonb) to sidecar;
