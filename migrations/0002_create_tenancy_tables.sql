@@ -5,7 +5,7 @@ create table tenancy.organizations (
   id uuid primary key default ops.new_id(),
   kind text not null default 'organization' check (kind in ('personal', 'organization')),
   name text not null check (length(btrim(name)) between 1 and 200),
-  slug text not null unique check (
+  slug text not null check (
     slug ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
     and slug !~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
   ),
@@ -45,6 +45,9 @@ create table tenancy.memberships (
   primary key (organization_id, user_id)
 );
 
+-- Partial, though it holds all of them: a foreign key cannot refer to it, so a new slug does not lock the organization's row against
+-- everybody who writes rows that refer to the organization.
+create unique index organizations_slug_key on tenancy.organizations (slug) where slug is not null;
 create index organizations_owner on tenancy.organizations (owner_user_id);
 create index organizations_billing_user on tenancy.organizations (billing_user_id);
 create index users_default_organization on tenancy.users (default_organization_id);

@@ -1,9 +1,9 @@
 -- A personal organization becomes an organization: the same one, with all that is in it, under a name and slug of its own. From then on
 -- it pays for itself. One transaction; what goes wrong at any step leaves no trace, and the error names the step.
 
--- What the conversion changes or relies on, locked. Writers of usage share the period lock, and most of their rows refer to the
--- organization's, which a new slug locks against that: some take the one first, some the other. So this waits only a moment for the
--- rows, far less than until a deadlock is called, then lets go of everything and tries again.
+-- What the conversion changes or relies on, locked. Nobody may write usage meanwhile, so it waits for rows only a moment, less than
+-- until a deadlock is called, then lets go of everything and tries again. Not `for update`: rows of those who write usage refer to the
+-- organization's, and some have locked it for that before they wait for the period lock.
 create or replace function tenancy.lock_for_conversion(p_organization_id uuid, out billing_start_at timestamptz, out kind text)
 language plpgsql
 volatile
@@ -17,7 +17,7 @@ begin
     begin
       billing_start_at := billing.start_billing(p_organization_id);
       set local lock_timeout = '200ms';
-      select o.kind into strict kind from tenancy.organizations o where o.id = p_organization_id for update;
+      select o.kind into strict kind from tenancy.organizations o where o.id = p_organization_id for no key update;
       perform from tenancy.workspaces w where w.organization_id = p_organization_id for update;
       perform set_config('lock_timeout', v_lock_timeout, true);
       return;

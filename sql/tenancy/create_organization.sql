@@ -26,7 +26,7 @@ begin
 
   insert into tenancy.organizations (name, slug, billing_timezone, owner_user_id)
   values (btrim(p_name), p_slug, p_timezone, v_user_id)
-  on conflict (slug) do nothing
+  on conflict (slug) where slug is not null do nothing
   returning * into v_organization;
   if v_organization.id is null then
     perform tenancy.raise_slug_taken(p_slug);

@@ -40,7 +40,7 @@ begin
   loop
     insert into tenancy.organizations (kind, name, slug, owner_user_id, billing_user_id)
     values ('personal', v_name, v_slug, v_user_id, v_user_id)
-    on conflict (slug) do nothing
+    on conflict (slug) where slug is not null do nothing
     returning id into v_organization_id;
     exit when v_organization_id is not null;
     v_slug := tenancy.slugify(v_name) || '-' || left(replace(gen_random_uuid()::text, '-', ''), 6);
