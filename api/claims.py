@@ -67,7 +67,7 @@ def is_string_or_uri(value: object) -> bool:
 
 def _parse(payload: bytes) -> Claims:
     try:
-        claims = json.loads(payload)
+        claims = json.loads(payload, object_pairs_hook=_unique)
         # NaN and lone surrogates are JSON for Python and for nobody else.
         json.dumps(claims, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
@@ -75,6 +75,14 @@ def _parse(payload: bytes) -> Claims:
     if not isinstance(claims, dict) or _NUL.search(payload):
         raise ClaimsError("the claims are not a JSON object that Postgres can hold")
     return claims
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Claims:
+    """Of a name that comes twice, PostgREST takes the first and Python the last: two people in one token."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("duplicate names")
+    return found
 
 
 def _time(claims: Claims, name: str) -> int | None:

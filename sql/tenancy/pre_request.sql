@@ -26,8 +26,8 @@ begin
       hint = 'Use Prefer: count=exact.';
   end if;
 
-  -- Nobody's token has a claim besides the role, which PostgREST itself writes.
-  if v_claims - 'role' <> '{}' then
+  -- Without a token PostgREST itself writes a claim, the role anon.
+  if v_role <> 'anon' or v_claims - 'role' <> '{}' then
     v_fault := tenancy.claims_fault(v_claims, nullif(current_setting('app.settings.jwt_aud', true), ''));
     if v_fault is not null then
       raise exception using
