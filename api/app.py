@@ -24,6 +24,7 @@ from api.events import events_endpoint
 from api.gateway import Gateway
 from api.health import health_endpoint
 from api.jwks import JwksError, KeySet
+from api.keys import ApiKeys
 from api.metrics import METRICS_PATH, Metrics, metrics_endpoint
 from api.middleware.authentication import Authentication
 from api.middleware.correlation import CorrelationId
@@ -57,6 +58,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     database = Database(settings.require("database_url"), settings.database_pool_size)
     provider = _identity_provider(settings)
     verifier = TokenVerifier(settings.require("jwt_secret"), settings.jwt_algorithm, settings.jwt_audience, provider)
+    keys = ApiKeys(database, Exchange(settings.require("jwt_secret"), settings.jwt_algorithm, settings.jwt_audience))
     tenants = Tenants(database)
     postgrest = Upstream(settings.require("postgrest_url"))
     metrics = Metrics(spool, database)
@@ -75,7 +77,11 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         sender = Sender(spool, database)
-        to_finish = [tasks.start("shipping", sender.run), tasks.start("refusals", refusals.run)]
+        to_finish = [
+            tasks.start("shipping", sender.run),
+            tasks.start("refusals", refusals.run),
+            tasks.start("key-uses", keys.run),
+        ]
         beside = [
             tasks.start("syncing", spool.keep_synced),
             tasks.start("maintenance", lambda: _maintain(database)),
@@ -87,6 +93,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
             postgrest.close()
             sender.close()
             refusals.close()
+            keys.close()
             await asyncio.wait(to_finish, timeout=settings.spool_drain_seconds)
             for task in (*to_finish, *beside):
                 task.cancel()
@@ -110,7 +117,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
             Middleware(Cors, allowed=AllowedOrigins(settings.allowed_origins)),
             Middleware(Failures),
             Middleware(Timer),
-            Middleware(Authentication, verifier=verifier),
+            Middleware(Authentication, verifier=verifier, keys=keys),
             Middleware(TenantResolution, tenants=tenants),
             Middleware(Usage, spool=spool, routes=BillableRoutes(settings.billable_routes)),
         ],

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import time
 from typing import Final, Literal, get_args
+from uuid import UUID
 
 import jwt
 
@@ -30,6 +31,15 @@ _UNREADABLE: Final = (jwt.InvalidTokenError, jwt.InvalidKeyError, ValueError, Ty
 
 
 @dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key of an organization, or of the provider: that one is for an organization too, or with None for all."""
+
+    id: UUID
+    is_providers: bool
+    organization_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who asks. Without a token: role `anon` and nothing else."""
 
@@ -38,6 +48,7 @@ class Principal:
     email: str | None = None
     organization: str | None = None  # claim org_id
     token: str | None = field(default=None, repr=False)  # what PostgREST is shown
+    key: ApiKey | None = None
 
 
 ANONYMOUS: Final = Principal("anon")

@@ -8,7 +8,10 @@ while Postgres is away, hangs, or has another schema: docs/decisions/0007-when-a
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -22,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import QueuePool
 
+from api.auth import ApiKey
 from api.codes import CODES
 from api.context import Resolution, Tenant
 from api.errors import Problem, problem
@@ -37,9 +41,10 @@ CALL_TIMEOUT_SECONDS: Final = STATEMENT_TIMEOUT_MS / 1000 + 3
 QUICK_CALL_TIMEOUT_SECONDS: Final = 5
 WAIT_INTERVAL_SECONDS: Final = 0.1
 
-_INGEST: Final = "select metering.receive_events(%s, %s::uuid, %s, %s)::text"
+_INGEST: Final = "select metering.receive_events(%s, %s::uuid, %s, %s, %s::uuid)::text"
 _HEALTH: Final = select(func.ops.health())
 _NOTHING: Final = "select 1"
+_NOTE_KEY_USE: Final = "select tenancy.note_key_use(%s::jsonb)"
 _REJECT: Final = "select metering.record_rejection(%s, %s::jsonb, %s, %s)"
 _RECORD_REFUSALS: Final = "select audit.record_refusals(%s::jsonb)"
 
@@ -204,9 +209,26 @@ class Database:
         tried = organization or (str(default_id) if default_id is not None else None)
         return Resolution(Tenant(user_id, organization_id) if organization_id is not None else None, tried)
 
-    async def ingest(self, events: str, organization_id: UUID | None, source: str, late: str) -> str:
-        """Store usage events given as JSON text. Returns the outcome as JSON text."""
-        row = await self._first(_INGEST, events, organization_id, source, late)
+    async def find_api_key(self, prefix: str, digest: bytes) -> ApiKey | None:
+        """The key with this SHA-256 that is good now."""
+        key = func.tenancy.find_api_key(prefix, digest).table_valued("id", "kind", "organization_id")
+        columns = select(key.c.id, key.c.kind, key.c.organization_id)
+        row = await self._first(columns, within=QUICK_CALL_TIMEOUT_SECONDS)
+        if row is None:
+            return None
+        organization_id = _uuid(row.organization_id) if row.organization_id is not None else None
+        return ApiKey(_uuid(row.id), row.kind == "provider", organization_id)
+
+    async def note_key_use(self, uses: Mapping[UUID, datetime]) -> None:
+        """When each of these keys was used last."""
+        times = json.dumps({str(key): used.isoformat() for key, used in uses.items()})
+        await self._first(_NOTE_KEY_USE, times, within=QUICK_CALL_TIMEOUT_SECONDS)
+
+    async def ingest(
+        self, events: str, organization_id: UUID | None, source: str, late: str, key: ApiKey | None = None
+    ) -> str:
+        """Store usage events given as JSON text, that came with `key`. Returns the outcome as JSON text."""
+        row = await self._first(_INGEST, events, organization_id, source, late, key.id if key is not None else None)
         return str(row[0]) if row is not None else ""
 
     async def record_rejection(self, source: str, event: str, code: str, message: str) -> None:

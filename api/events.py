@@ -34,7 +34,8 @@ def events_endpoint(
     async def receive_events(request: Request) -> Response:
         """Store a batch of usage events. Safe to send twice: `id` is the idempotency key.
 
-        Errors: 401; 403 ROLE_REQUIRED; 415, 413, 400 INVALID_BODY; 404 ORGANIZATION_NOT_FOUND; 503 without Postgres.
+        Errors: 401; 403 ROLE_REQUIRED, SCOPE_REQUIRED, NOT_A_MEMBER; 415, 413, 400 INVALID_BODY; 404
+        ORGANIZATION_NOT_FOUND; 503 without Postgres.
         """
         _require_service(request)
         _require_json(request)
@@ -43,7 +44,8 @@ def events_endpoint(
             try:
                 organization_id = await _organization_id(request, tenants)
                 async with slots.one():
-                    outcome = await database.ingest(body, organization_id, SOURCE, "reject")
+                    key = context_of(request.scope).principal.key
+                    outcome = await database.ingest(body, organization_id, SOURCE, "reject", key)
             except DatabaseError as error:
                 if error.malformed:
                     raise _not_json(error) from None
@@ -116,8 +118,10 @@ def _not_json(error: DatabaseError) -> Problem:
 
 def _require_service(request: Request) -> None:
     principal = context_of(request.scope).principal
-    if principal.token is None:
+    if principal.token is None and principal.key is None:
         raise problem("INVALID_TOKEN", "there is no token", hint="Send one of role service as a Bearer token.")
+    if principal.key is not None and not principal.key.is_providers:
+        raise problem("SCOPE_REQUIRED", "sending usage events needs a key of the provider (events:write)")
     if principal.role != "service":
         raise problem("ROLE_REQUIRED", "only role service sends usage events", hint="Usage is the provider's to write.")
 
@@ -157,7 +161,11 @@ async def _organization_id(request: Request, tenants: Tenants) -> UUID | None:
     named = organization_named(request.scope)
     if named is None:
         return None
-    tenant = (await tenants.resolve(context_of(request.scope).principal, named)).tenant
+    principal = context_of(request.scope).principal
+    tenant = (await tenants.resolve(principal, named)).tenant
+    if tenant is None and principal.key is not None and principal.key.organization_id is not None:
+        # As Postgres says of another organization that is there.
+        raise problem("NOT_A_MEMBER", "this API key is for another organization", hint="Leave X-Organization-ID out.")
     if tenant is None:
         raise problem(
             "ORGANIZATION_NOT_FOUND",

@@ -80,6 +80,9 @@ class Gateway:
         path = upstream_path(scope)
         if path is None:
             raise problem("ROUTE_NOT_FOUND", "there is nothing at this path", hint="The API is at /api/v1/.")
+        key = context_of(scope).principal.key
+        if key is not None and key.is_providers:
+            raise problem("SCOPE_REQUIRED", "keys of the provider are for POST /v1/events, and for nothing else")
         if CONTROL_CHARACTER.search(path):
             raise problem("INVALID_PATH", "the path has a control character", hint="Leave %00 to %1F and %7F out.")
         _require_utf8(scope)

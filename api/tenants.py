@@ -9,7 +9,7 @@ from collections import OrderedDict
 from time import monotonic
 from typing import Final
 
-from api.auth import Principal
+from api.auth import ApiKey, Principal
 from api.context import Resolution, Tenant
 from api.database import Database
 
@@ -30,13 +30,27 @@ class Tenants:
 
         Raises DatabaseError when it has to ask and cannot.
         """
-        who = (principal.role, principal.subject)
+        if principal.key is not None and not principal.key.is_providers:
+            return await self._of_key(principal.key, organization)
+        return await self._ask(principal.role, principal.subject, principal.email, organization)
+
+    async def _of_key(self, key: ApiKey, organization: str | None) -> Resolution:
+        """A key is for one organization, which may be named all the same."""
+        assert key.organization_id is not None  # noqa: S101 - that of an organization is
+        tenant = Tenant(None, key.organization_id)
+        if organization is None or organization.lower() == str(key.organization_id):
+            return Resolution(tenant, organization)
+        named = (await self._ask("service", None, None, organization)).tenant
+        return Resolution(tenant if named == tenant else None, organization)
+
+    async def _ask(self, role: str, subject: str | None, email: str | None, organization: str | None) -> Resolution:
+        who = (role, subject)
         known = self._known.get(who)
         if known is not None and organization in known:
             tenant, expires = known[organization]
             if monotonic() < expires:
                 return Resolution(tenant, organization)
-        found = await self._database.identify(principal.subject, principal.email, principal.role, organization)
+        found = await self._database.identify(subject, email, role, organization)
         if found.tenant is not None:
             self._remember(who, organization, found.tenant)
         return found

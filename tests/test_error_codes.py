@@ -320,9 +320,35 @@ def from_raw_bytes(world: World, sent: bytes) -> httpx.Response:
         return httpx.Response(response.status, headers=response.getheaders(), content=response.read())
 
 
+def making_a_key(world: World, **details: object) -> httpx.Response:
+    body = {"name": "A key", "scopes": ["data:read"], **details}
+    return world.ask("POST", "/api/v1/rpc/create_api_key", world.member(), json=body)
+
+
+def changing_a_key(world: World, verb: str, key_id: object) -> httpx.Response:
+    return world.ask("POST", f"/api/v1/rpc/{verb}_api_key", world.member(), json={"id": str(key_id)})
+
+
+def from_a_key_that_was_rotated(world: World) -> httpx.Response:
+    key_id = making_a_key(world).json()["id"]
+    assert changing_a_key(world, "rotate", key_id).is_success
+    return changing_a_key(world, "rotate", key_id)
+
+
+def from_a_revoked_key(world: World) -> httpx.Response:
+    """The gateway has just seen it work, so PostgREST is asked."""
+    made = making_a_key(world).json()
+    assert world.ask("GET", "/api/v1/cases", made["key"]).is_success
+    assert changing_a_key(world, "revoke", made["id"]).is_success
+    return world.ask("GET", "/api/v1/cases", made["key"])
+
+
 Raised = Callable[[World], httpx.Response | str]
 
 SQL_CODES: Mapping[str, tuple[int, Raised]] = {
+    "ADOPTION_BLOCKED": (409, lambda world: refusal_in_sql(world, "select tenancy.adopt_table('tenancy.users')")),
+    "API_KEY_NOT_FOUND": (404, lambda world: changing_a_key(world, "revoke", uuid4())),
+    "API_KEY_ROTATED": (409, from_a_key_that_was_rotated),
     "ALREADY_AN_ORGANIZATION": (
         409,
         lambda world: world.ask(
@@ -342,9 +368,12 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "DATABASE_RESTORED": (503, from_restored_database),
     "IDEMPOTENCY_CONFLICT": (200, conflicting),
     "ID_IS_FIXED": (409, from_another_id),
+    "INVALID_API_KEY": (401, from_a_revoked_key),
     "INVALID_BODY": (400, lambda world: world.send("5")),
     "INVALID_EVENT": (200, partial(rejected, quantity=-1)),
+    "INVALID_EXPIRY": (400, lambda world: making_a_key(world, expires_at="2000-01-01")),
     "INVALID_NAME": (400, lambda world: world.found(name=" ")),
+    "INVALID_SCOPE": (400, lambda world: making_a_key(world, scopes=["events:write"])),
     "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
     "INVALID_TIMEZONE": (400, lambda world: world.found(timezone="Mars/Olympus")),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/cases", world.stack.token(None), direct=True)),
@@ -370,6 +399,10 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "PERIOD_NOT_FOUND": (404, lambda world: world.close("finalize_period", date(1999, 1, 1))),
     "PERIOD_REQUIRED": (400, lambda world: world.close("finalize_period", None)),
     "ROLE_REQUIRED": (403, lambda world: world.close("finalize_period", month(1), role="service")),
+    "SCOPE_REQUIRED": (
+        403,
+        lambda world: world.ask("GET", "/api/v1/rpc/usage_summary", making_a_key(world).json()["key"]),
+    ),
     "SLUG_TAKEN": (409, lambda world: world.found(slug="acme")),
     "TIME_OUT_OF_RANGE": (400, from_a_wrong_year),
     "USER_NOT_PROVISIONED": (403, lambda world: world.ask("GET", "/cases", world.stranger(), direct=True)),
@@ -389,6 +422,7 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "HEADERS_TOO_LARGE": (431, lambda world: world.ask("GET", "/health", headers=[("X-Long", "x" * 70_000)])),
     "INGEST_BUSY": (503, from_more_batches_than_go_in),
     "INTERNAL_ERROR": (500, from_what_nobody_foresaw),
+    "INVALID_API_KEY": (401, lambda world: world.ask("GET", "/api/v1/cases", f"gl_{'0' * 12}_{'0' * 64}")),
     "INVALID_BODY": (400, lambda world: world.send("{")),
     "INVALID_ENCODING": (400, lambda world: world.ask("GET", "/api/v1/cases?title=eq.%FF", world.member())),
     "INVALID_PATH": (400, lambda world: world.ask("GET", "/api/v1/cases%00", world.member())),
@@ -409,6 +443,7 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     ),
     "ROLE_REQUIRED": (403, lambda world: world.send("[]", token=world.member())),
     "ROUTE_NOT_FOUND": (404, lambda world: world.ask("GET", "/nothing/here", world.member())),
+    "SCOPE_REQUIRED": (403, lambda world: world.send("[]", token=making_a_key(world).json()["key"])),
     "SCHEMA_MISMATCH": (503, from_database_of_another_version),
     "UNSUPPORTED_MEDIA_TYPE": (
         415,

@@ -6,17 +6,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import TokenVerifier
 from api.context import context_of, single_header
+from api.keys import ApiKeys, looks_like_a_key
 from api.metrics import METRICS_PATH
 
 
 class Authentication:
-    """Sets the principal. An Authorization header that is not a valid token of ours is INVALID_TOKEN (401)."""
+    """Sets the principal. An Authorization header that is neither a valid token of ours nor an API key is INVALID_TOKEN
+    or INVALID_API_KEY (401).
+    """
 
-    def __init__(self, app: ASGIApp, verifier: TokenVerifier) -> None:
+    def __init__(self, app: ASGIApp, verifier: TokenVerifier, keys: ApiKeys) -> None:
         self._app = app
         self._verifier = verifier
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != METRICS_PATH:  # that one has a token of its own
-            context_of(scope).principal = await self._verifier.principal(single_header(scope, b"authorization"))
+            authorization = single_header(scope, b"authorization")
+            if authorization is not None and looks_like_a_key(authorization):
+                context_of(scope).principal = await self._keys.principal(authorization)
+            else:
+                context_of(scope).principal = await self._verifier.principal(authorization)
         await self._app(scope, receive, send)

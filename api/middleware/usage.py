@@ -127,7 +127,7 @@ class MeteredResponse:
             "unit": "request",
             "time": context.received_at.isoformat(timespec="microseconds"),
             "organization_id": str(self._tenant.organization_id),
-            "user_id": str(self._tenant.user_id),
+            "user_id": str(self._tenant.user_id) if self._tenant.user_id is not None else None,
             "request_id": context.request_id,
             "dimensions": {
                 "endpoint": self._route,
@@ -137,6 +137,7 @@ class MeteredResponse:
                 "response_size": self._size,
                 "client_ip": client[0] if client else None,
                 "user_agent": self._user_agent(),
+                **({"api_key_id": str(context.principal.key.id)} if context.principal.key is not None else {}),
             },
         }
 
@@ -145,7 +146,8 @@ class MeteredResponse:
             return new_key()
         scope = self._scope
         target = raw_path(scope), scope["query_string"]
-        return self._retries.key_for((self._tenant, context.request_id, scope["method"], target))
+        who = self._tenant, context.principal.key
+        return self._retries.key_for((who, context.request_id, scope["method"], target))
 
     def _user_agent(self) -> str | None:
         for name, value in self._scope["headers"]:
