@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -21,10 +22,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from api import contract, migrations
+from api.adopt import adopt as adopt_tables
+from api.adopt import report as adoption_report
 from api.contract.error_reference import error_reference
 from api.contract.typescript import database_types
 from api.demo import DemoError, play, running_venue, stack_venue
 from api.dev.session import develop
+from api.importing import ImportFailed, ImportFiles, import_files
 from api.settings import LONGEST_LIFETIME_MINUTES, Settings, SettingsError, load_settings
 from api.stack import SUPERVISOR, Endpoints, Stack, StackError
 from api.stack.bootstrap import Plan
@@ -59,7 +63,7 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
     def run(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return command(*arguments, **options)
-        except (StackError, SettingsError, migrations.MigrationError) as error:
+        except (StackError, SettingsError, migrations.MigrationError, ImportFailed) as error:
             text = str(error)
         except (DemoError, httpx.HTTPError) as error:
             text = f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"
@@ -175,6 +179,28 @@ def migrate() -> None:
 
 @app.command()
 @explain_errors
+def adopt(
+    tables: Annotated[list[str], typer.Argument(metavar="TABLE…", help="Tables with their schemas, as app.tasks.")],
+    organization: Annotated[
+        str | None, typer.Option(metavar="SLUG", help="Whose the rows are that are there, by slug or id.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")] = False,
+) -> None:
+    """Make tenants' tables of existing tables, or say what is in the way.
+
+    Writes a migration with its rollback, policies/ and sql/adopted/ of each table, and migrates. Tables that refer to
+    each other are adopted together. Once they are tenants' tables it does nothing.
+
+    Example:  goldleaves adopt app.projects app.tasks --organization acme
+    """
+    settings = load_settings()
+    found = adopt_tables(_migration_url(settings), settings, tables, organization, dry_run=dry_run)
+    for line in adoption_report(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+@explain_errors
 def bootstrap() -> None:
     """Prepare a server, then migrate: the role that migrates, the database, and the passwords of the services.
 
@@ -203,6 +229,37 @@ def rollback(
     if (to is not None) == everything:
         raise SettingsError("Say how far: --to ID (that migration stays), or --all.")
     _say(migrations.rollback(_migration_url(load_settings()), to))
+
+
+_CSV = typer.Option(metavar="FILE", exists=True, dir_okay=False, readable=True)
+
+
+@app.command(name="import")
+@explain_errors
+def import_(
+    users: Annotated[Path | None, _CSV] = None,
+    organizations: Annotated[Path | None, _CSV] = None,
+    memberships: Annotated[Path | None, _CSV] = None,
+    usage: Annotated[Path | None, _CSV] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Try it, and write nothing.")] = False,
+) -> None:
+    """Bring people, organizations and past usage from somewhere else, out of CSV files.
+
+    Users, organizations and memberships come together or not at all; users without an organization get one each.
+    What is there stays as it is, so that a file can be imported again. Usage that cannot be counted is written to
+    FILE.rejected.csv. docs/adopting.md lists the columns. Exit code 3 when something differs from what is there, or was
+    rejected.
+
+    Example:  goldleaves import --users users.csv --organizations organizations.csv --memberships memberships.csv
+    """
+    files = ImportFiles(users=users, organizations=organizations, memberships=memberships, usage=usage)
+    if files == ImportFiles():
+        raise SettingsError("Name a file: --users, --organizations, --memberships or --usage.")
+    report = import_files(_migration_url(load_settings()), files, dry_run=dry_run)
+    for line in report.lines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if not report.is_clean:
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -21,10 +21,21 @@ class Code:
 
 
 CODES: Final[Mapping[str, Code]] = {
+    "ADOPTION_BLOCKED": Code(
+        409,
+        "A table cannot become a tenants' table as it is. details lists everything that is in the way. Only direct SQL "
+        "can cause it.",
+        "Do what each line of details says, then adopt the table again.",
+    ),
     "ALREADY_AN_ORGANIZATION": Code(
         409,
         "convert_to_organization was called in an organization that is no personal one (any more).",
         "Nothing needs doing. To found another organization, call create_organization.",
+    ),
+    "ALREADY_A_MEMBER": Code(
+        409,
+        "The person who is invited, or who accepts an invitation, belongs to the organization.",
+        "There is nothing to do. Give them another role with change_member_role.",
     ),
     "AMBIGUOUS_HEADER": Code(
         400,
@@ -81,6 +92,11 @@ CODES: Final[Mapping[str, Code]] = {
         "The sidecar cannot reach Postgres, or Postgres is starting or out of connections.",
         "Try again after Retry-After. Operators: GET /health says which part is away.",
     ),
+    "EMAIL_NOT_VERIFIED": Code(
+        403,
+        "An invitation is accepted with a token whose claim email_verified is false.",
+        "Verify the address with the identity provider, then sign in again.",
+    ),
     "HEADERS_TOO_LARGE": Code(
         431,
         "Request line and headers together are larger than the gateway reads.",
@@ -114,6 +130,7 @@ CODES: Final[Mapping[str, Code]] = {
         'The body of POST /v1/events is not JSON that Postgres can hold, or neither an array nor {"events": […]}.',
         "Mend the body; details says what is wrong with it. Nothing of it was stored.",
     ),
+    "INVALID_EMAIL": Code(400, "What is invited is not an e-mail address.", "Write it as in ada@example.com."),
     "INVALID_ENCODING": Code(
         400,
         "A header of a request to the gateway, or what its query encodes with percent signs, is not UTF-8.",
@@ -140,6 +157,9 @@ CODES: Final[Mapping[str, Code]] = {
         "An API key is asked for without a scope, or with one that such keys cannot have.",
         "Owners and admins: usage:read, data:read, data:write. platform_admin: events:write.",
     ),
+    "INVALID_ROLE": Code(
+        400, "There is no such role.", "Use owner, admin, member, viewer or billing, in lower case."
+    ),
     "INVALID_SLUG": Code(
         400,
         "A slug has other characters than a-z, 0-9 and inner hyphens, more than 63 of them, or looks like a UUID.",
@@ -150,6 +170,37 @@ CODES: Final[Mapping[str, Code]] = {
         401,
         "There is no token where one is needed, or it is malformed, expired, not signed by us, or lacks sub or role.",
         "Get a new token from your identity provider and send it as Authorization: Bearer <token>.",
+    ),
+    "INVITATION_EMAIL_MISMATCH": Code(
+        403,
+        "The invitation is for another e-mail address than the claim email of the token, or the token has none.",
+        "Sign in with the address that was invited, or have that one of yours invited.",
+    ),
+    "INVITATION_EXPIRED": Code(
+        410,
+        "The code of the invitation was good for seven days, which are over.",
+        "Ask an owner or admin of the organization to send the invitation again.",
+    ),
+    "INVITATION_NOT_FOUND": Code(
+        404,
+        "There is no invitation with this code, or none with this id in the organization. When an invitation is sent "
+        "again, its earlier codes are dead.",
+        "Use the newest code. GET /api/v1/pending_invitations lists the ids for owners and admins.",
+    ),
+    "INVITATION_PENDING": Code(
+        409,
+        "The person has been invited already, and the invitation is still good.",
+        "Send it again with resend_invitation, or revoke it with revoke_invitation first.",
+    ),
+    "INVITATION_REVOKED": Code(
+        410,
+        "The invitation was taken back: by an owner or admin, or because whoever made it lost the role to do so.",
+        "Ask an owner or admin of the organization for a new one.",
+    ),
+    "INVITATION_USED": Code(
+        409,
+        "The invitation was accepted before: a code is good once.",
+        "GET /api/v1/organizations lists yours. If somebody else has used it, ask for a new one.",
     ),
     "ISOLATION_LEVEL": Code(
         500,
@@ -172,6 +223,11 @@ CODES: Final[Mapping[str, Code]] = {
         "What came is no HTTP request: a broken request line, header, length or chunk, or a URL with raw bytes. "
         "The connection is closed.",
         "Use an HTTP client, and percent-encode URLs.",
+    ),
+    "MEMBER_NOT_FOUND": Code(
+        404,
+        "Nobody with this user_id belongs to the organization.",
+        "GET /api/v1/memberships lists who does.",
     ),
     "METHOD_NOT_ALLOWED": Code(405, "The path exists but not with this method.", "Use a method that Allow names."),
     "NOT_A_MEMBER": Code(
@@ -213,6 +269,11 @@ CODES: Final[Mapping[str, Code]] = {
     "PERIOD_REQUIRED": Code(
         400, "finalize_period was called without period_start.", "Name the period by its first day."
     ),
+    "PERSONAL_OWNER": Code(
+        409,
+        "A personal organization has one owner, the person it was made for. Nobody else becomes one, and they stay.",
+        "Call convert_to_organization first.",
+    ),
     "POSTGREST_UNAVAILABLE": Code(
         503,
         "PostgREST cannot be reached or went away before it had answered.",
@@ -227,8 +288,9 @@ CODES: Final[Mapping[str, Code]] = {
     "ROLE_REQUIRED": Code(
         403,
         "The role of the token may not do this: service sends usage, platform_admin closes periods, people (member) "
-        "sign in and found organizations.",
-        "Use a token of the role that message names.",
+        "sign in, found organizations and accept invitations. Or yours in the organization may not: owners and admins "
+        "invite people and change roles, only owners deal with owners and remove people.",
+        "Use a token of the role that message names, or ask an owner or admin of the organization.",
     ),
     "ROUTE_NOT_FOUND": Code(
         404, "There is nothing at this path.", "The API is below /api/v1/; its paths are listed at /docs."

@@ -191,9 +191,16 @@ def refusal_in_sql(world: World, *statements: str) -> str:
 
 
 def from_person_without_organization(world: World, *, direct: bool = False) -> httpx.Response:
+    """They belong to one, but have not said that it is the one."""
     subject = f"nobody-{uuid4()}"
     with world.stack.database.connect() as superuser:
-        superuser.execute("insert into tenancy.users (subject) values (%s)", [subject])
+        superuser.execute(
+            """
+            with person as (insert into tenancy.users (subject) values (%s) returning id)
+            insert into tenancy.memberships (organization_id, user_id, role) select %s, id, 'viewer' from person
+            """,
+            [subject, world.organization.id],
+        )
     return world.ask("GET", "/cases" if direct else "/api/v1/cases", world.stack.token(subject), direct=direct)
 
 
@@ -343,12 +350,38 @@ def from_a_revoked_key(world: World) -> httpx.Response:
     return world.ask("GET", "/api/v1/cases", made["key"])
 
 
+def invite(world: World, email: str | None = None, role: str = "viewer") -> httpx.Response:
+    body = {"email": email or f"{uuid4()}@example.com", "role": role}
+    return world.ask("POST", "/api/v1/rpc/create_invitation", world.member(), json=body)
+
+
+def accept(world: World, code: str, **claims: Any) -> httpx.Response:
+    token = world.stack.token(f"guest-{uuid4()}", **claims)
+    return world.ask("POST", "/api/v1/rpc/accept_invitation", token, json={"code": code})
+
+
+def from_an_invitation(world: World, *, meanwhile: str = "id = id", **claims: Any) -> httpx.Response:
+    invitation = invite(world).json()
+    with world.stack.database.connect() as superuser:
+        run(superuser, f"update tenancy.invitations set {meanwhile} where id = %s", [invitation["id"]])
+    return accept(world, invitation["code"], **{"email": invitation["email"], **claims})
+
+
+def from_a_second_invitation(world: World) -> httpx.Response:
+    return invite(world, invite(world).json()["email"])
+
+
+def from_removing_nobody(world: World) -> httpx.Response:
+    return world.ask("POST", "/api/v1/rpc/remove_member", world.member(), json={"user_id": str(uuid4())})
+
+
 Raised = Callable[[World], httpx.Response | str]
 
 SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "ADOPTION_BLOCKED": (409, lambda world: refusal_in_sql(world, "select tenancy.adopt_table('tenancy.users')")),
     "API_KEY_NOT_FOUND": (404, lambda world: changing_a_key(world, "revoke", uuid4())),
     "API_KEY_ROTATED": (409, from_a_key_that_was_rotated),
+    "ALREADY_A_MEMBER": (409, lambda world: invite(world, world.organization["viewer"].email)),
     "ALREADY_AN_ORGANIZATION": (
         409,
         lambda world: world.ask(
@@ -366,19 +399,29 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("Prefer", "count=planned")]),
     ),
     "DATABASE_RESTORED": (503, from_restored_database),
+    "EMAIL_NOT_VERIFIED": (403, partial(from_an_invitation, email_verified=False)),
     "IDEMPOTENCY_CONFLICT": (200, conflicting),
     "ID_IS_FIXED": (409, from_another_id),
     "INVALID_API_KEY": (401, from_a_revoked_key),
     "INVALID_BODY": (400, lambda world: world.send("5")),
+    "INVALID_EMAIL": (400, lambda world: invite(world, "nobody")),
     "INVALID_EVENT": (200, partial(rejected, quantity=-1)),
     "INVALID_EXPIRY": (400, lambda world: making_a_key(world, expires_at="2000-01-01")),
     "INVALID_NAME": (400, lambda world: world.found(name=" ")),
     "INVALID_SCOPE": (400, lambda world: making_a_key(world, scopes=["events:write"])),
+    "INVALID_ROLE": (400, lambda world: invite(world, role="boss")),
     "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
     "INVALID_TIMEZONE": (400, lambda world: world.found(timezone="Mars/Olympus")),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/cases", world.stack.token(None), direct=True)),
+    "INVITATION_EMAIL_MISMATCH": (403, partial(from_an_invitation, email="other@example.com")),
+    "INVITATION_EXPIRED": (410, partial(from_an_invitation, meanwhile="expires_at = now() - interval '1 second'")),
+    "INVITATION_NOT_FOUND": (404, lambda world: accept(world, "0" * 32, email="guest@example.com")),
+    "INVITATION_PENDING": (409, from_a_second_invitation),
+    "INVITATION_REVOKED": (410, partial(from_an_invitation, meanwhile="revoked_at = now()")),
+    "INVITATION_USED": (409, partial(from_an_invitation, meanwhile="accepted_at = now()")),
     "ISOLATION_LEVEL": (500, from_wrong_isolation_level),
     "LAST_OWNER": (409, from_an_organization_without_owner),
+    "MEMBER_NOT_FOUND": (404, from_removing_nobody),
     "NOT_A_MEMBER": (
         403,
         lambda world: world.ask("GET", "/cases", world.member(), headers=[("X-Organization-ID", "other")], direct=True),
@@ -398,6 +441,12 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "PERIOD_NOT_ENDED": (409, lambda world: world.close("finalize_period", month(0))),
     "PERIOD_NOT_FOUND": (404, lambda world: world.close("finalize_period", date(1999, 1, 1))),
     "PERIOD_REQUIRED": (400, lambda world: world.close("finalize_period", None)),
+    "PERSONAL_OWNER": (
+        409,
+        lambda world: from_a_personal_organization(
+            world, ("rpc/create_invitation", {"email": "heir@example.com", "role": "owner"})
+        ),
+    ),
     "ROLE_REQUIRED": (403, lambda world: world.close("finalize_period", month(1), role="service")),
     "SCOPE_REQUIRED": (
         403,
