@@ -1,6 +1,6 @@
 """What a token says, whoever signed it. tenancy.claims_fault() holds requests to PostgREST to the same rules, because
-its own differ from version to version: one takes a fraction of a second for 1970, another refuses an audience that is
-no URI.
+its own differ from version to version: one takes a fraction of a second for 1970, another refuses a subject with a colon
+that is no URI.
 """
 
 from __future__ import annotations
