@@ -141,10 +141,17 @@ class Refusals:
                 async with asyncio.timeout(pause):
                     await self._closing.wait()
             except TimeoutError:
-                pause = WRITE_SECONDS if await self._write(self._due()) else min(2 * pause, LONGEST_PAUSE_SECONDS)
-        await self._write([*self._named, *self._unnamed, *self._rest])
+                pause = WRITE_SECONDS if await self.write_due() else min(2 * pause, LONGEST_PAUSE_SECONDS)
+        await self.write_all()
         if self.waiting():
             log.error("refusals_lost", rows=self.waiting())
+
+    async def write_due(self) -> bool:
+        """Whether Postgres took what is new, or was last written a while ago."""
+        return await self._write(self._due())
+
+    async def write_all(self) -> bool:
+        return await self._write([*self._named, *self._unnamed, *self._rest])
 
     def close(self) -> None:
         self._closing.set()
@@ -160,7 +167,7 @@ class Refusals:
             tallies[refusal] = tally
 
     def _due(self) -> list[Refusal]:
-        """All that are new, or were last written a while ago; of those without a name only as many as are allowed."""
+        """Of those without a name only as many as are allowed."""
         now = self._clock()
         while self._written and next(iter(self._written.values())) <= now - REPEAT_SECONDS:
             self._written.popitem(last=False)

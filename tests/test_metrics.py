@@ -1,4 +1,4 @@
-"""GET /metrics: what operations watch, in the words of Prometheus, for those alone who have its token, billed to nobody."""
+"""GET /metrics: what operations watch, for those alone who have its token, and billed to nobody."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ class Observation:
             code=answer.code,
             organization_id=tenant.organization_id if tenant is not None else None,
             subject=principal.subject,
+            key_id=principal.key.id if principal.key is not None else None,
             ip=client[0] if client else None,
         )
         self._refusals.note(
