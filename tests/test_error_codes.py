@@ -4,6 +4,7 @@ the sources: a code that nobody has provoked fails the test on the day it is wri
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -23,9 +24,11 @@ import pytest
 
 from api.codes import CODES, PASSED_ON
 from api.contract.error_reference import error_reference, raised_codes
+from api.errors import Problem
+from api.jwks import KeySet
 from api.settings import PROJECT
 from tests.conftest import MakeOrganization, OpenStack
-from tests.harness import Organization, RunningStack
+from tests.harness import Organization, RunningStack, free_port
 from tests.observe import database_away, eventually
 from tests.sql_requests import Caller, enter, run
 from tests.usage import month
@@ -268,6 +271,14 @@ def from_database_of_another_version(world: World) -> httpx.Response:
             superuser.execute(rename, ["", 2])
 
 
+def from_unreachable_keys(_: World) -> str:
+    """Nobody listens there. A loop of its own needs a thread of its own."""
+    key_set = KeySet(f"http://127.0.0.1:{free_port()}/jwks.json", refresh_seconds=300)
+    with ThreadPoolExecutor(1) as thread, pytest.raises(Problem) as refused:
+        thread.submit(asyncio.run, key_set.find("key-1", "RS256")).result()
+    return f"{refused.value.code} {refused.value.message}"
+
+
 def answers(url: str) -> bool:
     try:
         httpx.get(f"{url}/health", trust_env=False)
@@ -388,6 +399,8 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
             "POST", "/api/v1/rpc/convert_to_organization", world.member(), json={"name": "Again", "slug": "again"}
         ),
     ),
+    "AUDITED_TABLE": (409, lambda world: refusal_in_sql(world, "truncate tenancy.memberships")),
+    "AUDIT_APPEND_ONLY": (409, lambda world: refusal_in_sql(world, "truncate audit.log cascade")),
     "BILLING_PERIOD_LOCKED": (409, from_finalized_period),
     "CONVERSION_FAILED": (500, from_a_conversion_that_breaks),
     "CONVERSION_ONLY": (
@@ -476,6 +489,7 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_ENCODING": (400, lambda world: world.ask("GET", "/api/v1/cases?title=eq.%FF", world.member())),
     "INVALID_PATH": (400, lambda world: world.ask("GET", "/api/v1/cases%00", world.member())),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/api/v1/cases", "no.to.ken")),
+    "JWKS_UNAVAILABLE": (503, from_unreachable_keys),
     "MALFORMED_REQUEST": (400, lambda world: from_raw_bytes(world, b"nonsense\r\n\r\n")),
     "METHOD_NOT_ALLOWED": (405, lambda world: world.ask("GET", "/v1/events", world.member())),
     "NOT_A_MEMBER": (
