@@ -157,9 +157,7 @@ CODES: Final[Mapping[str, Code]] = {
         "An API key is asked for without a scope, or with one that such keys cannot have.",
         "Owners and admins: usage:read, data:read, data:write. platform_admin: events:write.",
     ),
-    "INVALID_ROLE": Code(
-        400, "There is no such role.", "Use owner, admin, member, viewer or billing, in lower case."
-    ),
+    "INVALID_ROLE": Code(400, "There is no such role.", "Use owner, admin, member, viewer or billing, in lower case."),
     "INVALID_SLUG": Code(
         400,
         "A slug has other characters than a-z, 0-9 and inner hyphens, more than 63 of them, or looks like a UUID.",

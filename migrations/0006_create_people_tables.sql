@@ -6,7 +6,7 @@ set local role goldleaves_owner;
 create table tenancy.invitations (
   organization_id uuid not null default tenancy.current_org() references tenancy.organizations (id) on delete cascade,
   id uuid not null default ops.new_id(),
-  email text not null check (email = lower(btrim(email)) and length(email) between 3 and 320),
+  email text not null check (email = lower(btrim(email) collate "C") and length(email) between 3 and 320),
   role text not null check (role in ('owner', 'admin', 'member', 'viewer', 'billing')),
   code_sha256 bytea not null check (length(code_sha256) = 32),
   invited_by uuid not null references tenancy.users (id) on delete cascade,

@@ -1,6 +1,6 @@
--- Memberships. Everybody sees who belongs to the organization, and their own memberships elsewhere. Owners and admins add
--- people and change roles, admins no owners; owners remove. Nobody changes their own; that an owner remains when two of them
--- change each other is the trigger's business (sql/tenancy/keep_an_owner.sql).
+-- Memberships. Everybody sees who belongs to the organization, and their own memberships elsewhere. Nobody adds people: they come by
+-- invitation (sql/tenancy/invitations.sql). Owners and admins change roles, admins no owners; owners remove. Nobody changes their own
+-- here; that an owner remains is the trigger's business (sql/tenancy/keep_an_owner.sql).
 alter table tenancy.memberships enable row level security;
 alter table tenancy.memberships force row level security;
 
@@ -8,12 +8,6 @@ create policy memberships_read on tenancy.memberships for select to member
   using (
     (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer', 'billing'))
     or user_id = tenancy.current_user_id()
-  );
-
-create policy memberships_insert on tenancy.memberships for insert to member
-  with check (
-    organization_id = tenancy.current_org()
-    and (tenancy.current_role_in('owner') or (tenancy.current_role_in('admin') and role <> 'owner'))
   );
 
 create policy memberships_update on tenancy.memberships for update to member
@@ -38,6 +32,6 @@ create policy memberships_staff on tenancy.memberships for select to platform_ad
 create policy memberships_kernel on tenancy.memberships to goldleaves_kernel using (true) with check (true);
 
 grant select, delete on tenancy.memberships to member;
-grant insert (organization_id, user_id, role), update (role) on tenancy.memberships to member;
+grant update (role) on tenancy.memberships to member;
 grant select on tenancy.memberships to platform_admin;
-grant select, insert on tenancy.memberships to goldleaves_kernel;
+grant select, insert, update (role), delete on tenancy.memberships to goldleaves_kernel;

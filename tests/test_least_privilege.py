@@ -45,7 +45,7 @@ _PERSONAL = {
     for schema in ("api", "tenancy")
     for name in ("sign_in", "create_organization", "convert_to_organization")
 }
-_PEOPLE = {
+_PERSONAL |= {
     f"{schema}.{name}"
     for schema in ("api", "tenancy")
     for name in (
@@ -176,6 +176,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.documents": _DOCUMENT for schema in ("app", "api")},
         **{f"{schema}.memberships": _MEMBERSHIP for schema in ("tenancy", "api")},
         "tenancy.invitations": _INVITATION,
+        "api.pending_invitations": _READ,
         **{f"{schema}.api_keys": _READ if schema == "api" else _API_KEY for schema in ("tenancy", "api")},
         **{f"{schema}.workspaces": _WORKSPACE for schema in ("tenancy", "api")},
         **{f"{schema}.organizations": _ORGANIZATION for schema in ("tenancy", "api")},
@@ -187,6 +188,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
         "tenancy.invitations": _INVITATION,
+        "api.pending_invitations": _READ,
         **{f"{schema}.api_keys": _READ if schema == "api" else _API_KEY for schema in ("tenancy", "api")},
         **{f"{schema}.workspaces": _READ for schema in ("tenancy", "api")},
     },

@@ -149,13 +149,15 @@ def test_organization_required(stack: RunningStack, ask: Answer, make_organizati
     """Somebody without a default still lists and founds organizations."""
     subject = f"nobody-{uuid4()}"
     with stack.database.connect() as superuser:
-        superuser.execute("insert into tenancy.users (subject) values (%s)", [subject])
+        row = superuser.execute("insert into tenancy.users (subject) values (%s) returning id", [subject]).fetchone()
+        assert row
+    elsewhere = found(stack, f"o-{uuid4().hex[:8]}", row[0])
     for path in ("/cases", "/documents", "/usage_events", "/billing_periods"):
         assert refusal(ask("GET", path, subject)) == (400, "ORGANIZATION_REQUIRED")
     assert refusal(ask("POST", "/rpc/usage_summary", subject, json={})) == (400, "ORGANIZATION_REQUIRED")
 
-    assert ask("GET", "/organizations", subject).json() == []
-    assert ask("GET", "/memberships", subject).json() == []
+    assert [row["slug"] for row in ask("GET", "/organizations", subject).json()] == [elsewhere.slug]
+    assert [row["organization_id"] for row in ask("GET", "/memberships", subject).json()] == [str(elsewhere.id)]
     assert ask("POST", "/rpc/sign_in", subject).status_code == 200
     slug = f"o-{uuid4().hex[:8]}"
     assert ask("POST", "/rpc/create_organization", subject, json={"name": "O", "slug": slug}).status_code == 200

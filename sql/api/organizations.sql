@@ -19,13 +19,13 @@ create view api.memberships with (security_invoker) as
 select organization_id, user_id, role, created_at
 from tenancy.memberships;
 
-comment on view api.memberships is 'Who belongs to the current organization with which role, and your own memberships elsewhere.';
-comment on column api.memberships.organization_id is 'The organization; the current one when absent in an insert.';
+comment on view api.memberships is 'Who belongs to the current organization with which role, and your own memberships elsewhere. People come by invitation.';
+comment on column api.memberships.organization_id is 'The organization.';
 comment on column api.memberships.user_id is 'Id of the user, as sign_in returns it.';
 comment on column api.memberships.created_at is 'Since when (UTC).';
 comment on column api.memberships.role is 'owner, admin, member, viewer or billing.';
 
 grant select, delete on api.organizations, api.memberships to member;
 grant update (name) on api.organizations to member;
-grant insert (organization_id, user_id, role), update (role) on api.memberships to member;
+grant update (role) on api.memberships to member;
 grant select on api.organizations, api.memberships to platform_admin;

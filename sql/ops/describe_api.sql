@@ -187,7 +187,7 @@ as $$
           jsonb_build_object('name', p.proargnames[o.position], 'type', format_type(o.type_id, null)) order by o.position
         )
         from unnest(p.proallargtypes) with ordinality as o (type_id, position)
-        where p.proargmodes[o.position] in ('t', 'o')
+        where p.proargmodes[o.position] in ('t', 'o', 'b')
       )
     ) as described, p.proname
     from pg_catalog.pg_proc p

@@ -11,6 +11,91 @@ as $$
   select coalesce(nullif(btrim(left(regexp_replace(lower(p_text), '[^a-z0-9]+', '-', 'g'), 35), '-'), ''), 'personal')
 $$;
 
+-- A personal organization with its owner, who has it as default from now on.
+create or replace function tenancy.found_personal_organization(p_user_id uuid, p_email text)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_organization_id uuid;
+  v_name text := coalesce(nullif(btrim(left(split_part(p_email, '@', 1), 200)), ''), 'personal');
+  v_slug text := tenancy.slugify(v_name);
+begin
+  loop
+    insert into tenancy.organizations (kind, name, slug, owner_user_id, billing_user_id)
+    values ('personal', v_name, v_slug, p_user_id, p_user_id)
+    on conflict (slug) where slug is not null do nothing
+    returning id into v_organization_id;
+    exit when v_organization_id is not null;
+    v_slug := tenancy.slugify(v_name) || '-' || left(replace(gen_random_uuid()::text, '-', ''), 6);
+  end loop;
+
+  insert into tenancy.memberships (organization_id, user_id, role) values (v_organization_id, p_user_id, 'owner');
+  update tenancy.users set default_organization_id = v_organization_id where id = p_user_id;
+end;
+$$;
+
+-- For somebody known who belongs nowhere, such as a user who was imported. Whoever has a default organization was removed from it:
+-- they are told so (403), and not moved to another one behind their back. Signing in anew is what makes them one (p_even_if_removed).
+create or replace function tenancy.ensure_default_organization(p_user_id uuid, p_even_if_removed boolean)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_email text;
+begin
+  -- Lock first, look in a later statement: of two who come at once, the second finds what the first has made.
+  select email into v_email
+  from tenancy.users
+  where id = p_user_id
+    and (default_organization_id is null or p_even_if_removed)
+  for no key update;
+  if found and not exists (select from tenancy.memberships where user_id = p_user_id) then
+    perform tenancy.found_personal_organization(p_user_id, v_email);
+  end if;
+end;
+$$;
+
+-- Returns how many got one. People who are just signing in are left to that: waiting for them would be a deadlock when they wait for
+-- a slug that was taken here.
+create or replace function tenancy.ensure_default_organizations()
+returns integer
+language plpgsql
+volatile
+security definer
+set search_path = ''
+as $$
+declare
+  v_user_id uuid;
+  v_email text;
+  v_made integer := 0;
+begin
+  perform pg_advisory_xact_lock(hashtextextended('goldleaves.default_organizations', 0));
+  for v_user_id in
+    select u.id
+    from tenancy.users u
+    where u.default_organization_id is null
+      and not exists (select from tenancy.memberships m where m.user_id = u.id)
+    order by u.id
+  loop
+    select email into v_email
+    from tenancy.users
+    where id = v_user_id
+      and default_organization_id is null
+    for no key update skip locked;
+    if found and not exists (select from tenancy.memberships where user_id = v_user_id) then
+      perform tenancy.found_personal_organization(v_user_id, v_email);
+      v_made := v_made + 1;
+    end if;
+  end loop;
+  return v_made;
+end;
+$$;
+
 -- Safe to call at the same moment from many connections: one of them makes the user, the others wait for it and find it.
 create or replace function tenancy.provision_user(p_subject text, p_email text)
 returns uuid
@@ -20,34 +105,28 @@ set search_path = ''
 as $$
 declare
   v_user_id uuid;
-  v_organization_id uuid;
-  v_name text := coalesce(nullif(btrim(left(split_part(p_email, '@', 1), 200)), ''), 'personal');
-  v_slug text := tenancy.slugify(v_name);
+  v_default_id uuid;
 begin
-  select id into v_user_id from tenancy.users where subject = p_subject;
-  if v_user_id is not null then
-    return v_user_id;
-  end if;
-
-  insert into tenancy.users (subject, email) values (p_subject, p_email)
-  on conflict (subject) do nothing
-  returning id into v_user_id;
+  select id, default_organization_id into v_user_id, v_default_id from tenancy.users where subject = p_subject;
   if v_user_id is null then
-    select id into strict v_user_id from tenancy.users where subject = p_subject;
-    return v_user_id;
+    if length(p_subject) > 255 then
+      raise exception using
+        errcode = 'PT401',
+        message = 'INVALID_TOKEN: a member''s token needs a subject of at most 255 characters';
+    end if;
+    insert into tenancy.users (subject, email) values (p_subject, p_email)
+    on conflict (subject) do nothing
+    returning id into v_user_id;
+    if found then
+      perform tenancy.found_personal_organization(v_user_id, p_email);
+      return v_user_id;
+    end if;
+    select id, default_organization_id into strict v_user_id, v_default_id from tenancy.users where subject = p_subject;
   end if;
 
-  loop
-    insert into tenancy.organizations (kind, name, slug, owner_user_id, billing_user_id)
-    values ('personal', v_name, v_slug, v_user_id, v_user_id)
-    on conflict (slug) where slug is not null do nothing
-    returning id into v_organization_id;
-    exit when v_organization_id is not null;
-    v_slug := tenancy.slugify(v_name) || '-' || left(replace(gen_random_uuid()::text, '-', ''), 6);
-  end loop;
-
-  insert into tenancy.memberships (organization_id, user_id, role) values (v_organization_id, v_user_id, 'owner');
-  update tenancy.users set default_organization_id = v_organization_id where id = v_user_id;
+  if v_default_id is null then
+    perform tenancy.ensure_default_organization(v_user_id, p_even_if_removed => false);
+  end if;
   return v_user_id;
 end;
 $$;
@@ -70,10 +149,10 @@ begin
     return;
   end if;
 
-  if p_role is distinct from 'member' or nullif(p_subject, '') is null or length(p_subject) > 255 then
+  if p_role is distinct from 'member' or nullif(p_subject, '') is null then
     raise exception using
       errcode = 'PT401',
-      message = 'INVALID_TOKEN: a member''s token needs a subject of at most 255 characters';
+      message = 'INVALID_TOKEN: a member''s token needs a subject';
   end if;
 
   v_user_id := tenancy.provision_user(p_subject, p_email);
@@ -105,13 +184,10 @@ begin
       errcode = 'PT403',
       message = 'ROLE_REQUIRED: only people sign in, with a token of role member';
   end if;
-  if length(v_subject) > 255 then
-    raise exception using
-      errcode = 'PT401',
-      message = 'INVALID_TOKEN: a member''s token needs a subject of at most 255 characters';
-  end if;
-
   v_user_id := tenancy.provision_user(v_subject, v_claims ->> 'email');
+  if not exists (select from tenancy.memberships where user_id = v_user_id) then
+    perform tenancy.ensure_default_organization(v_user_id, p_even_if_removed => true);
+  end if;
   update tenancy.users u
   set email = v_claims ->> 'email'
   where u.id = v_user_id
@@ -137,8 +213,10 @@ end;
 $$;
 
 alter function tenancy.provision_user(text, text) owner to goldleaves_kernel;
+alter function tenancy.ensure_default_organizations() owner to goldleaves_kernel;
 alter function tenancy.identify(text, text, text, text) owner to goldleaves_kernel;
 alter function tenancy.sign_in() owner to goldleaves_kernel;
-grant execute on function tenancy.slugify(text) to goldleaves_kernel;
+grant execute on function tenancy.slugify(text), tenancy.found_personal_organization(uuid, text),
+  tenancy.ensure_default_organization(uuid, boolean) to goldleaves_kernel;
 grant execute on function tenancy.identify(text, text, text, text) to sidecar;
 grant execute on function tenancy.sign_in() to member, service, platform_admin;

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 _ORGANIZATION: Final = "019a6d0e-7c1a-7b52-9a51-0d7a3c5e9f10"
 _USER: Final = "019a6d0e-7b90-7c44-8f1e-2b6d4a8c0e21"
+_INVITATION: Final = "019a6d0f-0a41-7c9e-9d27-3c1f5b7e9a24"
 _CLIENT: Final = "019a6d0f-11d2-7e03-b2c4-5f8e7d6c5b32"
 _CASE: Final = "019a6d0f-3e57-7a18-8d6b-6a9f8e7d6c43"
 _DOCUMENT: Final = "019a6d0f-9b2c-7f61-a7e8-7bafae9e8d54"
@@ -47,6 +48,16 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "name": "Litigation",
         "created_by": _USER,
         "created_at": "2026-01-05T17:25:40.75+00:00",
+    },
+    "pending_invitations": {
+        "id": _INVITATION,
+        "organization_id": _ORGANIZATION,
+        "email": "wile@acme.example",
+        "role": "member",
+        "invited_by": _USER,
+        "created_at": "2026-01-05T17:22:00+00:00",
+        "sent_at": "2026-01-05T17:22:00+00:00",
+        "expires_at": "2026-01-12T17:22:00+00:00",
     },
     "clients": {
         "id": _CLIENT,
@@ -139,7 +150,17 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
+_SENT: Final = {**ROWS["pending_invitations"], "code": "9f1c0b7a4d2e86539f1c0b7a4d2e8653"}
+
 RESULTS: Final[dict[str, Any]] = {
+    "accept_invitation": ROWS["organizations"],
+    "change_member_role": ROWS["memberships"],
+    "create_invitation": _SENT,
+    "leave_organization": ROWS["memberships"],
+    "remove_member": ROWS["memberships"],
+    "resend_invitation": _SENT,
+    "revoke_invitation": ROWS["pending_invitations"],
+    "transfer_ownership": {**ROWS["memberships"], "role": "owner"},
     "convert_to_organization": ROWS["organizations"] | {"billing_start_at": "2026-01-19T09:30:00.25+00:00"},
     "create_organization": ROWS["organizations"],
     "finalize_period": ROWS["invoices"],
