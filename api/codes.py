@@ -52,6 +52,16 @@ CODES: Final[Mapping[str, Code]] = {
         "The API key was rotated before; it only goes on for its overlap.",
         "Rotate its successor, which hint names, or make a new key.",
     ),
+    "AUDITED_TABLE": Code(
+        409,
+        "TRUNCATE of a table whose changes are in the audit log, which would not tell of it.",
+        "Delete the rows: each of them is then in the audit log.",
+    ),
+    "AUDIT_APPEND_ONLY": Code(
+        409,
+        "Somebody changed or deleted entries of the audit log at the database. Nobody may, its owner included.",
+        "Leave it as it is. goldleaves audit erase erases what it tells of people.",
+    ),
     "BILLING_PERIOD_LOCKED": Code(
         409,
         "The billing period is finalized: nothing in it can change, whoever asks. Beside an event in an outcome it is "

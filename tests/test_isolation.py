@@ -25,6 +25,7 @@ from tests.sql_requests import Caller, Connection, refusal_or_count, request, ru
 ROWS: Mapping[str, str] = {
     "tenancy.organizations": "select 1",  # the organization itself
     "tenancy.memberships": "select 1",  # its people
+    **dict.fromkeys(("audit.log", "audit.personal", "audit.heads"), "select 1"),  # that these came
     "tenancy.invitations": """
         insert into tenancy.invitations (organization_id, id, email, role, code_sha256, invited_by, expires_at)
         select %(org)s, %(id)s, 'secret@example.com', 'owner', sha256('secret'), owner_user_id, '2099-01-01Z'

@@ -11,7 +11,7 @@ import pytest
 from tests.harness import Database
 from tests.sql_requests import Connection, run
 
-OUR_SCHEMAS = ("tenancy", "app", "metering", "billing", "stripe", "ops", "api")
+OUR_SCHEMAS = ("tenancy", "app", "metering", "billing", "stripe", "audit", "ops", "api")
 OUR_ROLES = {
     "goldleaves_migrator": "login createrole",
     "goldleaves_owner": "",
@@ -31,10 +31,10 @@ DDL_FUNCTIONS = {"metering.ensure_partition"}
 
 SCHEMA_USAGE: Mapping[str, set[str]] = {
     "anon": {"api", "tenancy"},
-    "member": {"api", "tenancy", "app", "metering", "billing", "stripe", "ops"},
+    "member": {"api", "tenancy", "app", "metering", "billing", "stripe", "audit", "ops"},
     "service": {"api", "tenancy"},
-    "platform_admin": {"api", "tenancy", "app", "metering", "billing", "stripe"},
-    "sidecar": {"tenancy", "metering", "ops"},
+    "platform_admin": {"api", "tenancy", "app", "metering", "billing", "stripe", "audit"},
+    "sidecar": {"tenancy", "metering", "audit", "ops"},
     "monitor": set(),
     "authenticator": set(),
 }
@@ -82,6 +82,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _SUMMARY
     | _KEYS,
     "sidecar": {
+        "audit.record_refusals",
         "tenancy.find_api_key",
         "tenancy.identify",
         "tenancy.note_key_use",
@@ -151,6 +152,7 @@ _API_KEY = {
 _WORKSPACE = _tenants_own("name")
 _ORGANIZATION = {"select": {"*"}, "delete": {"*"}, "update": {"name"}}
 _READ = {"select": {"*"}}
+_AUDIT_PERSONAL = {"select": {"organization_id", "position", "part", "data"}}
 _READ_BY_MEMBERS = {
     name: _READ
     for name in (
@@ -160,6 +162,8 @@ _READ_BY_MEMBERS = {
         "billing.invoices",
         "billing.invoice_lines",
         "stripe.report_marks",
+        "audit.log",
+        "api.audit_log",
         "api.usage_events",
         "api.billing_events",
         "api.billing_periods",
@@ -175,6 +179,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.cases": _CASE for schema in ("app", "api")},
         **{f"{schema}.documents": _DOCUMENT for schema in ("app", "api")},
         **{f"{schema}.memberships": _MEMBERSHIP for schema in ("tenancy", "api")},
+        "audit.personal": _AUDIT_PERSONAL,
         "tenancy.invitations": _INVITATION,
         "api.pending_invitations": _READ,
         **{f"{schema}.api_keys": _READ if schema == "api" else _API_KEY for schema in ("tenancy", "api")},
@@ -187,6 +192,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         "metering.rejected_events": _READ,
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
+        "audit.personal": _AUDIT_PERSONAL,
         "tenancy.invitations": _INVITATION,
         "api.pending_invitations": _READ,
         **{f"{schema}.api_keys": _READ if schema == "api" else _API_KEY for schema in ("tenancy", "api")},

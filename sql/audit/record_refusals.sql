@@ -10,7 +10,7 @@ as $$
   insert into audit.pending (chain_id, actor_type, actor_id, action, target_type, target_id, after, actor, change)
   select
     -- Only what a caller did in their own organization. Nobody writes into the log of another one by being refused there.
-    case when r.code in ('WORKSPACE_LIMIT', 'CONVERSION_FAILED') then coalesce(r.organization_id, audit.platform()) else audit.platform() end,
+    case when r.code ~ '^(WORKSPACE_LIMIT|CONVERSION_FAILED)$' then coalesce(r.organization_id, audit.platform()) else audit.platform() end,
     case when r.key_id is not null then 'api_key' when r.user_id is not null then 'user' else 'anonymous' end,
     coalesce(r.key_id, r.user_id)::text,
     'refused.' || lower(regexp_replace(r.code, '[^A-Za-z0-9_]', '_', 'g')),
