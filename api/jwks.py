@@ -80,7 +80,7 @@ class KeySet:
         """
         key = self._match(key_id, algorithm)
         if key is None and self._may_search():
-            await self._refresh()
+            await self.refresh()
             key = self._match(key_id, algorithm)
         if self._keys is None:
             raise problem("JWKS_UNAVAILABLE", "the keys of the identity provider cannot be had")
@@ -88,7 +88,7 @@ class KeySet:
 
     async def keep_fresh(self) -> None:
         while True:
-            await self._refresh()
+            await self.refresh()
             await asyncio.sleep(min(RETRY_SECONDS, self._refresh_seconds) if self._failure else self._refresh_seconds)
 
     @property
@@ -119,8 +119,8 @@ class KeySet:
         self._searched_at = monotonic()
         return True
 
-    async def _refresh(self) -> None:
-        """Once for all who ask meanwhile. A client that hangs up does not end it for the others."""
+    async def refresh(self) -> None:
+        """Read them again: once for all who ask meanwhile. A client that hangs up does not end it for the others."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._load())
         await asyncio.shield(self._refreshing)
