@@ -20,31 +20,77 @@ comment on column api.api_keys.rotated_from is 'Id of the key that this one take
 
 grant select on api.api_keys to member, platform_admin;
 
-create function api.create_api_key(name text, scopes text[], expires_at timestamptz default null)
-returns jsonb
+create function api.create_api_key(
+  inout name text,
+  inout scopes text[],
+  inout expires_at timestamptz default null,
+  out id uuid,
+  out organization_id uuid,
+  out prefix text,
+  out created_at timestamptz,
+  out key text
+)
 language sql
 volatile
-as $$ select tenancy.create_api_key(name, scopes, expires_at) $$;
+as $$
+  select
+    (k.p_made).name, (k.p_made).scopes, (k.p_made).expires_at, (k.p_made).id, (k.p_made).organization_id, (k.p_made).prefix,
+    (k.p_made).created_at, k.p_key
+  from tenancy.create_api_key(create_api_key.name, create_api_key.scopes, create_api_key.expires_at) k
+$$;
 
 comment on function api.create_api_key(text, text[], timestamptz) is $$Make an API key, and see it for the only time
 
-Owners and admins make keys of their organization, with some of the scopes usage:read, data:read and data:write.
-platform_admin makes keys of the provider, with the scope events:write: for the organization that X-Organization-ID names, or
-for all without it. name has 1 to 200 characters. Returns an object: key (gl_…, which is stored nowhere: keep it), id, prefix,
-organization_id, name, scopes, created_at, expires_at, rotated_from.
+Owners and admins make keys of their organization, with some of the scopes usage:read, data:read and data:write. platform_admin
+makes keys of the provider, with the scope events:write: for the organization that X-Organization-ID names, or for all without it.
+name has 1 to 200 characters. Without expires_at the key is good until it is revoked.
+
+- name: The name, trimmed. Never null.
+- scopes: What the key may do. Never null.
+- expires_at: From when on it is refused (UTC); null means never.
+- id: What rotate_api_key and revoke_api_key take. Never null.
+- organization_id: Whose data or usage the key is for; null for all.
+- prefix: What the key begins with after gl_. Never null.
+- created_at: When it was made (UTC). Never null.
+- key: The key, gl_…, to be sent as Authorization: Bearer. Only its hash is stored. Never null.
 
 Errors: INVALID_NAME, INVALID_SCOPE, INVALID_EXPIRY (400), ROLE_REQUIRED (403).$$;
 
-create function api.rotate_api_key(id uuid, overlap interval default '24 hours')
-returns jsonb
+create function api.rotate_api_key(
+  inout id uuid,
+  overlap interval default '24 hours',
+  out name text,
+  out scopes text[],
+  out expires_at timestamptz,
+  out organization_id uuid,
+  out prefix text,
+  out created_at timestamptz,
+  out rotated_from uuid,
+  out key text
+)
 language sql
 volatile
-as $$ select tenancy.rotate_api_key(id, overlap) $$;
+as $$
+  select
+    (k.p_made).id, (k.p_made).name, (k.p_made).scopes, (k.p_made).expires_at, (k.p_made).organization_id, (k.p_made).prefix,
+    (k.p_made).created_at, (k.p_made).rotated_from, k.p_key
+  from tenancy.rotate_api_key(rotate_api_key.id, rotate_api_key.overlap) k
+$$;
 
 comment on function api.rotate_api_key(uuid, interval) is $$Replace an API key by a new one, while both work for a time
 
 The new key has the name, scopes and expiry of the old one, which expires after overlap (0 to 30 days, as in "24 hours"), or
-earlier if it would have anyhow. Returns what create_api_key does: key is shown this once.
+earlier if it would have anyhow.
+
+- id: That of the new key. Never null.
+- name: The name. Never null.
+- scopes: What the key may do. Never null.
+- expires_at: From when on the new key is refused (UTC); null means never.
+- organization_id: Whose data or usage the key is for; null for all.
+- prefix: What the new key begins with after gl_. Never null.
+- created_at: When it was made (UTC). Never null.
+- rotated_from: Id of the old key. Never null.
+- key: The new key, shown this once. Never null.
 
 Errors: INVALID_EXPIRY (400), ROLE_REQUIRED (403), API_KEY_NOT_FOUND (404), API_KEY_ROTATED (409).$$;
 

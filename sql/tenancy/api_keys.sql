@@ -23,49 +23,37 @@ end;
 $$;
 
 create or replace function tenancy.issue_api_key(
-  p_kind text, p_organization_id uuid, p_name text, p_scopes text[], p_expires_at timestamptz, p_rotated_from uuid
+  p_kind text, p_organization_id uuid, p_name text, p_scopes text[], p_expires_at timestamptz, p_rotated_from uuid,
+  out p_made tenancy.api_keys, out p_key text
 )
-returns jsonb
 language plpgsql
 volatile
 set search_path = ''
 as $$
 declare
   v_prefix text;
-  v_key text;
-  v_made tenancy.api_keys;
 begin
   loop
     -- The first 48 bits of a random UUID are random, and 122 of all: the secret has 244, and nothing in common with the prefix.
     v_prefix := left(replace(gen_random_uuid()::text, '-', ''), 12);
-    v_key := format(
+    p_key := format(
       'gl_%s_%s', v_prefix, encode(sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), 'hex')
     );
     insert into tenancy.api_keys (kind, organization_id, name, prefix, key_sha256, scopes, created_by, expires_at, rotated_from)
     values (
-      p_kind, p_organization_id, p_name, v_prefix, sha256(convert_to(v_key, 'UTF8')), p_scopes, tenancy.current_user_id(),
+      p_kind, p_organization_id, p_name, v_prefix, sha256(convert_to(p_key, 'UTF8')), p_scopes, tenancy.current_user_id(),
       p_expires_at, p_rotated_from
     )
     on conflict (prefix) do nothing
-    returning * into v_made;
-    exit when v_made.id is not null;
+    returning * into p_made;
+    exit when p_made.id is not null;
   end loop;
-  return jsonb_build_object(
-    'id', v_made.id,
-    'key', v_key,
-    'prefix', v_made.prefix,
-    'organization_id', v_made.organization_id,
-    'name', v_made.name,
-    'scopes', v_made.scopes,
-    'created_at', v_made.created_at,
-    'expires_at', v_made.expires_at,
-    'rotated_from', v_made.rotated_from
-  );
 end;
 $$;
 
-create or replace function tenancy.create_api_key(p_name text, p_scopes text[], p_expires_at timestamptz)
-returns jsonb
+create or replace function tenancy.create_api_key(
+  p_name text, p_scopes text[], p_expires_at timestamptz, out p_made tenancy.api_keys, out p_key text
+)
 language plpgsql
 volatile
 security definer
@@ -75,6 +63,7 @@ declare
   v_kind text := tenancy.require_key_manager();
   v_allowed text[] := case v_kind when 'provider' then array['events:write'] else array['usage:read', 'data:read', 'data:write'] end;
   v_scopes text[] := array(select distinct s from unnest(p_scopes) as s order by s);
+  v_issued record;
   v_wrong text := (select coalesce(s, 'null') from unnest(v_scopes) as s where (s = any (v_allowed)) is not true limit 1);
 begin
   if coalesce(length(btrim(p_name)), 0) not between 1 and 200 then
@@ -97,7 +86,9 @@ begin
       message = 'INVALID_EXPIRY: expires_at has to be in the future',
       hint = 'Leave it out for a key that does not expire.';
   end if;
-  return tenancy.issue_api_key(v_kind, tenancy.current_org(), btrim(p_name), v_scopes, p_expires_at, null);
+  v_issued := tenancy.issue_api_key(v_kind, tenancy.current_org(), btrim(p_name), v_scopes, p_expires_at, null);
+  p_made := v_issued.p_made;
+  p_key := v_issued.p_key;
 end;
 $$;
 
@@ -129,8 +120,7 @@ $$;
 
 -- A second key like the first one, which goes on for as long as it takes to put the new one everywhere. Staff do not rotate the keys
 -- of organizations: what they got would open data that is not theirs to write.
-create or replace function tenancy.rotate_api_key(p_id uuid, p_overlap interval)
-returns jsonb
+create or replace function tenancy.rotate_api_key(p_id uuid, p_overlap interval, out p_made tenancy.api_keys, out p_key text)
 language plpgsql
 volatile
 security definer
@@ -140,6 +130,7 @@ declare
   v_old tenancy.api_keys := tenancy.take_api_key(p_id);
   v_until timestamptz := now() + p_overlap;
   v_successor uuid;
+  v_issued record;
 begin
   if v_old.kind <> tenancy.require_key_manager() then
     raise exception using
@@ -168,7 +159,9 @@ begin
   end if;
 
   update tenancy.api_keys k set expires_at = least(k.expires_at, v_until) where k.id = v_old.id;
-  return tenancy.issue_api_key(v_old.kind, v_old.organization_id, v_old.name, v_old.scopes, v_old.expires_at, v_old.id);
+  v_issued := tenancy.issue_api_key(v_old.kind, v_old.organization_id, v_old.name, v_old.scopes, v_old.expires_at, v_old.id);
+  p_made := v_issued.p_made;
+  p_key := v_issued.p_key;
 end;
 $$;
 
@@ -186,7 +179,6 @@ begin
   if v_key.revoked_at is null then
     update tenancy.api_keys k set revoked_at = now() where k.id = v_key.id returning k.revoked_at into v_key.revoked_at;
   end if;
-  v_key.key_sha256 := null;
   return v_key;
 end;
 $$;
