@@ -336,8 +336,8 @@ def test_an_adjustment_of_a_time_before_is_on_an_invoice_of_who_paid_then(
         )
         finalize(connection, personal.id, month(1))
         user, organization = invoices(connection, personal.id, 1)
-        assert (user.payer, user.total_cents) == (("user", personal.user), 100)
-        assert (organization.payer, organization.total_cents) == (("organization", personal.id), 50)
+        assert (user.payer, user.total_cents) == (("user", personal.user), Decimal(100))
+        assert (organization.payer, organization.total_cents) == (("organization", personal.id), Decimal(50))
 
 
 # A conversion among writers
