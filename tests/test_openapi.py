@@ -170,6 +170,7 @@ def test_real_rows_are_as_described(
 ) -> None:
     """A row of every view and an answer of every function that people use, checked against its schema."""
     assert owner.post("/api/v1/workspaces", json={"name": "Room"}).status_code == 201
+    invited = owner.post("/api/v1/rpc/create_invitation", json={"email": "new@example.com", "role": "viewer"})
     client = owner.post("/api/v1/clients", json={"name": "Firm"}, headers={"Prefer": "return=representation"}).json()[0]
     case = owner.post(
         "/api/v1/cases",
@@ -187,6 +188,7 @@ def test_real_rows_are_as_described(
         answer = owner.get(f"/api/v1/{view}")
         assert answer.json(), view
         check(document, "get", f"/api/v1/{view}", answer)
+    check(document, "post", "/api/v1/rpc/create_invitation", invited)
     check(document, "post", "/api/v1/rpc/finalize_period", closed)
     check(document, "get", "/api/v1/rpc/recalculate_period", rated)
     check(document, "get", "/api/v1/rpc/usage_summary", owner.get("/api/v1/rpc/usage_summary"))
@@ -199,6 +201,27 @@ def test_real_rows_are_as_described(
     with stack.client("somebody-alone") as alone:
         converted = alone.post("/api/v1/rpc/convert_to_organization", json={"name": "Firm", "slug": "alone"})
         check(document, "post", "/api/v1/rpc/convert_to_organization", converted)
+
+
+def test_changes_of_people_are_as_described(
+    stack: RunningStack, organization: Organization, document: Document, owner: httpx.Client
+) -> None:
+    def call(client: httpx.Client, function: str, **arguments: object) -> Any:
+        answer = client.post(f"/api/v1/rpc/{function}", json=arguments)
+        check(document, "post", f"/api/v1/rpc/{function}", answer)
+        return answer.json()
+
+    call(owner, "revoke_invitation", id=call(owner, "create_invitation", email="a@b", role="viewer")["id"])
+    sent = call(owner, "create_invitation", email="newcomer@example.com", role="viewer")
+    sent = call(owner, "resend_invitation", id=sent["id"])
+    with stack.client("newcomer", email=sent["email"]) as newcomer:
+        newcomer.headers["X-Organization-ID"] = call(newcomer, "accept_invitation", code=sent["code"])["id"]
+        me = newcomer.post("/api/v1/rpc/sign_in").json()["user_id"]
+        call(owner, "change_member_role", user_id=me, role="admin")
+        call(owner, "transfer_ownership", user_id=me)
+        call(newcomer, "transfer_ownership", user_id=str(organization["owner"].id))
+        call(newcomer, "leave_organization")
+    call(owner, "remove_member", user_id=str(organization["billing"].id))
 
 
 def test_real_errors_are_as_described(document: Document, owner: httpx.Client) -> None:

@@ -71,9 +71,10 @@ def _found_organizations(console: Console, venue: Venue, stack: ExitStack) -> Ca
         {"name": "Kauri Chambers", "slug": f"kauri-{tag}", "timezone": KAURI_TIMEZONE},
     )
     ada.act_for(aurora["slug"])
-    ben.act_for(aurora["slug"])
     kiri.act_for(kauri["slug"])
-    ada.create("memberships", user_id=people["ben"]["user_id"], role="viewer")
+    invitation = ada.post("/api/v1/rpc/create_invitation", {"email": f"ben-{tag}@example.com", "role": "viewer"})
+    ben.post("/api/v1/rpc/accept_invitation", {"code": invitation["code"]})
+    ben.act_for(aurora["slug"])
 
     table = _table("who", "role", "organization", "timezone")
     for name, person in (("Ada", ada), ("Ben", ben), ("Kiri", kiri)):
