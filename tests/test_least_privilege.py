@@ -61,13 +61,20 @@ _PERSONAL |= {
 }
 _CLOSING = {"api.finalize_period", "api.recalculate_period", "tenancy.require_platform_admin"}
 _SUMMARY = {"api.usage_summary", "billing.usage_summary", "billing.unit_amount_cents"}
+_READ_OF_VIEWS = {"audit.told_of"}
 
 _KEYS = {f"{schema}.{verb}_api_key" for schema in ("api", "tenancy") for verb in ("create", "rotate", "revoke")}
 
 # Refusals are part of the contract: a role may call what answers it with a clear ROLE_REQUIRED.
 FUNCTIONS: Mapping[str, set[str]] = {
     "anon": {"api.health", "tenancy.pre_request"},
-    "member": {"api.health", "tenancy.pre_request", "ops.new_id"} | _CONTEXT | _PERSONAL | _CLOSING | _SUMMARY | _KEYS,
+    "member": {"api.health", "tenancy.pre_request", "ops.new_id"}
+    | _CONTEXT
+    | _PERSONAL
+    | _CLOSING
+    | _SUMMARY
+    | _READ_OF_VIEWS
+    | _KEYS,
     "service": {"api.health", "tenancy.pre_request"} | _PERSONAL | _CLOSING | _KEYS,
     "platform_admin": {
         "api.health",
@@ -80,6 +87,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _PERSONAL
     | _CLOSING
     | _SUMMARY
+    | _READ_OF_VIEWS
     | _KEYS,
     "sidecar": {
         "audit.record_refusals",

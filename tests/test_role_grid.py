@@ -26,6 +26,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "rwd",
         "usage": "r",
         "invoices": "r",
+        "audit": "r",
     },
     "admin": {
         "invitations": "rwd",
@@ -35,6 +36,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "rwd",
         "usage": "r",
         "invoices": "r",
+        "audit": "r",
     },
     "member": {
         "invitations": "",
@@ -44,6 +46,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "rw",
         "usage": "r",
         "invoices": "",
+        "audit": "",
     },
     "viewer": {
         "invitations": "",
@@ -53,6 +56,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "r",
         "usage": "r",
         "invoices": "",
+        "audit": "",
     },
     "billing": {
         "invitations": "",
@@ -62,6 +66,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "",
         "usage": "r",
         "invoices": "r",
+        "audit": "",
     },
 }
 VERBS = {"r": ("select",), "w": ("insert", "update"), "d": ("delete",)}
@@ -114,6 +119,10 @@ AREAS: Mapping[str, tuple[Table, ...]] = {
         Table("stripe.report_marks", update="acknowledged_xid = '4'"),
         Table("api.usage_events", update="units = 0"),
         Table("api.billing_events", update="quantity = 0"),
+    ),
+    "audit": (
+        Table("audit.log", update="actor_id = 'nobody'"),
+        Table("api.audit_log", update="actor_id = 'nobody'"),
     ),
     "invoices": (
         Table("billing.billing_periods", update="status = 'open'"),

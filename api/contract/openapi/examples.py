@@ -7,6 +7,7 @@ from typing import Any, Final
 _ORGANIZATION: Final = "019a6d0e-7c1a-7b52-9a51-0d7a3c5e9f10"
 _USER: Final = "019a6d0e-7b90-7c44-8f1e-2b6d4a8c0e21"
 _INVITATION: Final = "019a6d0f-0a41-7c9e-9d27-3c1f5b7e9a24"
+_ENTRY: Final = "019a6d0f-0c71-7a55-8e19-1f2d3c4b5a69"
 _CLIENT: Final = "019a6d0f-11d2-7e03-b2c4-5f8e7d6c5b32"
 _CASE: Final = "019a6d0f-3e57-7a18-8d6b-6a9f8e7d6c43"
 _DOCUMENT: Final = "019a6d0f-9b2c-7f61-a7e8-7bafae9e8d54"
@@ -41,6 +42,25 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "user_id": _USER,
         "role": "member",
         "created_at": "2026-01-05T17:21:07.5+00:00",
+    },
+    "audit_log": {
+        "organization_id": _ORGANIZATION,
+        "position": 12,
+        "id": _ENTRY,
+        "recorded_at": "2026-01-05T17:21:07.5+00:00",
+        "actor_type": "user",
+        "actor_id": _USER,
+        "email": "ann@acme.example",
+        "ip": "203.0.113.7",
+        "user_agent": "Mozilla/5.0",
+        "request_id": "0d5a4a3e7c1b",
+        "action": "membership.changed",
+        "target_type": "membership",
+        "target_id": "019a6d0e-8c11-7d02-b3a4-4d8f6c0e2a43",
+        "changed_columns": ["role"],
+        "before": {"role": "member"},
+        "after": {"role": "admin"},
+        "hash": "9f2c8e6d0b7a41538c0de1f4a59b6e37d2c4081f6e5a9b3c7d80f1e2a3b4c5d6",
     },
     "workspaces": {
         "id": _WORKSPACE,
