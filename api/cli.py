@@ -24,6 +24,9 @@ from rich.table import Table
 from api import contract, migrations
 from api.adopt import adopt as adopt_tables
 from api.adopt import report as adoption_report
+from api.audit import AuditError
+from api.audit import erase as erase_from_audit_log
+from api.audit import verify as verify_audit_log
 from api.contract.error_reference import error_reference
 from api.contract.typescript import database_types
 from api.demo import DemoError, play, running_venue, stack_venue
@@ -52,6 +55,8 @@ app = typer.Typer(
     To work with it:  [bold]goldleaves up[/bold], then [bold]goldleaves token --sub ann[/bold], then send requests to
     http://127.0.0.1:8000/api/v1/…  Every setting is an environment variable or a line in .env; see .env.example.""",
 )
+audit_app = typer.Typer(no_args_is_help=True, help="Verify the audit log, and erase what it knows of people.")
+app.add_typer(audit_app, name="audit")
 console = Console()
 errors = Console(stderr=True)
 
@@ -63,7 +68,7 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
     def run(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return command(*arguments, **options)
-        except (StackError, SettingsError, migrations.MigrationError, ImportFailed) as error:
+        except (StackError, SettingsError, AuditError, migrations.MigrationError, ImportFailed) as error:
             text = str(error)
         except (DemoError, httpx.HTTPError) as error:
             text = f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"
@@ -260,6 +265,62 @@ def import_(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not report.is_clean:
         raise typer.Exit(3)
+
+
+@audit_app.command(name="verify")
+@explain_errors
+def verify_audit(
+    organization: Annotated[str | None, typer.Option(metavar="SLUG", help="Only its log, by slug or id.")] = None,
+    anchor: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What --json printed earlier: nothing before that was rewritten."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON. Keep it elsewhere, for a later --anchor.")
+    ] = False,
+) -> None:
+    """Compute the hashes of the audit log anew, and name the first entry of each chain that is not what was written.
+
+    Each organization has a chain, the platform one more. Prints where each ends: organization, position, hash. Exit
+    code 1 when something is broken.
+
+    Example:  goldleaves audit verify --json > audit.json; later  goldleaves audit verify --anchor audit.json
+    """
+    verdict = verify_audit_log(_migration_url(load_settings()), organization, anchor)
+    if as_json:
+        typer.echo(verdict.as_json())
+    else:
+        for end in verdict.ends:
+            typer.echo(end)
+        for broken in verdict.broken:
+            errors.print(str(broken), style="red", markup=False, highlight=False, soft_wrap=True)
+        for table in verdict.unwatched:
+            errors.print(f"{table}: a trigger of the audit log is disabled there", style="red", soft_wrap=True)
+    if not verdict.is_whole:
+        raise typer.Exit(1)
+
+
+@audit_app.command(name="erase")
+@explain_errors
+def erase_audit(
+    email: Annotated[str | None, typer.Option(help="Everything that mentions this address.")] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="SUBJECT", help="What a person did or was told of, by subject or id.")
+    ] = None,
+    organization: Annotated[
+        str | None, typer.Option(metavar="SLUG", help="Everybody in the log of an organization, by slug or id.")
+    ] = None,
+) -> None:
+    """Erase what the audit log knows of people: addresses, e-mails, names. What was done by whom with which id stays.
+
+    The chains stay whole, and the log says that something was erased, not what.
+
+    Example:  goldleaves audit erase --email ann@example.com
+    """
+    if sum(given is not None for given in (email, user, organization)) != 1:
+        raise SettingsError("Say whose: --email, --user or --organization, one of them.")
+    erased = erase_from_audit_log(_migration_url(load_settings()), email=email, user=user, organization=organization)
+    console.print(f"Erased {erased} part{'' if erased == 1 else 's'} of entries.", highlight=False)
 
 
 @app.command()
