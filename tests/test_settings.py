@@ -58,6 +58,18 @@ def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None
         ("ENVIRONMENT", "x" * 200, f"expected one of development, production, got '{'x' * 60}…'"),
         ("ALLOWED_ORIGINS", "a/b", "'a/b' is no origin; write https://app.example.com, without a path or final slash"),
         ("JWT_SECRET", "hunter2", "expected at least 32 characters, got 7"),
+        ("JWT_AUDIENCE", "my api: v1", "'my api: v1' has a colon and is no URI, so no token can be for it"),
+        (
+            "JWT_JWKS_URL",
+            "ftp://x/y",
+            "expected a URL such as https://login.example.com/jwks.json, or the path of a file",
+        ),
+        (
+            "JWT_JWKS_URL",
+            "https:///y",
+            "expected a URL such as https://login.example.com/jwks.json, or the path of a file",
+        ),
+        ("JWT_JWKS_REFRESH_SECONDS", "0", "expected a number greater than 0, got '0'"),
         ("DATABASE_URL", "postgres:/x:hunter2@", "expected a URL such as postgresql://role@host:5432/database"),
     ],
 )
@@ -75,6 +87,7 @@ def test_a_malformed_value_is_one_line(monkeypatch: pytest.MonkeyPatch, variable
         ("ALLOWED_ORIGINS", "https://app.example.com,*"),
         ("JWT_SECRET", "change-me-" + GOOD),
         ("JWT_SECRET", "x" * 64),
+        ("JWT_JWKS_URL", "https://login.example.com/jwks.json"),
         ("SIDECAR_PASSWORD", "sidecar"),
         ("AUTHENTICATOR_PASSWORD", "your-password-here-please"),
         ("MONITOR_PASSWORD", GOOD[:15]),
@@ -95,6 +108,40 @@ def test_production_takes_what_the_advice_makes(monkeypatch: pytest.MonkeyPatch)
     for name in Settings.passwords():
         monkeypatch.setenv(name.upper(), secrets.token_hex(32))
     assert not load_settings().docs_are_served
+
+
+@pytest.mark.parametrize(
+    ("url", "is_taken"),
+    [
+        ("https://login.example.com/jwks.json", True),
+        ("/etc/goldleaves/jwks.json", True),
+        ("http://keycloak:8080/realms/x/protocol/openid-connect/certs", True),
+        ("http://10.1.2.3/jwks.json", True),
+        ("http://[::1]/jwks.json", True),
+        ("http://login.example.com/jwks.json", False),
+        ("http://8.8.8.8/jwks.json", False),
+    ],
+)
+def test_production_fetches_keys_over_the_internet_by_https_alone(
+    monkeypatch: pytest.MonkeyPatch, url: str, is_taken: bool
+) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.setenv("JWT_AUDIENCE", "https://api.example.com")
+    monkeypatch.setenv("JWT_JWKS_URL", url)
+    if is_taken:
+        assert load_settings().jwt_jwks_url == url
+    else:
+        with pytest.raises(SettingsError, match="^Refused with ENVIRONMENT=production: JWT_JWKS_URL over http"):
+            load_settings()
+
+
+@pytest.mark.parametrize("value", ["keys/jwks.json", "{here}/keys/jwks.json", "file://{here}/keys/jwks.json"])
+def test_a_file_of_keys_counts_from_where_the_command_is_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JWT_JWKS_URL", value.format(here=tmp_path))
+    assert load_settings().jwt_jwks_url == str(tmp_path / "keys/jwks.json")
 
 
 def test_a_url_takes_the_password_beside_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

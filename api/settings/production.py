@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -26,10 +28,23 @@ def weak_choices(settings: Settings) -> Iterator[str]:
     secret = settings.jwt_secret
     if secret is not None and _is_guessable(secret):
         yield f"JWT_SECRET is a placeholder; {_MAKE_ONE}"
+    if settings.jwt_jwks_url is not None:
+        if settings.jwt_audience is None:
+            yield "JWT_JWKS_URL without JWT_AUDIENCE takes what its owner signs for other applications; set both"
+        if settings.jwt_jwks_url.startswith("http:") and not _is_inside(urlsplit(settings.jwt_jwks_url).hostname or ""):
+            yield "JWT_JWKS_URL over http lets everybody on the way there sign tokens; use https, or a file"
     for name in (*settings.passwords(), "metrics_token"):
         password: SecretStr | None = getattr(settings, name)
         if password is not None and (len(password.get_secret_value()) < SHORTEST_PASSWORD or _is_guessable(password)):
             yield f"{name.upper()} is a placeholder, or shorter than {SHORTEST_PASSWORD} characters; {_MAKE_ONE}"
+
+
+def _is_inside(host: str) -> bool:
+    """Whether it is on this machine or in a network of ours: by its address, or by a name that only such have."""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        return "." not in host
 
 
 def _is_guessable(secret: SecretStr) -> bool:
