@@ -16,6 +16,7 @@ from api.stack.services import as_environment, sidecar_part
 
 # Paths below the project, which .env.example says in words.
 DEFAULTS_IN_WORDS = {"STATE_DIR"}
+NO_KEY_SET = "expected a URL such as https://login.example.com/jwks.json, or the path of a file"
 GOOD = "0f8a6d1c47b29e35" * 2
 
 
@@ -59,16 +60,8 @@ def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None
         ("ALLOWED_ORIGINS", "a/b", "'a/b' is no origin; write https://app.example.com, without a path or final slash"),
         ("JWT_SECRET", "hunter2", "expected at least 32 characters, got 7"),
         ("JWT_AUDIENCE", "my api: v1", "'my api: v1' has a colon and is no URI, so no token can be for it"),
-        (
-            "JWT_JWKS_URL",
-            "ftp://x/y",
-            "expected a URL such as https://login.example.com/jwks.json, or the path of a file",
-        ),
-        (
-            "JWT_JWKS_URL",
-            "https:///y",
-            "expected a URL such as https://login.example.com/jwks.json, or the path of a file",
-        ),
+        ("JWT_JWKS_URL", "ftp://x/y", NO_KEY_SET),
+        ("JWT_JWKS_URL", "https:///y", NO_KEY_SET),
         ("JWT_JWKS_REFRESH_SECONDS", "0", "expected a number greater than 0, got '0'"),
         ("DATABASE_URL", "postgres:/x:hunter2@", "expected a URL such as postgresql://role@host:5432/database"),
     ],
@@ -131,7 +124,7 @@ def test_production_fetches_keys_over_the_internet_by_https_alone(
     if is_taken:
         assert load_settings().jwt_jwks_url == url
     else:
-        with pytest.raises(SettingsError, match="^Refused with ENVIRONMENT=production: JWT_JWKS_URL over http"):
+        with pytest.raises(SettingsError, match=r"^Refused with .*: JWT_JWKS_URL over http lets "):
             load_settings()
 
 
