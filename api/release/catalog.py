@@ -17,7 +17,7 @@ Connection = psycopg.Connection[Any]
 _SCHEMAS = "select oid from pg_namespace where nspowner = (select oid from pg_roles where rolname = 'goldleaves_owner')"
 
 # xmin tells what this transaction wrote, ctid tells two writes of the same row apart. Triggers of partitions belong to
-# whoever makes partitions, at any time, not to a file.
+# whoever makes partitions, at any time, not to a file. Adopted tables may lie in a schema that is not ours.
 _OBJECTS = f"""
 with own as materialized ({_SCHEMAS}),
 object (kind, name, class_id, id, version, written_by) as (
@@ -33,7 +33,8 @@ object (kind, name, class_id, id, version, written_by) as (
     'trigger', format('%%I on %%s', t.tgname, t.tgrelid::regclass), 'pg_trigger'::regclass::oid, t.oid, t.ctid, t.xmin
   from pg_trigger t
   join pg_class c on c.oid = t.tgrelid
-  where not t.tgisinternal and not c.relispartition and c.relnamespace in (select oid from own)
+  where not t.tgisinternal and not c.relispartition
+    and (c.relnamespace in (select oid from own) or c.relowner = 'goldleaves_owner'::regrole)
 )
 select kind || ' ' || name, class_id, id, version::text
 from object

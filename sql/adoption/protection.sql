@@ -221,8 +221,16 @@ as $$
   ), 'created_by and created_at of what members write are ours to say: the user of this organization, and now.'
   from columns where stamps
   union all
-  select 102, 'audit.record_change()', format('select audit.watch(%L)', p_table), null
-  where to_regproc('audit.watch') is not null -- XXX
+  -- All that a row says is personal data: what tenants keep in tables of their own is not ours to know.
+  select 102, 'audit.record_change()',
+    format('select audit.watch(%L, %L, %L, p_personal => %L)', p_table, replace(tenancy.file_name(p_table), '.', '_'), key.columns, '{*}'), null
+  from (
+    select array_agg(a.attname order by k.position) as columns
+    from pg_constraint c
+    cross join unnest(c.conkey) with ordinality as k (number, position)
+    join pg_attribute a on a.attrelid = p_table and a.attnum = k.number
+    where c.conrelid = p_table and c.contype = 'p' and (a.attname <> 'organization_id' or cardinality(c.conkey) = 1)
+  ) as key
 $$;
 
 create or replace function tenancy.trigger_steps(p_table regclass)
