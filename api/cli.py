@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import httpx
 import psycopg
@@ -236,16 +236,17 @@ def rollback(
     _say(migrations.rollback(_migration_url(load_settings()), to))
 
 
-_CSV = typer.Option(metavar="FILE", exists=True, dir_okay=False, readable=True)
+def _csv(columns: str) -> Any:
+    return typer.Option(metavar="FILE", exists=True, dir_okay=False, readable=True, help=f"Columns: {columns}.")
 
 
 @app.command(name="import")
 @explain_errors
 def import_(
-    users: Annotated[Path | None, _CSV] = None,
-    organizations: Annotated[Path | None, _CSV] = None,
-    memberships: Annotated[Path | None, _CSV] = None,
-    usage: Annotated[Path | None, _CSV] = None,
+    users: Annotated[Path | None, _csv("subject, email")] = None,
+    organizations: Annotated[Path | None, _csv("name, slug, owner, and some more")] = None,
+    memberships: Annotated[Path | None, _csv("organization, subject, role")] = None,
+    usage: Annotated[Path | None, _csv("id, organization, event, quantity, time, and any more")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Try it, and write nothing.")] = False,
 ) -> None:
     """Bring people, organizations and past usage from somewhere else, out of CSV files.

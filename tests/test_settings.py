@@ -84,6 +84,7 @@ def test_a_malformed_value_is_one_line(monkeypatch: pytest.MonkeyPatch, variable
         ("SIDECAR_PASSWORD", "sidecar"),
         ("AUTHENTICATOR_PASSWORD", "your-password-here-please"),
         ("MONITOR_PASSWORD", GOOD[:15]),
+        ("METRICS_TOKEN", "prometheus"),
     ],
 )
 def test_production_refuses_a_weak_choice(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
