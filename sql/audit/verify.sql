@@ -1,8 +1,8 @@
 -- Whether the audit log is what was written. These read all chains: they are for `goldleaves audit verify`, which runs as the
 -- migrator, a member of the kernel, and EXECUTE for nobody else.
 
--- The first broken entry of each chain, of one organization's or of all. position and id are null when the whole chain is gone,
--- id also when the entry itself is. One statement, so one snapshot: writers go on meanwhile.
+-- The first broken entry of each chain, of one organization's or of all. id is null when the
+-- entry is gone. One statement, so one snapshot: writers go on meanwhile.
 create or replace function audit.verify(p_organization_id uuid default null)
 returns table (organization_id uuid, "position" bigint, id uuid, problem text)
 language sql
@@ -20,13 +20,13 @@ as $$
     window chain as (partition by l.organization_id order by l.position)
   ),
   ends as (
-    select distinct on (e.organization_id) e.organization_id, e.position, e.hash
+    select distinct on (e.organization_id) e.organization_id, e.position, e.id, e.hash
     from entries e
     order by e.organization_id, e.position desc
   ),
   found (organization_id, position, id, rank, problem) as (
     select e.organization_id, e.previous_position + 1, null::uuid, 1,
-      format('missing: the next entry that is there is number %s', e.position)
+      format('missing: the next one that is there is entry %s', e.position)
     from entries e
     where e.position <> e.previous_position + 1
     union all
@@ -44,12 +44,21 @@ as $$
     join audit.personal p on p.organization_id = e.organization_id and p.position = e.position
     where audit.digest_of(p.salt, p.data) is distinct from case p.part when 'change' then e.change_digest else e.actor_digest end
     union all
-    select coalesce(h.organization_id, e.organization_id), coalesce(least(h.position, e.position) + 1, 1), null, 5,
+    select
+      coalesce(h.organization_id, e.organization_id),
+      case when h.position = e.position or h.position is null then e.position else least(h.position, coalesce(e.position, 0)) + 1 end,
       case
-        when h.organization_id is null then format('the end of the chain is not known: audit.heads has no row for it, the last entry is number %s', e.position)
-        when h.position > coalesce(e.position, 0) then format('missing: the chain ends with number %s', h.position)
-        when h.position < e.position then format('added by hand: the chain ends with number %s', h.position)
-        else 'the end of the chain has another hash than its last entry'
+        when h.position < e.position then (
+          select a.id from entries a where a.organization_id = h.organization_id and a.position = h.position + 1
+        )
+        when h.position = e.position or h.position is null then e.id
+      end,
+      5,
+      case
+        when h.position is null then 'the end of the chain was removed: this is its last entry'
+        when h.position > coalesce(e.position, 0) then format('missing: the chain ends with entry %s', h.position)
+        when h.position < e.position then format('added by hand: the chain ends with entry %s', h.position)
+        else 'the end of the chain has another hash'
       end
     from ends e
     full join (
