@@ -10,7 +10,7 @@ from api.codes import CODES, PASSED_ON, Code
 Json = dict[str, Any]
 
 # Any request can be answered with these, whatever its path.
-EVERYWHERE: Final = ("AMBIGUOUS_HEADER", "INVALID_TOKEN", "HEADERS_TOO_LARGE", "INTERNAL_ERROR")
+EVERYWHERE: Final = ("AMBIGUOUS_HEADER", "INVALID_API_KEY", "INVALID_TOKEN", "HEADERS_TOO_LARGE", "INTERNAL_ERROR")
 
 # Naming the organization is no security, but so the Authorize dialog of the page asks for it once and for all requests.
 SECURED: Final[list[Json]] = [{"bearer": []}, {"bearer": [], "organization": []}]
@@ -24,7 +24,8 @@ COMPONENTS: Final[Json] = {
             "scheme": "bearer",
             "bearerFormat": "JWT",
             "description": "A JWT with the claims `sub` and `role` (member, service or platform_admin), and perhaps "
-            "`email` and `org_id`. `goldleaves token --sub ada` prints one for development.",
+            "`email` and `org_id`. `goldleaves token --sub ada` prints one for development. Services send an API key "
+            "instead (`gl_…`), which `create_api_key` makes.",
         },
         "organization": {
             "type": "apiKey",

@@ -13,6 +13,8 @@ _CASE: Final = "019a6d0f-3e57-7a18-8d6b-6a9f8e7d6c43"
 _DOCUMENT: Final = "019a6d0f-9b2c-7f61-a7e8-7bafae9e8d54"
 _EVENT: Final = "019a6d0f-9b2e-7d72-b8f9-8cb0bfaf9e65"
 _WORKSPACE: Final = "019a6d10-2f41-7c15-94ad-3e5d6f708192"
+_KEY: Final = "019a6d0f-7d41-7e55-a3b8-6c9d8e7f0a11"
+_NEXT_KEY: Final = "019b0a11-2c80-7a91-b4c7-7daeaf80b122"
 _INVOICE: Final = "019b0a11-4d3e-7b83-89fa-9dc1c0b0af76"
 
 _USAGE_LINE: Final = {
@@ -78,6 +80,20 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "created_at": "2026-01-05T17:22:00+00:00",
         "sent_at": "2026-01-05T17:22:00+00:00",
         "expires_at": "2026-01-12T17:22:00+00:00",
+    },
+    "api_keys": {
+        "id": _KEY,
+        "organization_id": _ORGANIZATION,
+        "kind": "organization",
+        "name": "Nightly export",
+        "prefix": "3f9c1e0b7a42",
+        "scopes": ["data:read", "usage:read"],
+        "created_by": _USER,
+        "created_at": "2026-01-06T08:30:00+00:00",
+        "expires_at": None,
+        "revoked_at": None,
+        "last_used_at": "2026-01-06T09:05:42+00:00",
+        "rotated_from": None,
     },
     "clients": {
         "id": _CLIENT,
@@ -172,13 +188,34 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
 
 _SENT: Final = {**ROWS["pending_invitations"], "code": "9f1c0b7a4d2e86539f1c0b7a4d2e8653"}
 
+_NEW_KEY: Final = {
+    "name": "Nightly export",
+    "scopes": ["data:read", "usage:read"],
+    "expires_at": None,
+    "id": _KEY,
+    "organization_id": _ORGANIZATION,
+    "prefix": "3f9c1e0b7a42",
+    "created_at": "2026-01-06T08:30:00+00:00",
+    "key": "gl_3f9c1e0b7a42_<64 hexadecimal digits>",
+}
+
 RESULTS: Final[dict[str, Any]] = {
     "accept_invitation": ROWS["organizations"],
     "change_member_role": ROWS["memberships"],
+    "create_api_key": _NEW_KEY,
     "create_invitation": _SENT,
     "leave_organization": ROWS["memberships"],
     "remove_member": ROWS["memberships"],
     "resend_invitation": _SENT,
+    "revoke_api_key": {**ROWS["api_keys"], "revoked_at": "2026-01-07T11:00:00+00:00"},
+    "rotate_api_key": {
+        **_NEW_KEY,
+        "id": _NEXT_KEY,
+        "prefix": "a81b2c3d4e5f",
+        "created_at": "2026-02-01T08:30:00+00:00",
+        "rotated_from": _KEY,
+        "key": "gl_a81b2c3d4e5f_<64 hexadecimal digits>",
+    },
     "revoke_invitation": ROWS["pending_invitations"],
     "transfer_ownership": {**ROWS["memberships"], "role": "owner"},
     "convert_to_organization": ROWS["organizations"] | {"billing_start_at": "2026-01-19T09:30:00.25+00:00"},

@@ -39,7 +39,8 @@ _EVENT: Final[Json] = {
         "organization_id": {
             "type": ["string", "null"],
             "format": "uuid",
-            "description": "Who used it. Not needed with `X-Organization-ID`, and never another one than that.",
+            "description": "Who used it. Not needed with `X-Organization-ID` or with a key for one organization, and "
+            "never another one than that.",
         },
         "unit": {**_TEXT, "description": "What `quantity` is in, for people."},
         "user_id": {**_TEXT, "description": "Who did it, by your id or ours."},
@@ -204,9 +205,9 @@ _SEND_EVENTS: Final[Json] = {
     "tags": ["Usage events"],
     "operationId": "send_events",
     "summary": "Send usage events",
-    "description": "For the provider's backend, with a token of role `service`. Each event is judged by itself: one "
-    "that cannot be counted is answered with the reason and does not stop the others. Safe to send again when the "
-    "answer was lost: an `id` counts once.",
+    "description": "For the provider's backend, with a token of role `service` or an API key of the provider "
+    "(`events:write`). Each event is judged by itself: one that cannot be counted is answered with the reason and does "
+    "not stop the others. Safe to send again when the answer was lost: an `id` counts once.",
     "security": SECURED,
     "parameters": [{"$ref": "#/components/parameters/RequestId"}],
     "requestBody": {
@@ -243,7 +244,9 @@ _SEND_EVENTS: Final[Json] = {
         **refusals(
             (
                 "INVALID_BODY",
+                "NOT_A_MEMBER",
                 "ROLE_REQUIRED",
+                "SCOPE_REQUIRED",
                 "ORGANIZATION_NOT_FOUND",
                 "BODY_TOO_LARGE",
                 "UNSUPPORTED_MEDIA_TYPE",
