@@ -27,6 +27,7 @@ from api.jwks import JwksError, KeySet
 from api.keys import ApiKeys
 from api.metrics import METRICS_PATH, Metrics, metrics_endpoint
 from api.middleware.authentication import Authentication
+from api.middleware.client_address import ClientAddress
 from api.middleware.correlation import CorrelationId
 from api.middleware.cors import Cors
 from api.middleware.failures import Failures
@@ -112,6 +113,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
             *(docs_routes(database) if settings.docs_are_served else ()),
         ],
         middleware=[
+            Middleware(ClientAddress, proxies=settings.trusted_proxies),
             Middleware(CorrelationId),
             Middleware(Observation, metrics=metrics, refusals=refusals),
             Middleware(Cors, allowed=AllowedOrigins(settings.allowed_origins)),
@@ -124,6 +126,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         exception_handlers={HTTPException: _answer_http_exception, Problem: _answer_problem},
         lifespan=lifespan,
     )
+    app.state.metrics = metrics
     # A redirect would say http: and whatever Host came, behind a proxy that takes https: as well.
     app.router.redirect_slashes = False
     return app

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
@@ -48,6 +49,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     limits: Limits
     allowed_origins: AllowedOrigins
+    refused: Callable[[str], None]  # told the code of each refusal here, of which the application knows nothing
     waiting: OrderedDict[LimitedProtocol, None]  # connections without a request, the longest first
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -226,6 +228,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True  # for the application its client has gone
             cycle.message_event.set()
+        type(self).refused(refusal.message.partition(":")[0])
         response = refusal.response()
         head = [f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}".encode()]
         origin = next((value for name, value in self.headers or () if name == b"origin"), None)
@@ -242,12 +245,14 @@ class LimitedProtocol(HttpToolsProtocol):
             self._expect_reading()
 
 
-def limited_protocol(limits: Limits, allowed_origins: AllowedOrigins) -> type[LimitedProtocol]:
+def limited_protocol(
+    limits: Limits, allowed_origins: AllowedOrigins, refused: Callable[[str], None]
+) -> type[LimitedProtocol]:
     """A class, since uvicorn makes the instances itself."""
     return type(
         "Protocol",
         (LimitedProtocol,),
-        {"limits": limits, "allowed_origins": allowed_origins, "waiting": OrderedDict()},
+        {"limits": limits, "allowed_origins": allowed_origins, "refused": refused, "waiting": OrderedDict()},
     )
 
 

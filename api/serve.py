@@ -71,10 +71,11 @@ def serve(settings: Settings, spool: Spool) -> int:
         head_seconds=settings.request_head_seconds,
         body_seconds=settings.request_body_seconds,
     )
-    protocol = limited_protocol(limits, AllowedOrigins(settings.allowed_origins))
+    app = create_app(settings, spool)
+    protocol = limited_protocol(limits, AllowedOrigins(settings.allowed_origins), app.state.metrics.refused)
     server = Server(
         uvicorn.Config(
-            create_app(settings, spool),
+            app,
             host=settings.host,
             port=settings.gateway_port,
             http=protocol,

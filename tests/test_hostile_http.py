@@ -314,7 +314,7 @@ def serving(limits: Limits) -> Iterator[Callable[[], socket.socket]]:
     config = uvicorn.Config(
         _answer_at_length,
         port=port,
-        http=limited_protocol(limits, AllowedOrigins(())),
+        http=limited_protocol(limits, AllowedOrigins(()), refused=lambda _: None),
         timeout_keep_alive=1,
         lifespan="off",
         log_config=None,

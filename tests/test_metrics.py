@@ -124,6 +124,10 @@ def without_token(stack: RunningStack, _: Organization, __: Organization) -> htt
     return httpx.get(f"{stack.gateway_url}/api/v1/cases", trust_env=False)
 
 
+def with_a_large_head(stack: RunningStack, _: Organization, __: Organization) -> httpx.Response:
+    return httpx.get(f"{stack.gateway_url}/api/v1/cases", headers={"X-Long": "x" * 60_000}, trust_env=False)
+
+
 def second_workspace(stack: RunningStack, _: Organization, __: Organization) -> httpx.Response:
     with stack.client("paula", email="paula@example.com") as client:
         assert client.post("/api/v1/workspaces", json={"name": "One"}).status_code == 201
@@ -154,6 +158,7 @@ REFUSED: Final[dict[str, tuple[Send, int, str]]] = {
         415,
         "other",
     ),
+    "head that is too large": (with_a_large_head, 431, "HEADERS_TOO_LARGE"),
     "value in a long error": (
         as_role("owner", "POST", "/api/v1/cases", json={"title": "x" * 40_000}),
         400,
