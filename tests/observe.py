@@ -15,6 +15,7 @@ import httpx
 from psycopg import sql
 
 from tests.harness import Database, RunningStack
+from tests.sql_requests import Connection
 
 SHAPE = {"code", "message", "details", "hint"}
 
@@ -80,6 +81,17 @@ def spool_state(stack: RunningStack) -> dict[str, Any]:
     response = httpx.get(f"{stack.gateway_url}/health", trust_env=False)
     state: dict[str, Any] = json.loads(response.text)["spool"]
     return state
+
+
+def await_block(observer: Connection, waiting: Connection, holder: Connection) -> None:
+    """Until the one connection waits for a lock that the other one holds."""
+
+    def blocking() -> list[int]:
+        query = "select pg_blocking_pids(%s)"
+        pids: list[int] = observer.execute(query, [waiting.info.backend_pid]).fetchall()[0][0]
+        return pids
+
+    assert holder.info.backend_pid in eventually(blocking, lambda pids: holder.info.backend_pid in pids, seconds=60)
 
 
 @contextmanager

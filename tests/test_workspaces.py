@@ -4,7 +4,6 @@ writes, how many at once, and under every isolation level.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -18,6 +17,7 @@ from psycopg import IsolationLevel
 
 from tests.conftest import MakeOrganization
 from tests.harness import Database, Member, Organization, RunningStack
+from tests.observe import await_block
 from tests.sql_requests import Caller, Connection, enter, refusal_or_count, request
 from tests.usage import race, value
 
@@ -245,7 +245,7 @@ def test_who_waits_for_another_is_refused_when_that_one_commits(
             enter(first, Caller("member", personal["owner"].subject))
             first.execute(NEW)
             waiting = pool.submit(new_workspace(level, personal["admin"]), second)
-            await_lock(superuser, second)
+            await_block(superuser, second, first)
         outcome = waiting.result(60)
     assert outcome in (("PT403",) if level is LEVELS[0] else ("23505", "40001"))
     assert len(names(superuser, personal)) == 1
@@ -264,15 +264,9 @@ def test_who_waits_for_another_goes_on_when_that_one_gives_up(
             enter(first, Caller("member", personal["owner"].subject))
             first.execute(NEW)
             waiting = pool.submit(new_workspace(level, personal["admin"]), second)
-            await_lock(superuser, second)
+            await_block(superuser, second, first)
         assert waiting.result(60) == "made"
     assert len(names(superuser, personal)) == 1
-
-
-def await_lock(superuser: Connection, connection: Connection) -> None:
-    pid = connection.info.backend_pid
-    while not value(superuser, "select cardinality(pg_blocking_pids(%s))", pid):
-        time.sleep(0.01)
 
 
 def test_superusers_at_once_make_one(database: Database, superuser: Connection, personal: Organization) -> None:
