@@ -46,7 +46,7 @@ as $$
   select 30,
     format(
       'alter table %s add column organization_id uuid not null default %s', p_table,
-      coalesce(format('%L::uuid', p_organization_id), 'tenancy.current_org()')
+      coalesce(quote_literal(p_organization_id) || '::uuid', 'tenancy.current_org()')
     ),
     format('alter table %s drop column organization_id', p_table),
     case when p_organization_id is null then 'There are no rows yet.' else 'All rows that are there go to this organization.' end
