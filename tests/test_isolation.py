@@ -32,8 +32,9 @@ ROWS: Mapping[str, str] = {
         from tenancy.organizations where id = %(org)s""",
     "tenancy.workspaces": "insert into tenancy.workspaces (organization_id, id, name) values (%(org)s, %(id)s, 'x')",
     "tenancy.api_keys": """
-        insert into tenancy.api_keys (kind, organization_id, name, prefix, key_sha256, scopes)
-        values ('organization', %(org)s, 'secret', right(%(id)s::text, 12), sha256('secret'), '{data:read}')""",
+        insert into tenancy.api_keys (id, kind, organization_id, name, prefix, key_sha256, scopes)
+        values (%(id)s, 'organization', %(org)s, 'secret', right(%(id)s::text, 12), sha256('secret'),
+          '{data:read,data:write,usage:read}')""",
     "billing.billing_periods": """
         insert into billing.billing_periods (organization_id, period_start, period_end, timezone)
         values (%(org)s, '2020-01-01Z', '2020-02-01Z', 'UTC')""",
@@ -105,6 +106,7 @@ class World:
     stack: RunningStack
     attacker: Organization
     victim: Organization
+    attacker_row_id: UUID
     victim_row_id: UUID
     relations: tuple[Relation, ...]
 
@@ -142,8 +144,8 @@ def world(stack: RunningStack, make_organization: MakeOrganization) -> World:
     victim = make_organization(stack.database, "victim")
     with stack.database.connect() as connection:
         relations = tenant_relations(connection)
-    fill(stack.database, attacker, relations)
-    return World(stack, attacker, victim, fill(stack.database, victim, relations), relations)
+    own, foreign = (fill(stack.database, organization, relations) for organization in (attacker, victim))
+    return World(stack, attacker, victim, own, foreign, relations)
 
 
 @pytest.fixture
@@ -204,8 +206,13 @@ def _member(role: str) -> Callers:
     return lambda world: Caller("member", world.attacker[role].subject)
 
 
+def _key(world: World) -> Caller:
+    return Caller("member", claims={"goldleaves_key": str(world.attacker_row_id)})
+
+
 CALLERS: Mapping[str, Callers] = {
     **{f"{role} of another organization": _member(role) for role in ROLES},
+    "API key of another organization": _key,
     "person without an organization": lambda world: Caller("member", "stranger", path="/organizations"),
     "member without a tenant context": lambda world: Caller("member", "stranger", pre_request=False),
     "anon": lambda world: Caller("anon"),
