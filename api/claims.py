@@ -1,5 +1,5 @@
 """What a token says, whoever signed it. tenancy.claims_fault() holds requests to PostgREST to the same rules, because
-its own differ from version to version: one takes a fraction of a second for 1970, another refuses a subject with a colon
+its own differ from version to version: one takes a fraction of a second for 1970, another refuses a `sub` with a colon
 that is no URI.
 """
 

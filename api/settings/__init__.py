@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -85,6 +86,8 @@ class Settings(BaseSettings):
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()  # of pages that may call from a browser; * is any
 
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()  # whose X-Forwarded-For counts
+
     environment: Literal["development", "production"] = "development"
     enable_docs: bool | None = None  # /docs and /openapi.json; default: not in production
 
@@ -124,6 +127,13 @@ class Settings(BaseSettings):
     def _origins(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(parse_origin(part) for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(_network(part.strip()) for part in value.split(",") if part.strip())
         return value
 
     @field_validator("database_url", "admin_database_url", "migration_database_url")
@@ -201,6 +211,13 @@ def _billable_route(path: str) -> str:
     if not re.fullmatch(r"/api/v1(/[^/\s]+)+/?", path):
         raise ValueError(f"{path!r} is no path below /api/v1/; write /api/v1/documents")
     return path.rstrip("/")
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no address or network; write 10.1.2.3 or 10.0.0.0/8") from None
 
 
 def load_settings() -> Settings:

@@ -25,6 +25,8 @@ def weak_choices(settings: Settings) -> Iterator[str]:
     """One line for each, with the variable's name and without its value."""
     if ANY in settings.allowed_origins:
         yield "ALLOWED_ORIGINS=* lets every web page in; name the origins of yours"
+    if any(network.prefixlen == 0 for network in settings.trusted_proxies):
+        yield "TRUSTED_PROXIES has everybody in it, so every client could say where it comes from; name your proxies"
     secret = settings.jwt_secret
     if secret is not None and _is_guessable(secret):
         yield f"JWT_SECRET is a placeholder; {_MAKE_ONE}"

@@ -33,8 +33,8 @@ def postgrest_part(settings: Settings, database_url: str, jwt_secret: str) -> Pa
             "PGRST_DB_PRE_REQUEST": "tenancy.pre_request",
             "PGRST_DB_POOL": str(POSTGREST_POOL_SIZE),
             "PGRST_JWT_SECRET": jwt_secret,
-            # For tenancy.pre_request. PGRST_JWT_AUD is no use: some versions take it for a regular expression, and all of
-            # them let a token without audience pass.
+            # For tenancy.pre_request. PGRST_JWT_AUD is no use: newer versions take it for a regular expression, and all
+            # of them let a token without audience pass.
             "PGRST_APP_SETTINGS_JWT_AUD": settings.jwt_audience or "",
             "PGRST_SERVER_HOST": settings.host,
             "PGRST_SERVER_PORT": str(settings.postgrest_port),
