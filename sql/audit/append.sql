@@ -162,42 +162,44 @@ begin
     return null;
   end if;
 
-  for v_chain_id in select distinct chain_id from audit.pending order by chain_id loop
-    insert into audit.heads (organization_id, position, hash) values (v_chain_id, 0, audit.no_hash())
-    on conflict do nothing;
-    select position, hash into strict v_position, v_hash from audit.heads where organization_id = v_chain_id for update;
+  -- In one pass, since a transaction can have entries of thousands of chains.
+  for v_pending in select * from audit.pending order by chain_id, id loop
+    if v_pending.chain_id is distinct from v_chain_id then
+      update audit.heads set position = v_position, hash = v_hash where organization_id = v_chain_id;
+      v_chain_id := v_pending.chain_id;
+      insert into audit.heads (organization_id, position, hash) values (v_chain_id, 0, audit.no_hash())
+      on conflict do nothing;
+      select position, hash into strict v_position, v_hash from audit.heads where organization_id = v_chain_id for update;
+    end if;
 
-    for v_pending in select * from audit.pending where chain_id = v_chain_id order by id loop
-      v_position := v_position + 1;
-      v_actor_salt := audit.new_salt();
-      v_change_salt := audit.new_salt();
-      v_entry := (
-        v_chain_id, v_position, ops.new_id(), v_pending.recorded_at, v_pending.actor_type, v_pending.actor_id,
-        v_pending.action, v_pending.target_type, v_pending.target_id,
-        array(
-          select distinct k
-          from jsonb_object_keys(
-            coalesce(v_pending.before, '{}') || coalesce(v_pending.after, '{}')
-            || coalesce(v_pending.change -> 'before', '{}') || coalesce(v_pending.change -> 'after', '{}')
-          ) as k
-          order by k
-        ),
-        v_pending.before, v_pending.after, v_pending.request_id,
-        audit.digest_of(v_actor_salt, v_pending.actor), audit.digest_of(v_change_salt, v_pending.change),
-        v_hash, null
-      );
-      v_hash := audit.hash_of(v_entry);
-      v_entry.hash := v_hash;
-      insert into audit.log select v_entry.*;
-      perform audit.set_apart(
-        v_chain_id, v_position, case when v_pending.actor_type in ('user', 'api_key', 'anonymous') then 'actor' else 'staff' end,
-        v_actor_salt, v_pending.actor
-      );
-      perform audit.set_apart(v_chain_id, v_position, 'change', v_change_salt, v_pending.change);
-    end loop;
-
-    update audit.heads set position = v_position, hash = v_hash where organization_id = v_chain_id;
+    v_position := v_position + 1;
+    v_actor_salt := audit.new_salt();
+    v_change_salt := audit.new_salt();
+    v_entry := (
+      v_chain_id, v_position, ops.new_id(), v_pending.recorded_at, v_pending.actor_type, v_pending.actor_id,
+      v_pending.action, v_pending.target_type, v_pending.target_id,
+      array(
+        select distinct k
+        from jsonb_object_keys(
+          coalesce(v_pending.before, '{}') || coalesce(v_pending.after, '{}')
+          || coalesce(v_pending.change -> 'before', '{}') || coalesce(v_pending.change -> 'after', '{}')
+        ) as k
+        order by k
+      ),
+      v_pending.before, v_pending.after, v_pending.request_id,
+      audit.digest_of(v_actor_salt, v_pending.actor), audit.digest_of(v_change_salt, v_pending.change),
+      v_hash, null
+    );
+    v_hash := audit.hash_of(v_entry);
+    v_entry.hash := v_hash;
+    insert into audit.log select v_entry.*;
+    perform audit.set_apart(
+      v_chain_id, v_position, case when v_pending.actor_type in ('user', 'api_key', 'anonymous') then 'actor' else 'staff' end,
+      v_actor_salt, v_pending.actor
+    );
+    perform audit.set_apart(v_chain_id, v_position, 'change', v_change_salt, v_pending.change);
   end loop;
+  update audit.heads set position = v_position, hash = v_hash where organization_id = v_chain_id;
 
   -- Others' rows are not visible, so these are our own.
   delete from audit.pending;
