@@ -1,0 +1,496 @@
+"""Every change of money, membership or policy is in the audit log, whoever made it: who, when, from where, what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from tests.audit_log import PLATFORM, broken, entries, length
+from tests.conftest import MakeOrganization
+from tests.harness import Database, Organization, RunningStack
+from tests.sql_requests import Caller, Connection, enter, request, run
+from tests.usage import event, ingest, moment, month, value
+
+# Tables whose changes are not in the log, and why. All others are watched; a new table is noticed here.
+NOT_WATCHED = {
+    "app.cases": "the tenants' own data; whoever wants it watched adopts tables of their own",
+    "app.clients": "the same",
+    "app.documents": "the same; what counts of it is usage",
+    "billing.invoice_lines": "written with their invoice, and never again",
+    "metering.event_keys": "facts, not changes: they only grow",
+    "metering.generations": "the same",
+    "metering.rejected_events": "the same",
+    "metering.usage_events": "the same; a fact in a finalized period cannot change",
+    "ops.releases": "the text of each release, which only grows",
+    "stripe.report_marks": "how far a report has come; it moves with each one",
+    "tenancy.users": "made by signing in; what a person may do is their memberships",
+}
+# %(org)s is an organization, %(user)s somebody who is no member yet. What a table refuses to everybody is not here.
+CHANGES: Mapping[str, Mapping[str, str]] = {
+    "tenancy.organizations": {
+        "created": """
+            insert into tenancy.organizations (id, name, slug, owner_user_id)
+            values (%(id)s, 'New', 'brand-new', %(user)s)
+        """,
+        "changed": "update tenancy.organizations set plan = 'growth' where id = %(org)s",
+        "removed": "delete from tenancy.organizations where id = %(org)s",
+    },
+    "tenancy.memberships": {
+        "created": """
+            insert into tenancy.memberships (organization_id, user_id, role) values (%(org)s, %(user)s, 'viewer')
+        """,
+        "changed": "update tenancy.memberships set role = 'admin' where organization_id = %(org)s and role = 'viewer'",
+        "removed": "delete from tenancy.memberships where organization_id = %(org)s and role = 'viewer'",
+    },
+    "tenancy.invitations": {
+        "created": """
+            insert into tenancy.invitations (organization_id, id, email, role, code_sha256, invited_by, expires_at)
+            select %(org)s, %(id)s, 'guest@example.com', 'viewer', sha256('x'), owner_user_id, now() + interval '7 days'
+            from tenancy.organizations where id = %(org)s
+        """,
+        "changed": "update tenancy.invitations set revoked_at = now() where organization_id = %(org)s",
+        "removed": "delete from tenancy.invitations where organization_id = %(org)s",
+    },
+    "tenancy.workspaces": {
+        "created": "insert into tenancy.workspaces (organization_id, name) values (%(org)s, 'Room')",
+        "changed": "update tenancy.workspaces set name = 'Hall' where organization_id = %(org)s",
+        "removed": "delete from tenancy.workspaces where organization_id = %(org)s",
+    },
+    "tenancy.api_keys": {
+        "created": """
+            insert into tenancy.api_keys (kind, organization_id, name, prefix, key_sha256, scopes)
+            values ('organization', %(org)s, 'Robot', left(md5(%(org)s::text), 12), sha256('x'), '{data:read}')
+        """,
+        "changed": "update tenancy.api_keys set revoked_at = now() where organization_id = %(org)s",
+        "removed": "delete from tenancy.api_keys where organization_id = %(org)s",
+    },
+    "billing.billing_periods": {
+        "changed": """
+            update billing.billing_periods set status = 'finalized', finalized_at = now()
+            where organization_id = %(org)s
+        """,
+        "removed": "delete from billing.billing_periods where organization_id = %(org)s",
+    },
+    "billing.invoices": {
+        "created": """
+            insert into billing.invoices (organization_id, number, period_start, period_end, currency, total_cents)
+            select organization_id, '2020-0001', period_start, period_end, 'usd', 25
+            from billing.billing_periods where organization_id = %(org)s
+        """,
+    },
+    "billing.prices": {
+        "created": "insert into billing.prices values ('api.request', 'eur', now(), 30)",
+        "changed": "update billing.prices set unit_amount_cents = 0.5 where meter_code = 'api.request'",
+        "removed": "delete from billing.prices where meter_code = 'api.request'",
+    },
+    "metering.meters": {
+        "created": "insert into metering.meters (code, event_name, unit, description) values ('x', 'x', 'x', 'x')",
+        "changed": "update metering.meters set aggregation = 'count' where code = 'doc.upload'",
+        "removed": "delete from metering.meters where code = 'unused'",
+    },
+}
+TARGETS = {
+    "tenancy.organizations": "organization",
+    "tenancy.memberships": "membership",
+    "tenancy.invitations": "invitation",
+    "tenancy.workspaces": "workspace",
+    "tenancy.api_keys": "api_key",
+    "billing.billing_periods": "billing_period",
+    "billing.invoices": "invoice",
+    "billing.prices": "price",
+    "metering.meters": "meter",
+}
+# Made while usage is recorded, which waits for nobody.
+NOT_TOLD = {("billing.billing_periods", "created")}
+# billing.guard_invoices() refuses them.
+IMPOSSIBLE = {("billing.invoices", "changed"), ("billing.invoices", "removed")}
+
+
+@pytest.fixture
+def organization(shared_database: Database, make_organization: MakeOrganization) -> Organization:
+    return make_organization(shared_database)
+
+
+@pytest.fixture
+def superuser(shared_database: Database) -> Iterator[Connection]:
+    with shared_database.connect() as connection:
+        yield connection
+
+
+def test_every_table_is_watched_or_has_a_reason(superuser: Connection) -> None:
+    tables = superuser.execute(
+        """
+        select c.oid::regclass::text,
+          exists (
+            select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+            where t.tgrelid = c.oid and p.pronamespace = 'audit'::regnamespace and t.tgtype & 1 = 1
+              and t.tgenabled = 'O'
+          ),
+          exists (
+            select from pg_trigger t where t.tgrelid = c.oid and t.tgname = 'watch_truncate' and t.tgenabled = 'O'
+          )
+        from pg_class c
+        join pg_namespace n on n.oid = c.relnamespace
+        where c.relkind in ('r', 'p') and not c.relispartition
+          and n.nspname in ('tenancy', 'app', 'metering', 'billing', 'stripe', 'ops')
+        """
+    ).fetchall()
+    assert {name for name, watched, _ in tables if not watched} == set(NOT_WATCHED)
+    assert {name for name, watched, truncate in tables if watched and truncate} == {*CHANGES, "ops.policy_releases"}
+
+
+def test_every_watched_table_tells_of_every_verb() -> None:
+    verbs = {(table, verb) for table in CHANGES for verb in ("created", "changed", "removed")}
+    assert verbs - {(table, verb) for table in CHANGES for verb in CHANGES[table]} == NOT_TOLD | IMPOSSIBLE
+
+
+@pytest.mark.parametrize(("table", "verb"), [(table, verb) for table in CHANGES for verb in CHANGES[table]])
+def test_a_change_is_told(superuser: Connection, organization: Organization, table: str, verb: str) -> None:
+    """Even of a superuser at psql."""
+    with superuser.transaction(force_rollback=True):
+        found = superuser.execute("insert into tenancy.users (subject) values ('somebody') returning id").fetchone()
+        assert found
+        known = {"org": organization.id, "user": found[0], "id": uuid4()}
+        superuser.execute(
+            "insert into metering.meters (code, event_name, unit, description) values ('unused', 'u', 'u', 'u')"
+        )
+        if table in ("billing.billing_periods", "billing.invoices"):
+            superuser.execute(
+                """
+                insert into billing.billing_periods (organization_id, period_start, period_end, timezone)
+                values (%s, '2020-01-01Z', '2020-02-01Z', 'UTC')
+                """,
+                [organization.id],
+            )
+        elif verb != "created" and table.startswith("tenancy.") and table != "tenancy.organizations":
+            run(superuser, CHANGES[table]["created"], known)
+        chain = {"billing.prices": PLATFORM, "metering.meters": PLATFORM}.get(table, organization.id)
+        if (table, verb) == ("tenancy.organizations", "created"):
+            chain = known["id"]
+        superuser.execute("set constraints all immediate")
+        so_far = length(superuser, chain)
+
+        run(superuser, CHANGES[table][verb], known)
+        told = [e for e in entries(superuser, chain, so_far) if e.action == f"{TARGETS[table]}.{verb}"]
+
+        assert told, entries(superuser, chain, so_far)
+        assert {(e.actor_type, e.actor_id) for e in told} == {("database", "postgres")}
+        assert all((e.before is None) == (verb == "created") for e in told)
+        assert all((e.after is None) == (verb == "removed") for e in told)
+        assert broken(superuser) == []
+
+
+def test_of_an_update_what_changed_is_told(superuser: Connection, organization: Organization) -> None:
+    viewer = organization["viewer"].id
+    superuser.execute(
+        "update tenancy.memberships set role = 'admin' where organization_id = %s and user_id = %s",
+        [organization.id, viewer],
+    )
+    told = entries(superuser, organization.id)[-1]
+    assert (told.action, told.target_id) == ("membership.changed", str(viewer))
+    assert (told.changed_columns, told.before, told.after) == (["role"], {"role": "viewer"}, {"role": "admin"})
+
+
+def test_what_changes_nothing_is_not_told(superuser: Connection, organization: Organization) -> None:
+    so_far = length(superuser, organization.id)
+    superuser.execute("update tenancy.memberships set role = role where organization_id = %s", [organization.id])
+    assert length(superuser, organization.id) == so_far
+
+
+def test_that_a_key_was_used_is_not_told(superuser: Connection, organization: Organization) -> None:
+    run(superuser, CHANGES["tenancy.api_keys"]["created"], {"org": organization.id})
+    so_far = length(superuser, organization.id)
+    superuser.execute("update tenancy.api_keys set last_used_at = now() where organization_id = %s", [organization.id])
+    assert length(superuser, organization.id) == so_far
+
+
+def test_no_secret_is_in_the_log(superuser: Connection, organization: Organization) -> None:
+    for table in ("tenancy.api_keys", "tenancy.invitations"):
+        run(superuser, CHANGES[table]["created"], {"org": organization.id, "id": uuid4()})
+    superuser.execute(
+        "update tenancy.api_keys set key_sha256 = sha256('y') where organization_id = %s", [organization.id]
+    )
+    changed = entries(superuser, organization.id)[-1]
+    assert (changed.changed_columns, changed.after) == (["key_sha256"], {"key_sha256": "hidden"})
+    said = value(
+        superuser,
+        """
+        select (select string_agg(concat(l.*), '') from audit.log l)
+          || (select string_agg(p.data::text, '') from audit.personal p)
+        """,
+    )
+    for secret in ("x", "y"):
+        assert value(superuser, "select encode(sha256(%s), 'hex')", secret.encode()) not in said
+
+
+def test_keys_of_the_provider_are_the_platforms_business(superuser: Connection, organization: Organization) -> None:
+    so_far = length(superuser, organization.id)
+    superuser.execute(
+        """
+        insert into tenancy.api_keys (kind, organization_id, name, prefix, key_sha256, scopes)
+        values ('provider', %s, 'Backend', 'abcdef012345', sha256('x'), '{events:write}')
+        """,
+        [organization.id],
+    )
+    assert length(superuser, organization.id) == so_far
+    assert entries(superuser, PLATFORM)[-1].action == "api_key.created"
+
+
+def test_a_policy_tells_what_it_was(shared_database: Database, superuser: Connection) -> None:
+    """A release writes down how the tables look that it changed."""
+    released = [entry for entry in entries(superuser, PLATFORM) if entry.target_id == "app.cases"]
+    assert {(e.action, e.actor_type, e.actor_id) for e in released} == {
+        ("policy.changed", "database", "goldleaves_migrator")
+    }
+    assert released[-1].after is not None and "cases_read" in released[-1].after["policies"]
+
+    with shared_database.connect("goldleaves_migrator") as migrator:
+        migrator.execute(
+            """
+            insert into ops.policy_releases (table_name, fingerprint, live)
+            values ('app.cases', 'x', '{"policies": {}}')
+            """
+        )
+    told = entries(superuser, PLATFORM)[-1]
+    assert (told.before, told.after) == (released[-1].after, {"policies": {}})
+
+
+def test_what_was_rolled_back_leaves_nothing(superuser: Connection, organization: Organization) -> None:
+    so_far = length(superuser, organization.id)
+    change = "update tenancy.organizations set plan = %s where id = %s"
+    with superuser.transaction(force_rollback=True):
+        superuser.execute(change, ["growth", organization.id])
+        superuser.execute("set constraints all immediate")
+        assert length(superuser, organization.id) == so_far + 1
+    with superuser.transaction():
+        with superuser.transaction(force_rollback=True):
+            superuser.execute(change, ["scale", organization.id])
+        superuser.execute(change, ["growth", organization.id])
+    (told,) = entries(superuser, organization.id, so_far)
+    assert told.after == {"plan": "growth"}
+    assert broken(superuser) == []
+
+
+def test_recording_usage_touches_no_chain(
+    shared_database: Database, superuser: Connection, organization: Organization
+) -> None:
+    """Though it makes billing periods: nobody waits there."""
+    with shared_database.connect("sidecar", autocommit=False) as sidecar, superuser.transaction(force_rollback=True):
+        superuser.execute("lock table audit.pending, audit.log, audit.heads in access exclusive mode")
+        sidecar.execute("set lock_timeout = '1s'")
+        assert ingest(sidecar, [event(str(n), moment(n, days=1)) for n in range(3)], organization.id).accepted == 3
+        sidecar.commit()
+
+
+# Functions of schema api that change something for platform_admin, and what is told then. All others refuse it.
+STAFF: Mapping[str, tuple[str, set[str]]] = {
+    "finalize_period": ("select api.finalize_period(%(first_day)s)", {"invoice.created", "billing_period.changed"}),
+    "create_api_key": ("select api.create_api_key('A key', '{events:write}')", {"api_key.created"}),
+    "rotate_api_key": ("select api.rotate_api_key(%(key)s)", {"api_key.created", "api_key.changed"}),
+    "revoke_api_key": ("select api.revoke_api_key(%(key)s)", {"api_key.changed"}),
+}
+VALUES = {"text": "'viewer'", "uuid": "gen_random_uuid()", "text[]": "'{data:read}'", "date": "'2020-01-01'"}
+
+
+def test_whatever_platform_admin_does_is_told(shared_database: Database, organization: Organization) -> None:
+    with shared_database.connect("authenticator") as staff:
+        functions = staff.execute(
+            """
+            select p.proname, array(
+              select format_type(t, null) from unnest(p.proargtypes[0:p.pronargs - p.pronargdefaults - 1]) as t
+            )
+            from pg_proc p
+            where p.pronamespace = to_regnamespace('api') and p.provolatile = 'v'
+              and has_function_privilege('platform_admin', p.oid, 'execute')
+            """
+        ).fetchall()
+        assert {*STAFF} <= {name for name, _ in functions}
+        for name, types in functions:
+            with request(
+                staff, Caller("platform_admin", "staff|1", str(organization.id), claims={"email": "s@p.example"})
+            ):
+                call, actions = STAFF.get(
+                    name, (f"select api.{name}({', '.join(VALUES[kind] for kind in types)})", set())
+                )
+                if not actions:
+                    with pytest.raises(psycopg.Error, match="ROLE_REQUIRED: "):
+                        run(staff, call)
+                    continue
+                staff.execute("select api.create_api_key('Made before', '{events:write}')")
+                staff.execute("set constraints all immediate")
+                so_far = {chain: length(staff, chain) for chain in (PLATFORM, organization.id)}
+                key = value(staff, "select id from api.api_keys where name = 'Made before'")
+                run(staff, call, {"first_day": month(1), "key": key})
+                told = [entry for chain in so_far for entry in entries(staff, chain, so_far[chain])]
+                assert {entry.action for entry in told} == actions
+                assert {(e.actor_type, e.actor_id, e.email) for e in told} == {
+                    ("platform_admin", "platform_admin", "s@p.example")
+                }
+
+
+def test_a_service_is_told_by_its_key(
+    shared_database: Database, superuser: Connection, organization: Organization
+) -> None:
+    run(superuser, CHANGES["tenancy.api_keys"]["created"], {"org": organization.id})
+    superuser.execute(
+        "update tenancy.api_keys set scopes = '{data:read,data:write}' where organization_id = %s", [organization.id]
+    )
+    key = value(superuser, "select id from tenancy.api_keys where organization_id = %s", organization.id)
+    with shared_database.connect("authenticator") as service:
+        superuser.execute("select audit.watch('app.cases', 'case', '{id}', p_personal => '{*}')")
+        try:
+            with service.transaction():
+                enter(service, Caller("member", claims={"goldleaves_key": str(key)}))
+                service.execute("insert into app.cases (title) values ('Secret')")
+        finally:
+            superuser.execute("drop trigger watch on app.cases")
+    told = entries(superuser, organization.id)[-1]
+    assert (told.action, told.actor_type, told.actor_id) == ("case.created", "api_key", str(key))
+    assert told.after is not None and told.after["title"] == "Secret"
+    assert value(superuser, "select after from audit.log where id = %s", told.id) is None, "all of it is apart"
+
+
+def test_settings_of_a_session_make_nobody_of_whoever_logged_in(
+    superuser: Connection, organization: Organization
+) -> None:
+    """They are believed where only PostgREST sets them."""
+    with superuser.transaction():
+        enter(superuser, Caller("member", organization["owner"].subject))
+        superuser.execute("update api.organizations set name = 'Mine' where id = %s", [organization.id])
+    told = entries(superuser, organization.id)[-1]
+    assert (told.actor_type, told.actor_id, told.email) == ("database", "postgres", None)
+
+
+def test_a_column_that_is_misspelt_is_not_watched(superuser: Connection) -> None:
+    with pytest.raises(psycopg.errors.UndefinedColumn, match=r"app\.clients cannot be watched: it has no column mail"):
+        superuser.execute("select audit.watch('app.clients', 'client', '{id}', p_personal => '{mail}')")
+
+
+REFUSALS = """[
+  {"code": "INVALID_TOKEN", "subject": "eve", "ip": "192.0.2.9", "detail": "expired", "count": 3,
+   "first_at": "2026-01-01T00:00:00Z", "last_at": "2026-01-01T00:00:04Z"},
+  {"code": "WORKSPACE_LIMIT", "organization_id": "%(org)s", "user_id": "%(user)s", "ip": "192.0.2.9", "count": 1,
+   "first_at": "2026-01-01T00:00:00Z", "last_at": "2026-01-01T00:00:00Z"},
+  {"code": "NOT_A_MEMBER", "organization_id": "%(org)s", "user_id": "%(user)s", "detail": "acme", "count": 1,
+   "first_at": "2026-01-01T00:00:00Z", "last_at": "2026-01-01T00:00:00Z"},
+  {"code": "42501", "key_id": "%(user)s", "count": 1,
+   "first_at": "2026-01-01T00:00:00Z", "last_at": "2026-01-01T00:00:00Z"}
+]"""
+
+
+def test_refusals_are_told_and_nobody_writes_into_the_log_of_others(
+    shared_database: Database, superuser: Connection, organization: Organization
+) -> None:
+    so_far = {chain: length(superuser, chain) for chain in (PLATFORM, organization.id)}
+    user = str(organization["owner"].id)
+    with shared_database.connect("sidecar") as sidecar:
+        sidecar.execute("select audit.record_refusals(%s)", [REFUSALS % {"org": organization.id, "user": user}])
+
+    (own,) = entries(superuser, organization.id, so_far[organization.id])
+    assert (own.action, own.actor_type, own.actor_id, own.ip) == ("refused.workspace_limit", "user", user, "192.0.2.9")
+    token, foreign, rights = entries(superuser, PLATFORM, so_far[PLATFORM])
+    assert (token.action, token.actor_type, token.actor_id) == ("refused.invalid_token", "anonymous", None)
+    assert token.after is not None and (token.after["count"], token.after["detail"]) == (3, "expired")
+    assert (foreign.action, foreign.actor_id) == ("refused.not_a_member", user)
+    assert (rights.action, rights.actor_type) == ("refused.42501", "api_key")
+    apart = value(
+        superuser, "select string_agg(concat(before, after), '') from audit.log where action like 'refused.%%'"
+    )
+    assert "acme" not in apart and "expired" not in apart, "what they tried is their text"
+
+
+# Over HTTP
+
+
+def by_staff(stack: RunningStack, organization: Organization) -> httpx.Client:
+    return stack.client("staff|1", role="platform_admin", org=organization.slug, email="staff@provider.example")
+
+
+def seen(client: httpx.Client, **filters: str) -> list[dict[str, object]]:
+    answer = client.get("/api/v1/audit_log", params={"order": "position", **filters})
+    assert answer.status_code == 200, answer.text
+    rows: list[dict[str, object]] = answer.json()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def acme(stack: RunningStack, make_organization: MakeOrganization) -> Organization:
+    return make_organization(stack.database, "acme")
+
+
+def test_who_when_from_where_and_what(stack: RunningStack, acme: Organization) -> None:
+    viewer, began = str(acme["viewer"].id), datetime.now(UTC)
+    with stack.client(acme["owner"].subject, email=acme["owner"].email) as owner:
+        answer = owner.patch(
+            "/api/v1/memberships",
+            params={"user_id": f"eq.{viewer}"},
+            json={"role": "billing"},
+            headers={"X-Request-ID": "from-here", "X-Forwarded-For": "192.0.2.66", "User-Agent": "curl/8"},
+        )
+        assert answer.is_success, answer.text
+        (told,) = seen(owner, request_id="eq.from-here")
+    assert began <= datetime.fromisoformat(str(told["recorded_at"])) <= datetime.now(UTC)
+    assert (
+        told
+        | {
+            "actor_type": "user",
+            "actor_id": str(acme["owner"].id),
+            "email": acme["owner"].email,
+            "ip": "127.0.0.1",  # and not what the client said
+            "user_agent": "curl/8",
+            "action": "membership.changed",
+            "target_type": "membership",
+            "target_id": viewer,
+            "changed_columns": ["role"],
+            "before": {"role": "viewer"},
+            "after": {"role": "billing"},
+        }
+        == told
+    )
+
+
+def test_a_tenant_sees_that_staff_did_it_but_not_who(stack: RunningStack, acme: Organization) -> None:
+    with by_staff(stack, acme) as staff:
+        answer = staff.post("/api/v1/rpc/finalize_period", json={"period_start": month(1).isoformat()})
+        assert answer.status_code == 200, answer.text
+        mine = seen(staff, organization_id=f"eq.{acme.id}", action="eq.billing_period.changed")
+    with stack.client(acme["admin"].subject) as admin:
+        theirs = seen(admin, action="eq.billing_period.changed")
+    assert [(row["actor_type"], row["email"], row["ip"]) for row in mine] == [
+        ("platform_admin", "staff@provider.example", "127.0.0.1")
+    ]
+    assert [(row["actor_type"], row["email"], row["ip"]) for row in theirs] == [("platform_admin", None, None)]
+
+
+def test_signing_in_tells_who_came(stack: RunningStack) -> None:
+    with httpx.Client(base_url=stack.postgrest_url, trust_env=False) as direct:
+        bearer = {"Authorization": f"Bearer {stack.token('newcomer', email='new@example.com')}"}
+        user = direct.post("/rpc/sign_in", headers=bearer).json()
+        rows = direct.get("/audit_log", params={"order": "position"}, headers=bearer).json()
+    assert {(row["actor_type"], row["actor_id"], row["email"]) for row in rows} == {
+        ("user", user["user_id"], "new@example.com")
+    }
+    assert {row["action"] for row in rows} == {"organization.created", "membership.created"}
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_nobody_writes_it_over_http(stack: RunningStack, acme: Organization, method: str) -> None:
+    for client in (stack.client(acme["owner"].subject), by_staff(stack, acme)):
+        with client:
+            answer = client.request(method, "/api/v1/audit_log", json={"position": 99})
+            assert answer.status_code in (403, 405), answer.text
+
+
+def test_the_log_of_an_organization_outlives_it(stack: RunningStack, make_organization: MakeOrganization) -> None:
+    gone = make_organization(stack.database, "short-lived")
+    with stack.client(gone["owner"].subject) as owner:
+        assert owner.delete("/api/v1/organizations", params={"id": f"eq.{gone.id}"}).is_success
+    with stack.client("staff|1", role="platform_admin") as staff:
+        told = seen(staff, organization_id=f"eq.{gone.id}", action="like.*.removed")
+    assert [row["action"] for row in told] == ["organization.removed"] + ["membership.removed"] * len(gone.members)
+    assert {row["actor_id"] for row in told} == {str(gone["owner"].id)}
