@@ -198,10 +198,8 @@ def _next_number(root: Path) -> int:
 
 
 def _name(tables: Sequence[str]) -> str:
-    first, *others = (table.split(".")[-1] for table in tables)
-    return f"adopt_{first}" + (
-        "" if not others else f"_{others[0]}" if len(others) == 1 else f"_and_{len(others)}_more"
-    )
+    names = [table.split(".")[-1] for table in tables]
+    return "adopt_" + ("_".join(names) if len(names) < 3 else f"{names[0]}_and_{len(names) - 1}_more")
 
 
 def _migration(tables: Sequence[str], steps: Sequence[Step], receiver: _Receiver | None) -> str:

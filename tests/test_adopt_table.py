@@ -489,7 +489,8 @@ OBSTACLES: Mapping[str, tuple[str, str]] = {
     "a closed schema": (
         "create schema crm authorization postgres; grant usage on schema crm to goldleaves_migrator;"
         "create table crm.tasks (id uuid primary key);",
-        "lies in schema crm, which belongs to postgres and is closed to member: as its owner: grant usage, create",
+        "lies in schema crm of postgres, where goldleaves_owner may not create, or member not enter: "
+        "as its owner: grant usage, create on schema crm to goldleaves_owner",
     ),
     "one of ours": ("", "is one of those that Goldleaves or Postgres itself has made"),
 }

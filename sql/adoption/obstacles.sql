@@ -54,7 +54,7 @@ as $$
           has_schema_privilege('goldleaves_owner', n.oid, 'usage') and has_schema_privilege('goldleaves_owner', n.oid, 'create')
           and has_schema_privilege('member', n.oid, 'usage') and has_schema_privilege('platform_admin', n.oid, 'usage')
         ),
-        format('lies in schema %s, which belongs to %s and is closed to member', n.nspname, pg_get_userbyid(n.nspowner)),
+        format('lies in schema %s of %s, where goldleaves_owner may not create, or member not enter', n.nspname, pg_get_userbyid(n.nspowner)),
         format(
           'as its owner: grant usage, create on schema %1$s to goldleaves_owner; grant usage on schema %1$s to member, platform_admin',
           c.relnamespace::regnamespace

@@ -256,6 +256,6 @@ begin
     union all
     select s.phase, a.id, format('sql/adopted/%s.sql', tenancy.file_name(a.id)), s.statement, null, s.note
     from adopted a, tenancy.trigger_steps(a.id) s
-    order by 1, 2;
+    order by 1, 2, 4;
 end;
 $$;
