@@ -34,7 +34,7 @@ class Usage:
         route = self._routes.match(raw_path(scope), scope["query_string"]) if meterable else None
         tenant = context_of(scope).tenant if route is not None else None
         if route is not None and tenant is None and context_of(scope).principal.role == "member":
-            raise _no_tenant(context_of(scope).tried)
+            raise _no_tenant(context_of(scope))
         if route is None or tenant is None:
             await self._app(scope, receive, send)
             return
@@ -45,10 +45,17 @@ class Usage:
             response.cut_short()
 
 
-def _no_tenant(tried: str | None) -> Problem:
+def _no_tenant(context: RequestContext) -> Problem:
     """What tenancy.enter says in SQL. It is said here, since by the time PostgREST asks there could be such a tenant,
     and nobody would be billed for the answer.
     """
+    tried = context.tried
+    if tried is not None and context.principal.key is not None:
+        return problem(
+            "NOT_A_MEMBER",
+            f"this API key is not for organization {tried[:MAX_NAMED]}",
+            hint="Leave X-Organization-ID out: a key is for one organization.",
+        )
     if tried is not None:
         return problem(
             "NOT_A_MEMBER",
