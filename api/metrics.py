@@ -67,7 +67,8 @@ class Metrics:
         self._steps: set[str] = set()
 
     def request_ended(self, part: str, status: int, seconds: float) -> None:
-        self._requests[part, f"{status // 100}xx" if status >= 200 else "none"].observe(seconds)
+        """`status` 0: there was no answer. A function of somebody's can make PostgREST answer 999."""
+        self._requests[part, f"{min(status // 100, 5)}xx" if status >= 200 else "none"].observe(seconds)
 
     def refused(self, code: str) -> None:
         self._refusals.labels(code if code in CODES or code in PASSED_ON else OTHER).inc()

@@ -272,7 +272,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(database: Database, run_impo
     assert everything(database) == before
     done = run_import(**files)
     assert tried.exit_code == done.exit_code == 3
-    assert tried.output.splitlines() == [*done.output.splitlines(), "This was a dry run: nothing was written."]
+    assert tried.output.splitlines() == [*done.output.splitlines(), "This was a dry run: the database is as it was."]
     assert everything(database) != before
 
 

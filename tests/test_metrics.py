@@ -252,6 +252,8 @@ async def test_without_a_token_it_is_not_there_in_production(application: Any) -
 def test_labels_have_few_values_whatever_comes(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool", 2**20) as spool:
         metrics = Metrics(spool, database=None)  # type: ignore[arg-type]  # nobody looks at the pool here
+        for status in range(0, 1000, 99):
+            metrics.request_ended("gateway", status, 0.1)
         for number in range(1000):
             metrics.refused(f"MADE_UP_{number}")
             metrics.conversion_failed("step: " + "abcdefghij"[number % 10] * (1 + number // 100))

@@ -36,5 +36,5 @@ class Report:
         if self.rejected_to is not None:
             lines.append(f"What was rejected, and why: {self.rejected_to}")
         if self.dry_run:
-            lines.append("This was a dry run: nothing was written.")
+            lines.append("This was a dry run: the database is as it was.")
         return lines
