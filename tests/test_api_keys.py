@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -20,9 +21,12 @@ from uuid import uuid4
 import httpx
 import jwt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from api.database import Database as SidecarDatabase
-from api.keys import LOOKUPS_AT_ONCE, MAX_REMEMBERED, TOKEN_LIFETIME, ApiKeys
+from api.errors import Problem
+from api.keys import LOOKUPS_AT_ONCE, MAX_REMEMBERED, TOKEN_LIFETIME, ApiKeys, looks_like_a_key
 from api.tokens import KEY_CLAIM, Exchange
 from tests.conftest import MakeOrganization
 from tests.harness import ROLES, Organization, RunningStack
@@ -255,9 +259,14 @@ def test_a_key_acts_for_its_organization(stack: RunningStack, organization: Orga
         assert (case["organization_id"], case["created_by"]) == (str(organization.id), None)
         assert [row["id"] for row in service.get("/api/v1/organizations").json()] == [str(organization.id)]
         assert service.get("/api/v1/memberships").json() == []
+        assert service.post("/api/v1/documents", json={"title": "Uploaded"}).status_code == 201
+        [uploaded] = service.get("/api/v1/usage_events?event_name=eq.doc.upload").json()
+        assert uploaded["user_id"] is None
         metered = metered_since(stack, service, organization.id)
-    assert [(one["event"], one["user_id"]) for one in metered] == [("api.request", None)]
-    assert metered[0]["dimensions"]["api_key_id"] == made["id"]
+    assert {(one["event"], one["user_id"], one["dimensions"]["api_key_id"]) for one in metered} == {
+        ("api.request", None, made["id"])
+    }
+    assert len(metered) == 2
 
 
 def test_requests_of_two_keys_are_no_retries_of_each_other(stack: RunningStack, organization: Organization) -> None:
@@ -307,8 +316,9 @@ def test_scopes_over_http(stack: RunningStack, organization: Organization) -> No
     assert len(get(stack, owner, mine).json()) == 1
     both = make_key(stack, organization, "data:read", "data:write")["key"]
     with bearing(stack, both, Prefer="return=representation") as service:
-        [changed] = service.patch(mine, json={"status": "closed"}).json()
-    assert changed["status"] == "closed"
+        [row] = service.get(mine).json()
+        [changed] = service.patch(mine, json={**row, "status": "closed"}).json()
+    assert changed == {**row, "status": "closed"}
 
 
 def test_a_key_outlives_who_made_it(stack: RunningStack, organization: Organization) -> None:
@@ -526,6 +536,34 @@ def test_what_is_no_key_is_refused_without_asking(stack: RunningStack, organizat
         assert_problem(get(stack, unknown), 401, "INVALID_API_KEY")
         assert_problem(get(stack, key), 503, "DATABASE_UNAVAILABLE")
     assert eventually(lambda: get(stack, key).status_code, lambda status: status == 200, seconds=60) == 200
+
+
+def test_only_one_form_is_asked_about(stack: RunningStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else begins like a key, byte by byte, is refused as what it is."""
+    asked = []
+
+    async def find(_: SidecarDatabase, prefix: str, digest: bytes) -> None:
+        asked.append((prefix, digest))
+
+    monkeypatch.setattr(SidecarDatabase, "find_api_key", find)
+
+    @settings(max_examples=200, deadline=None, database=None)
+    @given(at=st.integers(0, len(NEVER_WAS)), old=st.integers(0, 3), new=st.binary(max_size=4))
+    def refuse(at: int, old: int, new: bytes) -> None:
+        key = NEVER_WAS.encode()
+        sent = b"Bearer gl_" + (key[:at] + new + key[at + old :])[3:]
+        assert looks_like_a_key(sent)
+        asked.clear()
+
+        async def test(keys: ApiKeys) -> None:
+            with pytest.raises(Problem, match="INVALID_API_KEY"):
+                await keys.principal(sent)
+
+        on_keys(stack, test)
+        well_formed = re.fullmatch(rb"Bearer gl_[0-9a-f]{12}_[0-9a-f]{64} *", sent) is not None
+        assert len(asked) == well_formed
+
+    refuse()
 
 
 def test_a_token_of_our_own_that_names_a_key_is_none(stack: RunningStack, organization: Organization) -> None:
