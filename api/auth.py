@@ -142,7 +142,8 @@ class TokenVerifier:
         role = claims.get(provider.role_claim) or "member"
         renewed = time() + EXCHANGED_SECONDS
         expires = datetime.fromtimestamp(min(claims["exp"], renewed), UTC)
-        exchanged = provider.exchange.sign({**claims, "role": role}, expires)
+        said = {name: value for name, value in claims.items() if value is not None}  # PyJWT writes no iss that is null
+        exchanged = provider.exchange.sign({**said, "role": role}, expires)
         return _Verified(_principal(claims, role, exchanged), min(_end(claims), renewed), generation)
 
     def _payload(self, token: str, key: object, algorithm: str) -> bytes:

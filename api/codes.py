@@ -176,7 +176,8 @@ CODES: Final[Mapping[str, Code]] = {
     "INVALID_TIMEZONE": Code(400, "The timezone is not known to Postgres.", "Use an IANA name, such as Europe/Vienna."),
     "INVALID_TOKEN": Code(
         401,
-        "There is no token where one is needed, or it is malformed, expired, not signed by us, or lacks sub or role.",
+        "There is no token where one is needed, or it is malformed, expired, not signed by us, for another audience, "
+        "or lacks sub or role.",
         "Get a new token from your identity provider and send it as Authorization: Bearer <token>.",
     ),
     "INVITATION_EMAIL_MISMATCH": Code(

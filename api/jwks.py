@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class KeySet:
     def __init__(self, source: str, refresh_seconds: float) -> None:
         """`source` is a URL or a path. Raises JwksError for a file without good keys; a URL may be away for now."""
         self._source = source
+        self._shown = re.sub("//[^/]*@", "//", source.partition("?")[0])  # without what may be a password
         self._file = None if "://" in source else Path(source)
         self._tls = httpx.create_ssl_context()  # once: it takes long enough to be felt
         self._refresh_seconds = refresh_seconds
@@ -130,7 +132,7 @@ class KeySet:
             self._keep(parse_keys(await self._document()))
         except JwksError as error:
             self._failure = str(error)
-            log.warning("jwks_not_renewed", source=self._source, error=self._failure, keys=len(self._keys or ()))
+            log.warning("jwks_not_renewed", source=self._shown, error=self._failure, keys=len(self._keys or ()))
 
     async def _document(self) -> bytes:
         if self._file is not None:

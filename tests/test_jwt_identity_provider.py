@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -268,6 +269,15 @@ async def test_what_postgrest_is_shown(tmp_path: Path) -> None:
     }
     assert (await shown(exp=now + 60))["exp"] == now + 60
     assert (await shown(exp=now - 10))["exp"] == now - 10, "the leeway is PostgREST's to give"
+
+
+async def test_a_claim_that_is_null_is_none(tmp_path: Path) -> None:
+    registered = dict.fromkeys(("iss", "jti", "nbf", "iat", "email", "org_id", "role", "team"))
+    claims = {"sub": "ann", "aud": AUDIENCE, "exp": int(time.time()) + 60, **registered}
+    token = jwt.PyJWS().encode(json.dumps(claims).encode(), RSA.private, algorithm="RS256", headers={"kid": RSA.id})
+    principal = await verifier(tmp_path / "jwks.json", RSA).principal(f"Bearer {token}".encode())
+    shown = jwt.decode(principal.token or "", SECRET, algorithms=["HS256"], audience=AUDIENCE)
+    assert shown == {"sub": "ann", "aud": AUDIENCE, "exp": claims["exp"], "role": "member"}
 
 
 async def test_an_exchanged_token_is_renewed_before_postgrest_would_refuse_it(

@@ -32,7 +32,8 @@ begin
     if v_fault is not null then
       raise exception using
         errcode = 'PT401',
-        message = 'INVALID_TOKEN: ' || v_fault;
+        message = 'INVALID_TOKEN: ' || v_fault,
+        hint = 'Get a new token from your identity provider.';
     end if;
   end if;
 
