@@ -207,28 +207,36 @@ def _migration(tables: Sequence[str], steps: Sequence[Step], receiver: _Receiver
         f"-- {', '.join(tables)} become tenants' tables.",
         "-- policies/ and sql/adopted/ say who may do what with their rows.",
         "-- A database in which they are not there yet needs a migration before this one that creates them.",
+        *(f"{step.statement};" for step in steps if _is_lock(step)),
+        "",
+        *([] if receiver is None else _find(receiver, tables)),
     ]
-    if receiver is not None:
-        lines += [
-            "",
-            f"-- The rows that are there go to organization {receiver.slug}.",
-            "do $$",
-            "begin",
-            f"  perform set_config('{_ROWS_GO_TO}', id::text, true) from tenancy.organizations",
-            f"  where slug = '{receiver.slug}';",
-            "  if not found then",
-            f"    raise exception 'there is no organization {receiver.slug} to give the rows to';",
-            "  end if;",
-            "end",
-            "$$;",
-        ]
-    lines.append("")
     for step in steps:
         statement = step.statement
         if receiver is not None:
-            statement = statement.replace(f"'{receiver.id}'::uuid", f"current_setting('{_ROWS_GO_TO}')::uuid")
-        lines += [*([f"-- {step.note}"] if step.note else []), f"{statement};"]
+            found_here = f"nullif(current_setting('{_ROWS_GO_TO}'), '')::uuid"
+            statement = statement.replace(f"'{receiver.id}'::uuid", found_here)
+        if not _is_lock(step):
+            lines += [*([f"-- {step.note}"] if step.note else []), f"{statement};"]
     return "\n".join([*lines, ""])
+
+
+def _find(receiver: _Receiver, tables: Sequence[str]) -> list[str]:
+    """The organization has another id elsewhere. A new database has neither it nor rows that it could get."""
+    rows = " union all ".join(f"select from {table}" for table in tables)
+    return [
+        f"-- The rows that are there go to organization {receiver.slug}.",
+        "do $$",
+        "begin",
+        f"  perform set_config('{_ROWS_GO_TO}', coalesce(max(id::text), ''), true) from tenancy.organizations",
+        f"  where slug = '{receiver.slug}';",
+        f"  if current_setting('{_ROWS_GO_TO}') = '' and exists ({rows}) then",
+        f"    raise exception 'there is no organization {receiver.slug} to give the rows to';",
+        "  end if;",
+        "end",
+        "$$;",
+        "",
+    ]
 
 
 def _rollback(tables: Sequence[str], steps: Sequence[Step]) -> str:

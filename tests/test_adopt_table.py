@@ -178,6 +178,25 @@ def test_a_family_is_adopted_and_keeps_every_byte(project: Project, acme: Organi
             assert sorted(superuser.execute(ROWS.encode()).fetchall()) == rows
 
 
+def test_a_database_without_the_organization_has_no_rows_to_give_it(
+    project: Project, acme: Organization, cluster: Cluster, template: Database
+) -> None:
+    """The migration goes through where nothing is lost, as in a new database, and nowhere else."""
+    project.execute(FAMILY + OWNED)
+    project.adopt(*TABLES, organization="acme")
+    with copied(cluster, template) as other:
+        with other.connect() as superuser:
+            superuser.execute((FAMILY + OWNED).encode())
+        with pytest.raises(MigrationError, match="there is no organization acme to give the rows to"):
+            project.migrate(other)
+        with other.connect() as superuser:
+            superuser.execute("truncate app.projects, app.tasks, app.comments")
+        project.migrate(other)
+        default = "select pg_get_expr(adbin, adrelid) from pg_attrdef where adrelid = 'app.tasks'::regclass"
+        with other.connect() as superuser:
+            assert ("tenancy.current_org()",) in superuser.execute(default).fetchall()
+
+
 def without_grants(catalog: str) -> list[str]:
     return [line for line in catalog.splitlines() if line and not line.startswith(("GRANT ", "REVOKE ", "--"))]
 
