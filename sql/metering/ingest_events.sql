@@ -116,27 +116,32 @@ begin
         organization_id, occurred_at, source, idempotency_key, event_type, event_name, quantity, unit,
         user_id, resource_id, request_id, dimensions, belongs_at, payer_user_id, recorded_generation
       )
-      select distinct on (e.organization_id, e.key)
-        e.organization_id,
-        case when e.position in (select unnest(v_locked)) then v_now else coalesce(e.occurred_at, v_now) end,
-        p_source,
-        e.id,
-        case when e.position in (select unnest(v_locked)) then 'adjustment' else 'usage' end,
-        e.event_name,
-        e.quantity,
-        e.unit,
-        e.user_id,
-        e.resource_id,
-        e.request_id,
-        e.dimensions,
-        case when e.position in (select unnest(v_locked)) then e.occurred_at end,
-        billing.payer(o.billing_user_id, o.billing_start_at, coalesce(e.occurred_at, v_now)),
-        v_generation
-      from unnest(v_parsed) as e
-      join tenancy.organizations o on o.id = e.organization_id
-      where e.key in (select unnest(v_new))
-        and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))
-      order by e.organization_id, e.key, e.position;
+      select
+        t.organization_id, t.occurred_at, p_source, t.id, t.event_type, t.event_name, t.quantity, t.unit,
+        t.user_id, t.resource_id, t.request_id, t.dimensions, t.belongs_at,
+        billing.payer(o.billing_user_id, o.billing_start_at, coalesce(t.belongs_at, t.occurred_at)), v_generation
+      from (
+        select distinct on (e.organization_id, e.key)
+          e.organization_id,
+          case when e.position in (select unnest(v_locked)) then v_now else coalesce(e.occurred_at, v_now) end as occurred_at,
+          e.id,
+          case when e.position in (select unnest(v_locked)) then 'adjustment' else 'usage' end as event_type,
+          e.event_name,
+          e.quantity,
+          e.unit,
+          e.user_id,
+          e.resource_id,
+          e.request_id,
+          e.dimensions,
+          case when e.position in (select unnest(v_locked)) then e.occurred_at end as belongs_at
+        from unnest(v_parsed) as e
+        where e.key in (select unnest(v_new))
+          and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))
+        order by e.organization_id, e.key, e.position
+      ) as t
+      -- Joined to the few, when they are few: inside, the join costs more to plan, for each batch, than it takes to run.
+      join tenancy.organizations o on o.id = t.organization_id
+      where o.id = any (v_organizations);
     end if;
   end if;
 
