@@ -56,7 +56,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`unwatched` are tables with a trigger of the audit log that somebody has disabled."""
+    """`unwatched` are tables on which somebody has disabled or dropped a trigger of the audit log."""
 
     ends: tuple[End, ...]
     broken: tuple[Broken, ...]

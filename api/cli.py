@@ -296,7 +296,7 @@ def verify_audit(
         for broken in verdict.broken:
             errors.print(str(broken), style="red", markup=False, highlight=False, soft_wrap=True)
         for table in verdict.unwatched:
-            errors.print(f"{table}: a trigger of the audit log is disabled there", style="red", soft_wrap=True)
+            errors.print(f"{table}: a trigger of the audit log is disabled or gone there", style="red", soft_wrap=True)
     if not verdict.is_whole:
         raise typer.Exit(1)
 

@@ -107,6 +107,18 @@ def test_a_person_is_erased_and_others_are_not(
     assert broken(superuser) == []
 
 
+def test_what_others_did_to_a_person_stays_theirs(
+    shared_database: Database, superuser: Connection, organization: Organization
+) -> None:
+    viewer, admin = organization["viewer"], organization["admin"]
+    with shared_database.connect("authenticator") as person, person.transaction():
+        enter(person, Caller("member", admin.subject))
+        person.execute("update api.memberships set role = 'billing' where user_id = %s", [viewer.id])
+    erase(shared_database, "--user", viewer.id)
+    told = [entry for entry in entries(superuser, organization.id) if entry.action == "membership.changed"]
+    assert [(entry.target_id, entry.email) for entry in told] == [(str(viewer.id), admin.email)]
+
+
 def test_an_organization_is_erased_also_when_it_is_gone(
     shared_database: Database, superuser: Connection, organization: Organization
 ) -> None:

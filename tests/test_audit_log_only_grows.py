@@ -274,13 +274,30 @@ def test_the_command_names_the_organization_the_entry_and_what_is_wrong(
     result = goldleaves_audit(database, "verify")
     assert result.exit_code == 1
     assert f"organization {organization.id}, entry 4 ({entry.id}): changed" in result.stderr
-    assert "audit.log: a trigger of the audit log is disabled there" in result.stderr
+    assert "audit.log: a trigger of the audit log is disabled or gone there" in result.stderr
     said = json.loads(goldleaves_audit(database, "verify", "--json").stdout)
     assert said["whole"] is False
     assert said["unwatched"] == sorted(CHAINED)
     assert [(each["organization_id"], each["position"], each["id"]) for each in said["broken"]] == [
         (str(organization.id), 4, str(entry.id))
     ]
+
+
+@pytest.mark.parametrize(
+    "change", ["drop trigger watch on {table}", "alter table {table} disable trigger watch_truncate"]
+)
+def test_the_command_names_a_table_that_is_no_longer_watched(database: Database, change: str) -> None:
+    with database.connect() as superuser:
+        for table in ("ops.policy_releases", "tenancy.memberships"):
+            run(superuser, change.format(table=table))
+    result = goldleaves_audit(database, "verify")
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        1,
+        [
+            f"{table}: a trigger of the audit log is disabled or gone there"
+            for table in ("ops.policy_releases", "tenancy.memberships")
+        ],
+    )
 
 
 def test_a_chain_that_was_rewritten_as_a_whole_does_not_lead_through_the_ends_that_were_kept(

@@ -91,7 +91,7 @@ $$;
 create or replace function audit.hash_of(p_entry audit.log)
 returns bytea
 language sql
-immutable
+stable
 set search_path = ''
 as $$
   select sha256(
@@ -110,7 +110,7 @@ $$;
 create or replace function audit.digest_of(p_salt bytea, p_data jsonb)
 returns bytea
 language sql
-immutable
+stable
 set search_path = ''
 as $$ select sha256(p_salt || convert_to(p_data::text, 'UTF8')) $$;
 

@@ -77,7 +77,7 @@ as $$
   join audit.log l on true
   join audit.personal p on p.organization_id = l.organization_id and p.position = l.position
   where (l.actor_id = person.id and l.actor_type in ('user', 'anonymous'))
-    or l.target_id = person.id
+    or (l.target_id = person.id and p.part = 'change') -- but not whoever did it to them
     or p.data ->> 'subject' = person.subject
     or audit.mentions(p.data, person.email)
     or (

@@ -102,18 +102,28 @@ as $$
   order by a.organization_id, a.position
 $$;
 
--- Watched tables whose changes are not recorded, because somebody disabled or dropped a trigger.
+-- Tables on which somebody disabled or dropped a trigger of the audit log: their changes are not in it, or it does not only grow.
 create or replace function audit.unwatched()
 returns table (table_name text)
 language sql
 stable
 set search_path = ''
 as $$
-  select t.tgrelid::regclass::text
-  from pg_catalog.pg_trigger t
-  join pg_catalog.pg_proc p on p.oid = t.tgfoid
-  where p.pronamespace = 'audit'::regnamespace
-    and t.tgenabled in ('D', 'R')
+  with released as (
+    select substring(n.name from ' on (.+)$') as table_name, n.name
+    from (select r.objects from ops.releases r order by r.id desc limit 1) as r,
+      jsonb_each(r.objects) as f (path, names),
+      jsonb_array_elements_text(f.names) as n (name)
+    where n.name like 'trigger %'
+      and (f.path like 'sql/audit/%' or n.name ~ '^trigger watch(_truncate)? on ')
+  )
+  select r.table_name
+  from released r
+  where not exists (
+    select from pg_catalog.pg_trigger t
+    where format('trigger %I on %s', t.tgname, t.tgrelid::regclass) = r.name
+      and t.tgenabled not in ('D', 'R')
+  )
   group by 1
   order by 1
 $$;
