@@ -49,6 +49,7 @@ MOST_UNNAMED: Final = 200  # and of others, of whom there is only an address
 UNNAMED_AT_ONCE: Final = 50  # of the latter, so many go to the log at once, and later
 UNNAMED_A_SECOND: Final = 0.2
 LONGEST_DETAIL: Final = 200
+AND_OTHERS: Final = " (and others)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class Tally:
     last_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def add(self, other: Tally) -> None:
+        if other.detail not in (self.detail, self.detail.removesuffix(AND_OTHERS)):
+            self.detail = self.detail.removesuffix(AND_OTHERS) + AND_OTHERS
         self.count += other.count
         self.first_at = min(self.first_at, other.first_at)
         self.last_at = max(self.last_at, other.last_at)

@@ -49,7 +49,7 @@ def grown(stack: RunningStack, before: Samples, name: str, **labels: str) -> flo
     def difference() -> float:
         return value(scrape(stack), name, **labels) - value(before, name, **labels)
 
-    return eventually(difference, bool, seconds=5)
+    return eventually(difference, bool)
 
 
 @pytest.fixture(scope="module")

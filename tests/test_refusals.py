@@ -21,6 +21,7 @@ from api.refusals import (
     MOST_UNNAMED,
     RECORDED,
     REPEAT_SECONDS,
+    UNNAMED_A_SECOND,
     UNNAMED_AT_ONCE,
     Refusal,
     Refusals,
@@ -72,18 +73,16 @@ def test_a_foreign_organization_is_told_to_the_platform_alone(
     foreign = make_organization(stack.database)
     viewer = organization["viewer"]
     with stack.client(viewer.subject, org=foreign.slug) as client:
-        assert client.get("/api/v1/cases").status_code == 403
         assert client.get("/api/v1/invoices").status_code == 403
 
     def of_viewer() -> list[Row]:
         return [row for row in rows(stack.database, "not_a_member") if row["who"]["subject"] == viewer.subject]
 
-    (row,) = eventually(of_viewer, lambda found: count_of(found) == 2)
+    (row,) = eventually(of_viewer, bool)
     assert row["chain"] == PLATFORM
     assert row["who"] == {"ip": "127.0.0.1", "subject": viewer.subject}
     assert row["detail"] == f"you are not a member of organization {foreign.slug}"
-    assert row["after"]["count"] == 2
-    assert row["after"]["first_at"] < row["after"]["last_at"]
+    assert row["after"]["count"] == 1
     assert not [row for row in rows(stack.database) if row["chain"] == foreign.id]
 
 
@@ -102,12 +101,13 @@ def test_a_forged_token_leaves_nothing_of_itself(stack: RunningStack, organizati
     token = stack.token(owner, org=organization.id)
     forged = f"{token[:-6]}AAAAAA"
     secrets = [*token.split("."), "hunter2-in-a-name"]
-    before = count_of(rows(stack.database, "invalid_token"))
     for authorization in (f"Bearer {forged}", "Basic hunter2-in-a-name", f"Bearer {token} {forged}"):
         headers = {"Authorization": authorization, "X-Organization-ID": str(organization.id)}
         assert httpx.get(f"{stack.gateway_url}/api/v1/cases", headers=headers, trust_env=False).status_code == 401
-    found = eventually(lambda: rows(stack.database, "invalid_token"), lambda found: count_of(found) == before + 3)
-    assert count_of(found) == before + 3
+    stack.stop()  # writes what it has
+    found = rows(stack.database, "invalid_token")
+    stack.start()
+    assert count_of(found) == 3
     assert {row["chain"] for row in found} == {PLATFORM}
     assert {row["actor_type"] for row in found} == {"anonymous"}
     assert all(row["who"] == {"ip": "127.0.0.1"} for row in found)
@@ -128,7 +128,7 @@ def test_what_is_tried_again_is_added_up(stack: RunningStack, organization: Orga
         for _ in range(5):
             assert client.post("/v1/events", json=[]).status_code == 403
     assert len(found) == 1
-    stack.stop()  # writes what is left
+    stack.stop()
     found = rows(stack.database, "role_required")
     assert len(found) <= 2
     assert count_of(found) == 25
@@ -170,16 +170,16 @@ async def test_a_flood_fills_neither_memory_nor_the_log(database: Database, refu
     assert written["refused.not_a_member"] == MOST_NAMED + 1
     assert count_of(rows(database, "not_a_member")) == flood
 
-    hour = 3600
-    for _ in range(hour // 10):
-        clock.now += 10
+    minutes = 20
+    for _ in range(minutes):
+        clock.now += 60
         for number in range(20):
             refusals.note(Refusal("INVALID_TOKEN", ip=f"10.1.0.{number}"), None, "forged")
         await refusals.write_due()
-    assert len(rows(database, "invalid_token")) < 1000
+    assert len(rows(database, "invalid_token")) <= 2 * UNNAMED_AT_ONCE + minutes * (60 * UNNAMED_A_SECOND + 1)
     await refusals.write_all()
     assert refusals.waiting() == 0
-    assert count_of(rows(database, "invalid_token")) == flood + 20 * (hour // 10)
+    assert count_of(rows(database, "invalid_token")) == flood + 20 * minutes
 
 
 async def test_refusals_wait_for_postgres(database: Database, refusals: Refusals) -> None:
@@ -191,7 +191,9 @@ async def test_refusals_wait_for_postgres(database: Database, refusals: Refusals
     assert refusals.waiting() == 1
     assert await refusals.write_due()
     assert refusals.waiting() == 0
-    assert count_of(rows(database)) == 3
+    (row,) = rows(database)
+    assert row["after"]["count"] == 3
+    assert row["after"]["first_at"] < row["after"]["last_at"]
 
 
 async def test_the_same_again_is_written_a_minute_later(database: Database, refusals: Refusals, clock: Clock) -> None:
@@ -202,9 +204,11 @@ async def test_the_same_again_is_written_a_minute_later(database: Database, refu
     clock.now += REPEAT_SECONDS - 1
     await refusals.write_due()
     assert [row["detail"] for row in rows(database)] == ["first"]
+    refusals.note(refusal, None, "third")
+    refusals.note(refusal, None, "second")
     clock.now += 1
     await refusals.write_due()
-    assert [row["detail"] for row in rows(database)] == ["first", "second"]
+    assert [row["detail"] for row in rows(database)] == ["first", "second (and others)"]
 
 
 async def test_one_that_postgres_never_takes_costs_no_other(database: Database, refusals: Refusals) -> None:
