@@ -246,16 +246,22 @@ def require_free_port(part: Part) -> None:
             raise StackError(problem) from None
 
 
-def answers_ok(host: str, port: int, path: str) -> bool:
-    """Whether GET answers 200. Goes round any proxy that the environment names."""
+def answer_of(host: str, port: int, path: str) -> tuple[int, bytes] | None:
+    """Status and body of a GET; None when nobody answers. Goes round any proxy that the environment names."""
     connection = http.client.HTTPConnection(url_host(host).strip("[]"), port, timeout=5)
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == 200
+        answer = connection.getresponse()
+        return answer.status, answer.read()
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
+
+
+def answers_ok(host: str, port: int, path: str) -> bool:
+    answer = answer_of(host, port, path)
+    return answer is not None and answer[0] == 200
 
 
 def _inherited() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import sys
@@ -11,7 +12,7 @@ from pydantic import SecretStr
 
 from api.settings import ENV_FILE, FINISH_REQUESTS_SECONDS, OPERATOR_ONLY, PROJECT, Settings
 from api.stack.endpoints import StackError, http_url
-from api.stack.processes import Part, answers_ok
+from api.stack.processes import Part, answer_of, answers_ok
 
 POSTGREST_POOL_SIZE = 10
 
@@ -62,11 +63,21 @@ def sidecar_part(settings: Settings, database_url: str, jwt_secret: str, spool: 
         host=settings.host,
         port=settings.gateway_port,
         command=(sys.executable, "-m", "api.serve"),
-        is_ready=lambda: answers_ok(settings.host, settings.gateway_port, "/health"),
+        is_ready=lambda: _sidecar_serves(settings.host, settings.gateway_port),
         environment=as_environment(known),
         directory=PROJECT,
         stop_within=FINISH_REQUESTS_SECONDS + settings.spool_drain_seconds + 5,
     )
+
+
+def _sidecar_serves(host: str, port: int) -> bool:
+    """It is well, or has all but the keys of an identity provider that is away: nobody has to wait for those."""
+    answer = answer_of(host, port, "/health")
+    if answer is None or answer[0] != 503:
+        return answer is not None and answer[0] == 200
+    health = json.loads(answer[1])
+    parts = [health.get(name, {}).get("status") for name in ("database", "postgrest", "identity_keys")]
+    return parts == ["ok", "ok", "down"]
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
