@@ -43,7 +43,7 @@ from tests.people import (
 from tests.sql_requests import Caller, enter, refusal_or_count, request, run
 from tests.test_role_grid import GRID
 
-ROUNDS = 8
+ROUNDS = 6
 
 
 @pytest.fixture
@@ -112,12 +112,13 @@ def test_an_invitation_leads_into_the_organization(stack: RunningStack, make_org
         assert admin.get("/api/v1/pending_invitations").json() == [sent]
 
         code = admin.post("/api/v1/rpc/resend_invitation", json={"id": sent["id"]}).json()["code"]
+        newcomer.headers["X-Organization-ID"] = firm.slug  # as a frontend of the firm's does with every request
+        assert_problem(newcomer.get("/api/v1/cases"), 403, "NOT_A_MEMBER")
         accepted = newcomer.post("/api/v1/rpc/accept_invitation", json={"code": code})
         assert accepted.status_code == 200, accepted.text
         assert accepted.json()["slug"] == firm.slug
         assert admin.get("/api/v1/pending_invitations").json() == []
 
-        newcomer.headers["X-Organization-ID"] = firm.slug
         assert newcomer.post("/api/v1/cases", json={"title": "Mine"}).status_code == 201
         refused = newcomer.post("/api/v1/rpc/create_invitation", json={"email": email, "role": "viewer"})
         assert_problem(refused, 403, "ROLE_REQUIRED")
@@ -391,7 +392,7 @@ def test_invitations_of_a_lost_role_are_revoked(database: Database, firm: Organi
     loser = firm["admin"]
     with database.connect() as superuser:
         superuser.execute("update tenancy.memberships set role = 'owner' where user_id = %s", [loser.id])
-    made = {role: invite(database, firm, role, by="admin") for role in ROLES}
+    made = {role: invite(database, firm, role, by="admin") for role in ("owner", "admin", "viewer")}
     kept, _, _ = invite(database, firm, "owner")
     target = firm["viewer"].id if statement == TRANSFER else loser.id
     caller = loser if by == "itself" else firm[by]

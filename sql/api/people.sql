@@ -149,8 +149,8 @@ $$;
 
 comment on function api.accept_invitation(text) is $$Accept an invitation, and become a member of its organization
 
-The claim email of your token must be the address that was invited, and email_verified must not be false. Needs no organization, and
-makes you known when you are new. Returns the organization; send its id as X-Organization-ID to act in it. It becomes your default
+The claim email of your token must be the address that was invited, and email_verified must not be false. X-Organization-ID and
+org_id are not looked at. It makes you known when you are new. Returns the organization; send its id as X-Organization-ID to act in it. It becomes your default
 one only when you had none.
 
 Errors: ROLE_REQUIRED, INVITATION_EMAIL_MISMATCH, EMAIL_NOT_VERIFIED (403), INVITATION_NOT_FOUND (404), INVITATION_USED,

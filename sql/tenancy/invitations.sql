@@ -47,10 +47,12 @@ declare
   v_manager_role text := tenancy.require_manager();
   v_email text := tenancy.normal_email(p_email);
 begin
+  -- Messages go to the log of the database, and name no address.
   if v_email is null or v_email !~ '^[^@[:space:][:cntrl:]]+@[^@[:space:][:cntrl:]]+$' or length(v_email) > 320 then
     raise exception using
       errcode = 'PT400',
-      message = format('INVALID_EMAIL: %s is not an e-mail address', coalesce(left(p_email, 80), 'null'));
+      message = 'INVALID_EMAIL: email is no e-mail address',
+      hint = 'It looks like ada@example.com.';
   end if;
   perform tenancy.require_role(p_role);
   perform tenancy.require_granted_by(v_manager_role, p_role);
@@ -69,7 +71,7 @@ begin
   ) then
     raise exception using
       errcode = 'PT409',
-      message = format('ALREADY_A_MEMBER: %s belongs to the organization', v_email),
+      message = 'ALREADY_A_MEMBER: somebody with this e-mail address belongs to the organization',
       hint = 'Change their role with change_member_role.';
   end if;
 
@@ -92,7 +94,7 @@ begin
   if p_invitation.id is null then
     raise exception using
       errcode = 'PT409',
-      message = format('INVITATION_PENDING: %s has been invited already', v_email),
+      message = 'INVITATION_PENDING: somebody with this e-mail address has been invited already',
       hint = 'Send the invitation again with resend_invitation, or revoke it with revoke_invitation first.';
   end if;
 end;
@@ -123,7 +125,8 @@ begin
   if v_invitation.accepted_at is not null then
     raise exception using
       errcode = 'PT409',
-      message = 'INVITATION_USED: the invitation has been accepted';
+      message = 'INVITATION_USED: the invitation has been accepted',
+      hint = 'Whoever accepted it is in GET /memberships.';
   elsif v_invitation.revoked_at is not null then
     raise exception using
       errcode = 'PT410',
@@ -234,7 +237,8 @@ begin
   if v_invitation.accepted_at is not null then
     raise exception using
       errcode = 'PT409',
-      message = 'INVITATION_USED: the invitation has been accepted already';
+      message = 'INVITATION_USED: the invitation has been accepted already',
+      hint = 'GET /organizations lists yours. If it was not you, ask an owner or admin of the organization.';
   elsif v_invitation.revoked_at < v_invitation.expires_at
     or v_invitation.role <> all (tenancy.roles_granted_by(v_inviter_role))
   then

@@ -47,7 +47,8 @@ begin
     perform tenancy.enter(
       p_subject => v_claims ->> 'sub',
       p_role => v_role,
-      p_organization => v_organization,
+      -- Whoever accepts an invitation is no member yet of the organization that their frontend may name.
+      p_organization => case when v_path <> '/rpc/accept_invitation' then v_organization end,
       p_request_id => v_request_id,
       p_scope => case
         when v_path in ('/rpc/sign_in', '/rpc/accept_invitation') then 'sign_in'

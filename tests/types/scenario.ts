@@ -65,6 +65,8 @@ export async function write(): Promise<void> {
   await db.from('cases').update({ title: null }).eq('id', '1')
   // @ts-expect-error nobody writes invoices
   await db.from('invoices').insert({ number: '1' })
+  // @ts-expect-error people come by invitation
+  await db.from('memberships').insert({ user_id: '1', role: 'viewer' })
   // @ts-expect-error the user of a membership is fixed
   await db.from('memberships').update({ user_id: '1' }).eq('user_id', '2')
   // @ts-expect-error organizations are founded by create_organization
