@@ -27,7 +27,7 @@ from tests.usage import race, value
 
 CONVERT = "select * from api.convert_to_organization(%(name)s, %(slug)s)"
 SOURCE = PROJECT / "sql/tenancy/convert_to_organization.sql"
-ROUNDS = 8
+ROUNDS = 6
 
 _slugs = (f"converted-{number}" for number in count(1))
 
@@ -309,7 +309,7 @@ AT_STEP: Mapping[str, Sequence[str]] = {
         f"create trigger fail {when} update on tenancy.organizations {each} execute function public.fail({code})"
         for when in ("before", "after")
         for each in ("for each row", "for each statement")
-        for code in ("", "'23505'")
+        for code in (("", "'23505'") if each == "for each row" else ("",))
     ],
     "workspaces": [
         f"create trigger fail {when} update on tenancy.workspaces {each} execute function public.fail()"

@@ -22,7 +22,7 @@ from tests.sql_requests import Caller, Connection, enter, refusal_or_count, requ
 from tests.usage import race, value
 
 LIMIT = "WORKSPACE_LIMIT: PERSONAL accounts can only create one workspace. Upgrade to ORG for unlimited workspaces."
-ROUNDS = 30
+ROUNDS = 20
 LEVELS = (IsolationLevel.READ_COMMITTED, IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE)
 NEW = "insert into api.workspaces (name) values ('New')"
 
