@@ -185,7 +185,7 @@ def migrate() -> None:
 @app.command()
 @explain_errors
 def adopt(
-    tables: Annotated[list[str], typer.Argument(metavar="TABLE…", help="Tables with their schemas, as app.tasks.")],
+    tables: Annotated[list[str], typer.Argument(metavar="TABLE", help="Tables with their schemas, as app.tasks.")],
     organization: Annotated[
         str | None, typer.Option(metavar="SLUG", help="Whose the rows are that are there, by slug or id.")
     ] = None,
