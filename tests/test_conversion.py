@@ -284,6 +284,18 @@ def test_it_happens_once(stack: RunningStack, personal: Organization, make_organ
             assert_problem(refused, 409, "ALREADY_AN_ORGANIZATION")
 
 
+def test_who_is_refused_holds_up_nobody(
+    database: Database, superuser: Connection, personal: Organization, make_organization: MakeOrganization
+) -> None:
+    """The period lock is also that of other organizations: refusals are not to be a way to take it again and again."""
+    founded = make_organization(database)
+    with database.connect("authenticator") as connection, superuser.transaction():
+        for organization in (personal, founded):
+            superuser.execute("select billing.share_period_locks(array[%s::uuid])", [organization.id])
+        assert convert_in_sql(connection, personal, founded.slug).startswith("SLUG_TAKEN: ")
+        assert convert_in_sql(connection, founded).startswith("ALREADY_AN_ORGANIZATION: ")
+
+
 @pytest.mark.parametrize("level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
 def test_a_snapshot_from_before_its_locks_is_refused(
     database: Database, personal: Organization, level: IsolationLevel

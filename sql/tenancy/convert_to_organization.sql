@@ -4,7 +4,8 @@
 -- What the conversion changes or relies on, locked. Nobody may write usage meanwhile, so it waits for rows only a moment, less than
 -- until a deadlock is called, then lets go of everything and tries again. Not `for update`: rows of those who write usage refer to the
 -- organization's, and some have locked it for that before they wait for the period lock.
-create or replace function tenancy.lock_for_conversion(p_organization_id uuid, out billing_start_at timestamptz, out kind text)
+create or replace function tenancy.lock_for_conversion(p_organization_id uuid)
+returns timestamptz
 language plpgsql
 volatile
 set search_path = ''
@@ -12,15 +13,16 @@ as $$
 declare
   v_lock_timeout text := current_setting('lock_timeout');
   v_tries integer := 0;
+  v_billing_start_at timestamptz;
 begin
   loop
     begin
-      billing_start_at := billing.start_billing(p_organization_id);
+      v_billing_start_at := billing.start_billing(p_organization_id);
       set local lock_timeout = '200ms';
-      select o.kind into strict kind from tenancy.organizations o where o.id = p_organization_id for no key update;
+      perform from tenancy.organizations o where o.id = p_organization_id for no key update;
       perform from tenancy.workspaces w where w.organization_id = p_organization_id for update;
       perform set_config('lock_timeout', v_lock_timeout, true);
-      return;
+      return v_billing_start_at;
     exception when lock_not_available or deadlock_detected then
       v_tries := v_tries + 1;
       if v_tries = 50 then
@@ -29,6 +31,25 @@ begin
       perform pg_sleep(0.02 + random() * 0.1);
     end;
   end loop;
+end;
+$$;
+
+create or replace function tenancy.require_convertible(p_organization_id uuid, p_slug text)
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if not exists (select from tenancy.organizations where id = p_organization_id and kind = 'personal') then
+    raise exception using
+      errcode = 'PT409',
+      message = 'ALREADY_AN_ORGANIZATION: only a personal organization can be converted, once',
+      hint = 'GET /organizations shows the kind of each. To found another one, POST /rpc/create_organization.';
+  end if;
+  if exists (select from tenancy.organizations where slug = p_slug and id <> p_organization_id) then
+    perform tenancy.raise_slug_taken(p_slug);
+  end if;
 end;
 $$;
 
@@ -45,7 +66,7 @@ declare
   v_state text;
   v_constraint text;
   v_message text;
-  v_locked record;
+  v_billing_start_at timestamptz;
   v_organization tenancy.organizations;
 begin
   if tenancy.current_user_id() is null or not tenancy.current_role_in('owner') then
@@ -56,21 +77,18 @@ begin
   end if;
   perform tenancy.require_organization_name(p_name);
   perform tenancy.require_slug(p_slug);
+  -- Asked before the locks as well: whom it refuses anyhow holds up nobody who writes usage, however often they try.
+  perform tenancy.require_convertible(v_organization_id, p_slug);
 
   begin
     v_step := 'lock';
-    select * into v_locked from tenancy.lock_for_conversion(v_organization_id);
-    if v_locked.kind <> 'personal' then
-      raise exception using
-        errcode = 'PT409',
-        message = 'ALREADY_AN_ORGANIZATION: only a personal organization can be converted, once',
-        hint = 'GET /organizations shows the kind of each. To found another one, POST /rpc/create_organization.';
-    end if;
+    v_billing_start_at := tenancy.lock_for_conversion(v_organization_id);
+    perform tenancy.require_convertible(v_organization_id, p_slug);
 
     -- Nobody's role changes: the one owner that a personal organization has is who calls.
     v_step := 'organization';
     update tenancy.organizations
-    set kind = 'organization', name = btrim(p_name), slug = p_slug, billing_start_at = v_locked.billing_start_at
+    set kind = 'organization', name = btrim(p_name), slug = p_slug, billing_start_at = v_billing_start_at
     where id = v_organization_id
     returning * into strict v_organization;
 
@@ -124,5 +142,5 @@ create or replace trigger guard_conversion before update on tenancy.organization
   ) execute function tenancy.guard_conversion();
 
 alter function tenancy.convert_to_organization(text, text) owner to goldleaves_kernel;
-grant execute on function tenancy.lock_for_conversion(uuid) to goldleaves_kernel;
+grant execute on function tenancy.lock_for_conversion(uuid), tenancy.require_convertible(uuid, text) to goldleaves_kernel;
 grant execute on function tenancy.convert_to_organization(text, text) to member, service, platform_admin;
