@@ -538,7 +538,44 @@ def test_a_snapshot_from_before_the_conversion_writes_nothing_after_it(
     assert all(each.payer == personal.payer(each.at, start) for each in there)
 
 
-# Over HTTP
+# As a filter
+
+
+def test_what_the_user_paid_is_found_without_reading_what_the_organization_paid(
+    connection: Connection, personal: Personal
+) -> None:
+    with taken_back(connection):
+        connection.execute(
+            """
+            insert into metering.usage_events (
+              organization_id, occurred_at, source, event_name, quantity, recorded_generation, payer_user_id
+            )
+            select %s, %s::timestamptz + n * interval '1 second', 'sql', 'api.request', 1, 1,
+              case when n < 20 then %s::uuid end
+            from generate_series(1, 5000) n
+            """,
+            [personal.id, moment(1), personal.user],
+        )
+        connection.execute("analyze metering.usage_events")
+        connection.execute(
+            """
+            select
+              set_config('app.current_org', %s, true), set_config('app.current_org_role', 'owner', true),
+              set_config('role', 'member', true)
+            """,
+            [str(personal.id)],
+        )
+        plan = "".join(
+            line
+            for (line,) in connection.execute(
+                """
+                explain (analyze, costs off) select id from api.usage_events
+                where billing_entity_type = 'user' order by ts desc limit 10
+                """
+            )
+        )
+    assert "Index Cond" in plan
+    assert "Rows Removed by Filter" not in plan
 
 
 def test_who_pays_is_a_filter(stack: RunningStack) -> None:
