@@ -387,7 +387,9 @@ PASSED_ON: Final[Mapping[str, Code]] = {
         "Ask an owner or admin of the organization; see the grid of roles in the guide.",
     ),
     "57014": Code(
-        500, "The query took longer than 30 seconds, and was stopped.", "Embed less, filter more, ask for pages."
+        500,
+        "The query took longer than 30 seconds (5 where it changes people, keys or organizations), and was stopped.",
+        "Embed less, filter more, ask for pages.",
     ),
     "42703": Code(400, "There is no such column.", "Look at the names in filters, select and order."),
 }

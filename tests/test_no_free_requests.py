@@ -347,6 +347,31 @@ def test_no_customer_takes_postgrests_connections_for_ever(firm: Firm, role: str
         assert connection.execute("select current_setting('statement_timeout')").fetchone() == (within,)
 
 
+@pytest.mark.parametrize(
+    ("path", "method", "within"),
+    [
+        ("/rpc/convert_to_organization", "POST", "5s"),  # writers of usage, also of others, wait for it
+        ("/rpc/leave_organization", "POST", "5s"),  # who removes somebody waits for it
+        ("/memberships", "DELETE", "5s"),
+        ("/organizations", "DELETE", "5s"),
+        ("/memberships", "GET", "30s"),
+        ("/rpc/usage_summary", "POST", "30s"),
+        ("/documents", "POST", "30s"),
+    ],
+)
+def test_who_holds_up_others_is_done_soon(firm: Firm, path: str, method: str, within: str) -> None:
+    """What is asked for beside the answer is read while the locks are held, and can be made to take very long."""
+    claims = json.dumps({"sub": firm.organization["owner"].subject, "role": "member"})
+    with firm.stack.database.connect(autocommit=False) as connection:
+        # PostgREST asks for GET, and for functions that change nothing, in a transaction that cannot write.
+        connection.read_only = method == "GET" or path == "/rpc/usage_summary"
+        for name, setting in {"jwt.claims": claims, "path": path, "method": method}.items():
+            connection.execute("select set_config(%s, %s, true)", [f"request.{name}", setting])
+        connection.execute("set local role member")
+        connection.execute("select tenancy.pre_request()")
+        assert connection.execute("select current_setting('statement_timeout')").fetchone() == (within,)
+
+
 def test_who_asks_for_health_takes_no_connections_from_customers(firm: Firm) -> None:
     """Anybody may ask, as often as they like."""
     gateway = urlsplit(firm.stack.gateway_url)
