@@ -64,7 +64,9 @@ create unlogged table audit.pending (
   after jsonb,
   request_id text,
   actor jsonb,
-  change jsonb
+  change jsonb,
+  -- The first of its transaction: its trigger links all of them.
+  is_first boolean not null
 );
 
 reset role;

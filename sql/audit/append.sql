@@ -66,6 +66,25 @@ begin
 end;
 $$;
 
+-- Whether nothing else waits in this transaction, asked for each entry. Not a look into the table: thousands of entries would each
+-- look at all the others. The setting goes back with a savepoint, as the entries do.
+create or replace function audit.is_first_entry()
+returns boolean
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_transaction text := pg_current_xact_id()::text;
+begin
+  if current_setting('app.audit_pending', true) is not distinct from v_transaction then
+    return false;
+  end if;
+  perform set_config('app.audit_pending', v_transaction, true);
+  return true;
+end;
+$$;
+
 -- p_personal is {"before": {…}, "after": {…}}: columns that tell of people, which stay outside the chain. In p_action the verb
 -- follows its target: membership.removed.
 create or replace function audit.append(
@@ -78,11 +97,11 @@ volatile
 set search_path = ''
 as $$
   insert into audit.pending (
-    chain_id, actor_type, actor_id, action, target_type, target_id, before, after, request_id, actor, change
+    chain_id, actor_type, actor_id, action, target_type, target_id, before, after, request_id, actor, change, is_first
   )
   select
     coalesce(p_organization_id, audit.platform()), a.actor_type, a.actor_id, p_action, p_target_type, p_target_id, p_before, p_after,
-    a.request_id, nullif(jsonb_strip_nulls(a.actor), '{}'), nullif(p_personal, '{}')
+    a.request_id, nullif(jsonb_strip_nulls(a.actor), '{}'), nullif(p_personal, '{}'), audit.is_first_entry()
   from audit.current_actor() a
 $$;
 
@@ -141,7 +160,7 @@ volatile
 set search_path = ''
 as $$ select uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) $$;
 
--- The first trigger of a transaction links all of its entries; those that follow find theirs gone.
+-- Links all entries of the transaction. What comes after, if somebody has set constraints immediate, is linked anew.
 create or replace function audit.link_pending()
 returns trigger
 language plpgsql
@@ -158,10 +177,6 @@ declare
   v_actor_salt bytea;
   v_change_salt bytea;
 begin
-  if not exists (select from audit.pending where id = new.id) then
-    return null;
-  end if;
-
   -- In one pass, since a transaction can have entries of thousands of chains.
   for v_pending in select * from audit.pending order by chain_id, id loop
     if v_pending.chain_id is distinct from v_chain_id then
@@ -203,16 +218,17 @@ begin
 
   -- Others' rows are not visible, so these are our own.
   delete from audit.pending;
+  perform set_config('app.audit_pending', '', true);
   return null;
 end;
 $$;
 
 alter function audit.link_pending() owner to goldleaves_kernel;
 
-grant execute on function audit.platform(), audit.current_actor(), audit.hash_of(audit.log), audit.digest_of(bytea, jsonb),
+grant execute on function audit.platform(), audit.is_first_entry(), audit.current_actor(), audit.hash_of(audit.log), audit.digest_of(bytea, jsonb),
   audit.no_hash(), audit.set_apart(uuid, bigint, text, bytea, jsonb), audit.new_salt(),
   audit.append(uuid, text, text, text, jsonb, jsonb, jsonb) to goldleaves_kernel;
 
 drop trigger if exists link_pending on audit.pending;
 create constraint trigger link_pending after insert on audit.pending deferrable initially deferred
-  for each row execute function audit.link_pending();
+  for each row when (new.is_first) execute function audit.link_pending();

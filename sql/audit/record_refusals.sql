@@ -7,7 +7,7 @@ volatile
 security definer
 set search_path = ''
 as $$
-  insert into audit.pending (chain_id, actor_type, actor_id, action, target_type, target_id, after, actor, change)
+  insert into audit.pending (chain_id, actor_type, actor_id, action, target_type, target_id, after, actor, change, is_first)
   select
     -- Only what a caller did in their own organization. Nobody writes into the log of another one by being refused there.
     case when r.code ~ '^(WORKSPACE_LIMIT|CONVERSION_FAILED)$' then coalesce(r.organization_id, audit.platform()) else audit.platform() end,
@@ -18,7 +18,8 @@ as $$
     null,
     jsonb_build_object('code', r.code, 'count', r.count, 'first_at', r.first_at, 'last_at', r.last_at),
     nullif(jsonb_strip_nulls(jsonb_build_object('ip', left(r.ip, 64), 'subject', left(r.subject, 255))), '{}'),
-    case when r.detail is not null then jsonb_build_object('after', jsonb_build_object('detail', left(r.detail, 400))) end
+    case when r.detail is not null then jsonb_build_object('after', jsonb_build_object('detail', left(r.detail, 400))) end,
+    audit.is_first_entry()
   from jsonb_to_recordset(p_refusals) as r (
     code text, organization_id uuid, subject text, user_id uuid, key_id uuid, ip text, detail text, count bigint,
     first_at timestamptz, last_at timestamptz
