@@ -79,3 +79,37 @@ def test_a_long_transaction_keeps_nobody_waiting(
         told = entries(quick, organization.id, so_far)
         assert [entry.target_id for entry in told] == [str(organization[who].id) for who in ("member", "admin")]
         assert broken(quick, organization.id) == []
+
+
+def test_the_entries_of_a_transaction_are_linked_at_once(
+    shared_database: Database, make_organization: MakeOrganization
+) -> None:
+    """One of them wakes the trigger. Were it each of them, thousands would take minutes."""
+    organization = make_organization(shared_database)
+    waiting = "select count(*) filter (where is_first), count(*) from audit.pending"
+    with shared_database.connect() as superuser:
+        so_far = length(superuser, organization.id)
+        with superuser.transaction():
+            with superuser.transaction(force_rollback=True):
+                superuser.execute(*_role(organization, "admin", "billing"))
+            for _ in range(2):
+                with superuser.transaction():
+                    add_rooms(superuser, organization, 20)
+                add_rooms(superuser, organization, 20)
+                assert superuser.execute(waiting).fetchone() == (1, 40)
+                superuser.execute("set constraints all immediate")
+                assert superuser.execute(waiting).fetchone() == (0, 0)
+                superuser.execute("set constraints all deferred")
+            with superuser.transaction(force_rollback=True):
+                add_rooms(superuser, organization, 1)
+                superuser.execute("set constraints all immediate")
+            add_rooms(superuser, organization, 20)
+        assert length(superuser, organization.id) == so_far + 100
+        assert broken(superuser, organization.id) == []
+
+
+def add_rooms(connection: Connection, organization: Organization, count: int) -> None:
+    connection.execute(
+        "insert into tenancy.workspaces (organization_id, name) select %s, 'Room' from generate_series(1, %s)",
+        [organization.id, count],
+    )

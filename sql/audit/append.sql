@@ -225,8 +225,8 @@ $$;
 
 alter function audit.link_pending() owner to goldleaves_kernel;
 
-grant execute on function audit.platform(), audit.is_first_entry(), audit.current_actor(), audit.hash_of(audit.log), audit.digest_of(bytea, jsonb),
-  audit.no_hash(), audit.set_apart(uuid, bigint, text, bytea, jsonb), audit.new_salt(),
+grant execute on function audit.platform(), audit.current_actor(), audit.is_first_entry(), audit.hash_of(audit.log),
+  audit.digest_of(bytea, jsonb), audit.no_hash(), audit.set_apart(uuid, bigint, text, bytea, jsonb), audit.new_salt(),
   audit.append(uuid, text, text, text, jsonb, jsonb, jsonb) to goldleaves_kernel;
 
 drop trigger if exists link_pending on audit.pending;
