@@ -33,7 +33,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> None:
     assert response.headers["Content-Type"].startswith("application/json")
 
 
-def eventually(read: Callable[[], Value], holds: Callable[[Value], bool], seconds: float = 15) -> Value:
+def eventually(read: Callable[[], Value], holds: Callable[[Value], bool], seconds: float = 60) -> Value:
     """Read until it holds, and return what was read last: the assertion is the caller's."""
     deadline = time.monotonic() + seconds
     while True:

@@ -83,7 +83,7 @@ def race(database: Database, *racers: Racer) -> list[Outcome]:
         with database.connect(SUPERUSER if caller is None else "authenticator", autocommit=False) as connection:
             if caller is not None:
                 enter(connection, caller)
-            barrier.wait(20)
+            barrier.wait(60)
             return attempt(connection, statement, parameters)
 
     with ThreadPoolExecutor(len(racers)) as pool:

@@ -28,7 +28,7 @@ def test_writers_in_several_organizations_meet_and_none_fails(
             for turn in range(ROUNDS):
                 for organization in chance.sample(organizations, len(organizations)):
                     rename(connection, organization, writer, f"{writer} {turn}")
-                barrier.wait(30)
+                barrier.wait(60)
                 connection.commit()
 
     with shared_database.connect() as superuser:

@@ -33,8 +33,13 @@ _slugs = (f"converted-{number}" for number in count(1))
 
 
 @pytest.fixture
-def database(stack: RunningStack) -> Database:
-    return stack.database
+def database(request: pytest.FixtureRequest) -> Database:
+    """Of the stack where a test asks for one. Else no sidecar is there, which would write to it whenever it likes."""
+    if "stack" in request.fixturenames:
+        stack: RunningStack = request.getfixturevalue("stack")
+        return stack.database
+    shared: Database = request.getfixturevalue("shared_database")
+    return shared
 
 
 @pytest.fixture

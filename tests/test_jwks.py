@@ -155,7 +155,15 @@ async def test_a_file_that_is_damaged_later_changes_nothing_and_an_empty_one_tak
     assert keys.state()["status"] == "ok"
 
 
+def stand_still(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Stop the clock of key sets, and say what it shows."""
+    now = monotonic()
+    monkeypatch.setattr(jwks, "monotonic", lambda: now)
+    return now
+
+
 async def test_a_new_key_is_looked_for_at_once_but_not_for_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = stand_still(monkeypatch)
     with key_server(key_set(RSA)) as server:
         keys = KeySet(server.url, 300)
         await keys.refresh()
@@ -168,13 +176,13 @@ async def test_a_new_key_is_looked_for_at_once_but_not_for_each_token(monkeypatc
         assert server.requests == 2, "they came within the seconds in which nobody looks again"
         assert await ids(keys, ("rsa", "RS256"), ("p256", "ES256")) == [True, True]
 
-        later = monotonic() + jwks.UNKNOWN_KEY_SECONDS + 1
-        monkeypatch.setattr(jwks, "monotonic", lambda: later)
+        monkeypatch.setattr(jwks, "monotonic", lambda: now + jwks.UNKNOWN_KEY_SECONDS)
         await asyncio.gather(*(keys.find(f"guess-{number}", "RS256") for number in range(500)))
         assert server.requests == 3, "all of them waited for one look"
 
 
-async def test_a_url_that_is_away_is_asked_again() -> None:
+async def test_a_url_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_still(monkeypatch)
     port = free_port()
     keys = KeySet(f"http://127.0.0.1:{port}/jwks.json", 300)
     with pytest.raises(Problem, match="JWKS_UNAVAILABLE"):
