@@ -26,13 +26,14 @@ from tests.people import (
     TRANSFER,
     Racer,
     ask,
+    attempt,
     person,
     race,
     refusal,
     roles_of,
     scalar,
 )
-from tests.sql_requests import Caller, run
+from tests.sql_requests import Caller, enter, run
 
 
 @pytest.fixture
@@ -307,6 +308,28 @@ def test_a_removed_member_is_out(
             body = {"title": "Mine"} if path == "/cases" else {}
             answer = client.request(method, path, json=body if method == "POST" else None)
             assert_problem(answer, 403, "NOT_A_MEMBER")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select id from api.create_api_key('left behind', '{data:read}')",
+        "select id from api.rotate_api_key(%(key)s)",
+        "delete from api.organizations where id = tenancy.current_org()",
+    ],
+)
+def test_a_request_that_was_under_way_makes_no_keys_and_deletes_nothing(
+    database: Database, firm: Organization, statement: str
+) -> None:
+    """What it found out about its caller, it found out before they were removed."""
+    caller = person(firm["admin"])
+    [(key,)] = ask(database, caller, "select id from api.create_api_key('seen by all', '{data:read}')")
+    make_owner(database, firm["admin"])
+    with database.connect("authenticator", autocommit=False) as under_way:
+        enter(under_way, caller)
+        assert refusal(database, person(firm["owner"]), REMOVE, user=firm["admin"].id) == "ok"
+        assert attempt(under_way, statement, {"key": key}) in ("NOT_A_MEMBER", "ROLE_REQUIRED")
+    assert firm["owner"].id in roles_of(database, firm.id)
 
 
 # Whoever belongs nowhere

@@ -1,24 +1,25 @@
 -- API keys: gl_<prefix>_<secret>. An organization's are made by its owners and admins and do what their scopes say; the provider's
 -- are made by platform_admin and send usage, for one organization or for all. A key is shown once; its hash is what stays.
 
--- Whose keys the caller manages: 'organization' or 'provider'. A key manages none, itself included.
+-- Whose keys the caller manages: 'organization' or 'provider'. A key manages none, itself included. Keys stay when whoever made them
+-- goes, so a person's role is the one of now, and nobody goes until the key is there to be seen.
 create or replace function tenancy.require_key_manager()
 returns text
 language plpgsql
-stable
+volatile
 set search_path = ''
 as $$
 begin
-  case
-    when current_setting('role', true) = 'platform_admin' then
-      return 'provider';
-    when current_setting('role', true) = 'member' and tenancy.current_role_in('owner', 'admin') then
+  if current_setting('role', true) = 'platform_admin' then
+    return 'provider';
+  elsif current_setting('role', true) = 'member' and tenancy.current_role_in('owner', 'admin') then
+    if tenancy.require_member() in ('owner', 'admin') then
       return 'organization';
-    else
-      raise exception using
-        errcode = 'PT403',
-        message = 'ROLE_REQUIRED: owners and admins manage the API keys of their organization, platform_admin those of the provider';
-  end case;
+    end if;
+  end if;
+  raise exception using
+    errcode = 'PT403',
+    message = 'ROLE_REQUIRED: owners and admins manage the API keys of their organization, platform_admin those of the provider';
 end;
 $$;
 

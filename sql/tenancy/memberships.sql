@@ -281,6 +281,8 @@ $$;
 
 create or replace trigger refuse_lost_role before update or delete on tenancy.memberships
   for each row when (current_user = 'member') execute function tenancy.refuse_lost_role();
+create or replace trigger refuse_lost_role before delete on tenancy.organizations
+  for each row when (current_user = 'member') execute function tenancy.refuse_lost_role();
 
 alter function tenancy.change_member_role(uuid, text) owner to goldleaves_kernel;
 alter function tenancy.remove_member(uuid) owner to goldleaves_kernel;
