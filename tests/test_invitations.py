@@ -209,6 +209,31 @@ def test_accepted_with_the_address_in_other_letters(
     assert refusal(database, guest("loud", f" {email.upper()} ", **claims), ACCEPT, code=f" {code.upper()} ") == "ok"
 
 
+def test_people_are_known_by_an_address_that_was_verified(database: Database, firm: Organization) -> None:
+    """The audit log names them by it, so nobody passes for their chief by typing that address at the identity provider."""
+    subject = f"new-{uuid4()}"
+    _, code, email = invite(database, firm)
+
+    def known_as() -> str | None:
+        found: str | None = scalar(database, "select email from tenancy.users where subject = %s", [subject])
+        return found
+
+    def sign_in(claimed: str, **claims: object) -> None:
+        caller = Caller("member", subject, path="/rpc/sign_in", claims={"email": claimed, **claims})
+        ask(database, caller, "select api.sign_in()")
+
+    sign_in(firm["owner"].email, email_verified=False)
+    assert refusal(database, guest(subject, email, email_verified=True), ACCEPT, code=code) == "ok"
+    assert known_as() == email
+    for verified in (False, "false", 0):
+        sign_in(firm["owner"].email, email_verified=verified)
+        assert known_as() == email
+    sign_in(f"changed-{email}", email_verified=True)
+    assert known_as() == f"changed-{email}"
+    sign_in(email)
+    assert known_as() == email
+
+
 def test_accepting_twice(database: Database, firm: Organization) -> None:
     _, code, email = invite(database, firm)
     again = guest(f"new-{uuid4()}", email)

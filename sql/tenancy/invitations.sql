@@ -223,7 +223,7 @@ begin
       message = 'INVITATION_EMAIL_MISMATCH: the invitation is for another e-mail address than that of the token',
       hint = 'Sign in with the address that the invitation was sent to.';
   end if;
-  if lower(v_claims ->> 'email_verified') <> 'true' then
+  if not tenancy.email_is_verified(v_claims) then
     raise exception using
       errcode = 'PT403',
       message = 'EMAIL_NOT_VERIFIED: the identity provider has not verified the e-mail address of the token',
@@ -254,6 +254,8 @@ begin
   end if;
 
   v_user_id := tenancy.provision_user(v_claims ->> 'sub', v_claims ->> 'email');
+  -- Others know them by this one from now on. What they came with first need not have been verified.
+  perform tenancy.note_email(v_user_id, v_claims ->> 'email');
   insert into tenancy.memberships (organization_id, user_id, role)
   values (v_invitation.organization_id, v_user_id, v_invitation.role)
   on conflict (organization_id, user_id) do nothing;

@@ -166,6 +166,14 @@ begin
 end;
 $$;
 
+-- An address that the identity provider has verified, if the token has one. The audit log names people by it.
+create or replace function tenancy.note_email(p_user_id uuid, p_email text)
+returns void
+language sql
+volatile
+set search_path = ''
+as $$ update tenancy.users set email = p_email where id = p_user_id and p_email is not null and email is distinct from p_email $$;
+
 -- Returns who the caller is now, and makes them known the first time.
 create or replace function tenancy.sign_in()
 returns jsonb
@@ -188,11 +196,9 @@ begin
   if not exists (select from tenancy.memberships where user_id = v_user_id) then
     perform tenancy.ensure_default_organization(v_user_id, p_even_if_removed => true);
   end if;
-  update tenancy.users u
-  set email = v_claims ->> 'email'
-  where u.id = v_user_id
-    and v_claims ->> 'email' is not null
-    and u.email is distinct from v_claims ->> 'email';
+  if tenancy.email_is_verified(v_claims) then
+    perform tenancy.note_email(v_user_id, v_claims ->> 'email');
+  end if;
 
   return (
     select jsonb_build_object(
@@ -217,6 +223,6 @@ alter function tenancy.ensure_default_organizations() owner to goldleaves_kernel
 alter function tenancy.identify(text, text, text, text) owner to goldleaves_kernel;
 alter function tenancy.sign_in() owner to goldleaves_kernel;
 grant execute on function tenancy.slugify(text), tenancy.found_personal_organization(uuid, text),
-  tenancy.ensure_default_organization(uuid, boolean) to goldleaves_kernel;
+  tenancy.ensure_default_organization(uuid, boolean), tenancy.note_email(uuid, text) to goldleaves_kernel;
 grant execute on function tenancy.identify(text, text, text, text) to sidecar;
 grant execute on function tenancy.sign_in() to member, service, platform_admin;

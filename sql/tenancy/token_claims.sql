@@ -52,5 +52,13 @@ as $$
   end
 $$;
 
-grant execute on function tenancy.is_time_claim(jsonb), tenancy.is_text_claim(jsonb), tenancy.claims_fault(jsonb, text)
-  to goldleaves_kernel;
+-- Most identity providers let people type any address, and say whether they have verified it. One that says nothing vouches for it.
+create or replace function tenancy.email_is_verified(p_claims jsonb)
+returns boolean
+language sql
+immutable
+parallel safe
+as $$ select coalesce(lower(p_claims ->> 'email_verified'), 'true') = 'true' $$;
+
+grant execute on function tenancy.is_time_claim(jsonb), tenancy.is_text_claim(jsonb), tenancy.claims_fault(jsonb, text),
+  tenancy.email_is_verified(jsonb) to goldleaves_kernel;
