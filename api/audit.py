@@ -98,6 +98,8 @@ def erase(url: str, *, email: str | None = None, user: str | None = None, organi
 
     `user` is an id or the subject of a token. Raises AuditError.
     """
+    if sum(given is not None for given in (email, user, organization)) != 1:
+        raise AuditError("Say whose: --email, --user or --organization, one of them.")
     with _connected(url, psycopg.IsolationLevel.READ_COMMITTED) as conn:
         if email is not None:
             if "@" not in email.strip("@ "):
@@ -105,9 +107,7 @@ def erase(url: str, *, email: str | None = None, user: str | None = None, organi
             return _erased(conn, "erase_email", email.strip())
         if user is not None:
             return _erased(conn, "erase_user", user)
-        if organization is not None:
-            return _erased(conn, "erase_organization", _organization_id(conn, organization))
-    raise AuditError("Say whose: --email, --user or --organization.")
+        return _erased(conn, "erase_organization", _organization_id(conn, str(organization)))
 
 
 def _erased(conn: psycopg.Connection[Any], function: str, argument: object) -> int:

@@ -260,7 +260,7 @@ def import_(
     """
     files = ImportFiles(users=users, organizations=organizations, memberships=memberships, usage=usage)
     if files == ImportFiles():
-        raise SettingsError("Name a file: --users, --organizations, --memberships or --usage.")
+        raise ImportFailed("Name a file: --users, --organizations, --memberships or --usage.")
     report = import_files(_migration_url(load_settings()), files, dry_run=dry_run)
     for line in report.lines():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -318,8 +318,6 @@ def erase_audit(
 
     Example:  goldleaves audit erase --email ann@example.com
     """
-    if sum(given is not None for given in (email, user, organization)) != 1:
-        raise SettingsError("Say whose: --email, --user or --organization, one of them.")
     erased = erase_from_audit_log(_migration_url(load_settings()), email=email, user=user, organization=organization)
     console.print(f"Erased {erased} part{'' if erased == 1 else 's'} of entries.", highlight=False)
 
