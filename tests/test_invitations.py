@@ -210,7 +210,7 @@ def test_accepted_with_the_address_in_other_letters(
 
 
 def test_people_are_known_by_an_address_that_was_verified(database: Database, firm: Organization) -> None:
-    """The audit log names them by it, so nobody passes for their chief by typing that address at the identity provider."""
+    """The audit log names them by it, so nobody is their chief by typing that address somewhere."""
     subject = f"new-{uuid4()}"
     _, code, email = invite(database, firm)
 
