@@ -22,6 +22,29 @@ from api.settings import PROJECT, Settings
 FIRST_NUMBER = 9001  # of an adopter's migrations, so that they come after those of every later version
 _ROWS_GO_TO = "adoption.organization_id"
 
+_SEE_ORGANIZATIONS = (
+    "-- While no policies are loaded, such as after a rollback, nobody sees organizations, a new foreign key neither.",
+    "do $$",
+    "begin",
+    "  if not exists (select from pg_policy where polrelid = 'tenancy.organizations'::regclass) then",
+    "    alter table tenancy.organizations no force row level security;",
+    "  end if;",
+    "end",
+    "$$;",
+    "",
+)
+_HIDE_ORGANIZATIONS = (
+    "",
+    "do $$",
+    "begin",
+    "  if not (select relforcerowsecurity from pg_class where oid = 'tenancy.organizations'::regclass) then",
+    "    alter table tenancy.organizations force row level security;",
+    "  end if;",
+    "end",
+    "$$;",
+    "",
+)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -209,6 +232,7 @@ def _migration(tables: Sequence[str], steps: Sequence[Step], receiver: _Receiver
         "-- A database in which they are not there yet needs a migration before this one that creates them.",
         *(f"{step.statement};" for step in steps if _is_lock(step)),
         "",
+        *_SEE_ORGANIZATIONS,
         *([] if receiver is None else _find(receiver, tables)),
     ]
     for step in steps:
@@ -218,7 +242,7 @@ def _migration(tables: Sequence[str], steps: Sequence[Step], receiver: _Receiver
             statement = statement.replace(f"'{receiver.id}'::uuid", found_here)
         if not _is_lock(step):
             lines += [*([f"-- {step.note}"] if step.note else []), f"{statement};"]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *_HIDE_ORGANIZATIONS])
 
 
 def _find(receiver: _Receiver, tables: Sequence[str]) -> list[str]:

@@ -197,6 +197,18 @@ def test_a_database_without_the_organization_has_no_rows_to_give_it(
             assert ("tenancy.current_org()",) in superuser.execute(default).fetchall()
 
 
+def test_rows_find_their_organization_where_no_policies_are_loaded(project: Project, acme: Organization) -> None:
+    """After a rollback to a migration of which no release is recorded, nobody may see organizations."""
+    project.execute(FAMILY + OWNED)
+    project.adopt(*TABLES, organization="acme")
+    before = catalog_of(project.database)
+    assert not rollback(project.database.migrator, "0005", project.root).behaviour
+
+    project.migrate()
+    assert project.query("select distinct organization_id from app.tasks") == [(acme.id,)]
+    assert catalog_of(project.database).splitlines() == before.splitlines()
+
+
 def without_grants(catalog: str) -> list[str]:
     return [line for line in catalog.splitlines() if line and not line.startswith(("GRANT ", "REVOKE ", "--"))]
 
