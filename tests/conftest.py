@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 
 from api.migrations import migrate
 from api.settings import ENV_FILE, Settings
@@ -44,6 +45,10 @@ for variable in set(Settings.model_fields) - {"postgrest_bin"}:
 os.environ[ENV_FILE] = ""
 os.environ["POSTGRES_VERSION"] = str(MAJOR)
 Settings.model_config["env_file"] = None
+
+# Clients give up after five seconds, in which a loaded machine may not have answered yet.
+for phase in ("connect", "read", "write", "pool"):
+    setattr(DEFAULT_TIMEOUT_CONFIG, phase, 60.0)
 
 
 def pytest_configure() -> None:
