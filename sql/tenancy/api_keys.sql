@@ -136,7 +136,8 @@ begin
   if v_old.kind <> tenancy.require_key_manager() then
     raise exception using
       errcode = 'PT403',
-      message = 'ROLE_REQUIRED: owners and admins rotate the API keys of their organization';
+      message = 'ROLE_REQUIRED: owners and admins rotate the API keys of their organization',
+      hint = 'Revoke it instead, and ask them for a new one.';
   end if;
   if v_old.revoked_at is not null or v_old.expires_at <= now() then
     raise exception using
@@ -217,12 +218,14 @@ begin
   if v_key.id is null then
     raise exception using
       errcode = 'PT401',
-      message = 'INVALID_API_KEY: the API key is unknown, revoked or expired';
+      message = 'INVALID_API_KEY: the API key is unknown, revoked or expired',
+      hint = 'platform_admin makes a new one.';
   end if;
   if not 'events:write' = any (v_key.scopes) then
     raise exception using
       errcode = 'PT403',
-      message = 'SCOPE_REQUIRED: sending usage events needs a key with the scope events:write';
+      message = 'SCOPE_REQUIRED: sending usage events needs a key with the scope events:write',
+      hint = 'platform_admin makes such keys.';
   end if;
   if p_organization_id <> v_key.organization_id then
     raise exception using

@@ -215,7 +215,8 @@ begin
   if tenancy.require_member() <> 'owner' then
     raise exception using
       errcode = 'PT403',
-      message = 'ROLE_REQUIRED: only owners hand over an organization';
+      message = 'ROLE_REQUIRED: only owners hand over an organization',
+      hint = 'Ask an owner of the organization.';
   end if;
   v_membership := tenancy.find_member(p_user_id);
 
