@@ -285,4 +285,8 @@ def _explained(error: psycopg.Error) -> str:
     if error.sqlstate == "PT409" and error.diag.message_detail:
         reasons = "".join(f"\n  - {reason}" for reason in error.diag.message_detail.splitlines())
         return f"{message}{reasons}\n{error.diag.message_hint}"
+    if isinstance(error, psycopg.errors.UndefinedTable):
+        return f"{message}. Name tables with their schemas, as app.tasks."
+    if (schema := message.removeprefix("permission denied for schema ")) != message:
+        return f"{message}. As its owner: grant usage on schema {schema} to goldleaves_migrator"
     return message

@@ -661,7 +661,16 @@ def test_a_command_that_is_blocked_says_why_in_a_line_each(database: Database, m
         "Nothing was changed. Do what each line says, then adopt again.",
     ]
     result = CliRunner().invoke(app, ["adopt", "app.nothing", "--dry-run"])
-    assert (result.exit_code, result.stderr) == (1, 'relation "app.nothing" does not exist\n')
+    assert result.exit_code == 1
+    assert result.stderr == 'relation "app.nothing" does not exist. Name tables with their schemas, as app.tasks.\n'
+
+    with database.connect() as superuser:
+        superuser.execute("create schema shop create table orders (id uuid primary key)")
+    result = CliRunner().invoke(app, ["adopt", "shop.orders", "--dry-run"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "permission denied for schema shop. As its owner: grant usage on schema shop to goldleaves_migrator"
+    ]
 
 
 def test_an_adoption_that_fails_leaves_no_files(project: Project, acme: Organization) -> None:
