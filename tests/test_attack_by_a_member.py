@@ -142,7 +142,7 @@ def key(view: str) -> str:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_sql_in_every_filter_is_text(attacker: Attacker, view: str) -> None:
-    own = len(attacker.rows(view, params={"select": key(view)}))
+    most = 0
     for number, column in enumerate(columns(view)):
         payload, other = (PAYLOADS[(number + more) % len(PAYLOADS)] for more in (0, 3))
         quoted = payload.replace("\\", "\\\\").replace('"', '\\"')
@@ -154,7 +154,9 @@ def test_sql_in_every_filter_is_text(attacker: Attacker, view: str) -> None:
         ):
             answer = attacker.send("GET", view, params={**filters, "select": key(view)})
             assert answer.status_code in (200, 400, 404), answer.text
-            assert answer.status_code != 200 or len(answer.json()) <= own
+            most = max(most, len(answer.json()) if answer.is_success else 0)
+    # Counted afterwards: usage is still being recorded.
+    assert most <= len(attacker.rows(view, params={"select": key(view)}))
 
 
 @pytest.mark.parametrize("view", VIEWS)
