@@ -9,6 +9,7 @@ import json
 import re
 import ssl
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -24,9 +25,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.auth import ApiKey, Principal
 from api.database import Database as SidecarDatabase
 from api.errors import Problem
 from api.keys import LOOKUPS_AT_ONCE, MAX_REMEMBERED, NOTE_SECONDS, TOKEN_LIFETIME, ApiKeys, looks_like_a_key
+from api.tenants import Tenants
 from api.tokens import KEY_CLAIM, Exchange
 from tests.conftest import MakeOrganization
 from tests.harness import ROLES, Organization, RunningStack
@@ -587,6 +590,37 @@ def on_keys(stack: RunningStack, test: Callable[[ApiKeys], Awaitable[None]]) -> 
             await database.close()
 
     asyncio.run(on_database())
+
+
+def test_what_is_remembered_tells_no_key_which_organizations_are_there(
+    stack: RunningStack,
+    organization: Organization,
+    make_organization: MakeOrganization,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer that comes from memory comes sooner."""
+    asked: list[str | None] = []
+    identify = SidecarDatabase.identify
+
+    async def noted(self: SidecarDatabase, subject: str | None, email: str | None, role: str, named: str | None) -> Any:
+        asked.append(named)
+        return await identify(self, subject, email, role, named)
+
+    monkeypatch.setattr(SidecarDatabase, "identify", noted)
+    principal = Principal("member", key=ApiKey(uuid4(), is_providers=False, organization_id=organization.id))
+    other = make_organization(stack.database).slug
+
+    async def test() -> None:
+        database = SidecarDatabase(stack.database.sidecar, 4)
+        try:
+            tenants = Tenants(database)
+            for named in (other, "nowhere", organization.slug) * 3:
+                await tenants.resolve(principal, named)
+        finally:
+            await database.close()
+
+    asyncio.run(test())
+    assert Counter(asked) == {other: 3, "nowhere": 3, organization.slug: 1}
 
 
 def header(key: str) -> bytes:
