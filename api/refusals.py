@@ -88,6 +88,7 @@ class Refusal(NamedTuple):
     subject: str | None = None
     key_id: UUID | None = None
     ip: str | None = None
+    role: str | None = None  # of the token, once that is believed
 
     @property
     def is_named(self) -> bool:
@@ -226,6 +227,7 @@ def _row(refusal: Refusal, tally: Tally) -> dict[str, Any]:
         "code": refusal.code,
         "organization_id": _text(refusal.organization_id),
         "subject": refusal.subject,
+        "role": refusal.role,
         "user_id": _text(tally.user_id),
         "key_id": _text(refusal.key_id),
         "ip": refusal.ip,

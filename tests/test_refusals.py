@@ -46,7 +46,7 @@ def rows(database: Database, action: str | None = None) -> list[Row]:
               c.data -> 'after' ->> 'detail'
             from audit.log l
             left join audit.personal a
-              on a.organization_id = l.organization_id and a.position = l.position and a.part = 'actor'
+              on a.organization_id = l.organization_id and a.position = l.position and a.part in ('actor', 'staff')
             left join audit.personal c
               on c.organization_id = l.organization_id and c.position = l.position and c.part = 'change'
             where l.action like 'refused.%%' and (%(action)s::text is null or l.action = 'refused.' || %(action)s)
@@ -80,10 +80,27 @@ def test_a_foreign_organization_is_told_to_the_platform_alone(
 
     (row,) = eventually(of_viewer, bool)
     assert row["chain"] == PLATFORM
+    assert (row["actor_type"], row["actor_id"]) == ("user", str(viewer.id))
     assert row["who"] == {"ip": "127.0.0.1", "subject": viewer.subject}
     assert row["detail"] == f"you are not a member of organization {foreign.slug}"
     assert row["after"]["count"] == 1
     assert not [row for row in rows(stack.database) if row["chain"] == foreign.id]
+
+
+@pytest.mark.parametrize("role", ["service", "platform_admin"])
+def test_the_providers_side_is_told_by_its_role(stack: RunningStack, role: str) -> None:
+    """Although a person could have the same subject."""
+    with stack.client(f"backend-{role}") as person:
+        assert person.post("/api/v1/rpc/sign_in").status_code == 200
+    with stack.client(f"backend-{role}", role=role, org="not-there") as client:
+        assert client.get("/api/v1/usage_events").status_code == 404
+
+    def of_backend() -> list[Row]:
+        found = rows(stack.database, "organization_not_found")
+        return [row for row in found if row["who"]["subject"] == f"backend-{role}"]
+
+    (row,) = eventually(of_backend, bool)
+    assert (row["actor_type"], row["actor_id"]) == (role, role)
 
 
 def test_a_second_workspace_is_told_to_its_own_organization(stack: RunningStack) -> None:

@@ -63,6 +63,7 @@ class Observation:
             subject=principal.subject,
             key_id=principal.key.id if principal.key is not None else None,
             ip=client[0] if client else None,
+            role=principal.role,
         )
         self._refusals.note(
             refusal,
