@@ -67,11 +67,7 @@ declare
   v_issued record;
   v_wrong text := (select coalesce(s, 'null') from unnest(v_scopes) as s where (s = any (v_allowed)) is not true limit 1);
 begin
-  if coalesce(length(btrim(p_name)), 0) not between 1 and 200 then
-    raise exception using
-      errcode = 'PT400',
-      message = 'INVALID_NAME: name needs 1 to 200 characters';
-  end if;
+  perform tenancy.require_name(p_name);
   if v_scopes = '{}' or v_wrong is not null then
     raise exception using
       errcode = 'PT400',

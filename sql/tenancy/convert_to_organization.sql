@@ -75,7 +75,7 @@ begin
       message = 'ROLE_REQUIRED: only its owner converts a personal organization',
       hint = 'Ask the person whose personal organization it is.';
   end if;
-  perform tenancy.require_organization_name(p_name);
+  perform tenancy.require_name(p_name);
   perform tenancy.require_slug(p_slug);
   -- Asked before the locks as well: whom it refuses anyhow holds up nobody who writes usage, however often they try.
   perform tenancy.require_convertible(v_organization_id, p_slug);

@@ -15,7 +15,7 @@ begin
       errcode = 'PT403',
       message = 'ROLE_REQUIRED: only people create organizations, with a token of role member';
   end if;
-  perform tenancy.require_organization_name(p_name);
+  perform tenancy.require_name(p_name);
   perform tenancy.require_slug(p_slug);
   if not exists (select from pg_catalog.pg_timezone_names where name = p_timezone) then
     raise exception using

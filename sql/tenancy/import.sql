@@ -56,7 +56,7 @@ set search_path = ''
 as $$
 begin
   problem_column := 'name';
-  perform tenancy.require_organization_name(p_name);
+  perform tenancy.require_name(p_name);
   problem_column := 'slug';
   perform tenancy.require_slug(p_slug);
   select c.name, c.text

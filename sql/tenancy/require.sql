@@ -16,6 +16,21 @@ begin
 end;
 $$;
 
+create or replace function tenancy.require_name(p_name text)
+returns void
+language plpgsql
+immutable
+set search_path = ''
+as $$
+begin
+  if coalesce(length(btrim(p_name)), 0) not between 1 and 200 then
+    raise exception using
+      errcode = 'PT400',
+      message = 'INVALID_NAME: name needs 1 to 200 characters';
+  end if;
+end;
+$$;
+
 -- People have a role instead of scopes, which is for their functions to ask about.
 create or replace function tenancy.require_scope(p_scope text)
 returns void
@@ -53,5 +68,5 @@ end;
 $$;
 
 grant execute on function tenancy.require_organization() to goldleaves_kernel, platform_admin;
-grant execute on function tenancy.require_scope(text) to goldleaves_kernel;
+grant execute on function tenancy.require_name(text), tenancy.require_scope(text) to goldleaves_kernel;
 grant execute on function tenancy.require_platform_admin() to member, service, platform_admin;

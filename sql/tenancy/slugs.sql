@@ -1,19 +1,4 @@
--- What an organization may be called, by whoever founds one or converts theirs.
-
-create or replace function tenancy.require_organization_name(p_name text)
-returns void
-language plpgsql
-immutable
-set search_path = ''
-as $$
-begin
-  if coalesce(length(btrim(p_name)), 0) not between 1 and 200 then
-    raise exception using
-      errcode = 'PT400',
-      message = 'INVALID_NAME: name needs 1 to 200 characters';
-  end if;
-end;
-$$;
+-- Slugs of organizations, for whoever founds one or converts theirs.
 
 create or replace function tenancy.require_slug(p_slug text)
 returns void
@@ -44,5 +29,4 @@ begin
 end;
 $$;
 
-grant execute on function tenancy.require_organization_name(text), tenancy.require_slug(text), tenancy.raise_slug_taken(text)
-  to goldleaves_kernel;
+grant execute on function tenancy.require_slug(text), tenancy.raise_slug_taken(text) to goldleaves_kernel;
