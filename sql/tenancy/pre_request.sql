@@ -61,8 +61,9 @@ begin
   -- PostgREST runs a query to its end, also when its client has hung up: a few that embed each other deep enough, billed to nobody,
   -- would take all of its connections for hours. `alter role member set statement_timeout = …` says otherwise, and goes first.
   if v_role in ('anon', 'member') and current_setting('statement_timeout') = '0' then
-    -- Who changes people or who pays holds locks that others wait for, also while it is read what they want to see beside it.
-    if v_path ~ '^/(rpc/|memberships$|organizations$)' and current_setting('transaction_read_only') = 'off' then
+    -- Who changes people or who pays holds locks that others wait for, also while it is read what they want to see beside it. Any
+    -- letter of a path can come percent-encoded.
+    if v_path ~ '^/(rpc/|memberships$|organizations$)|%' and current_setting('transaction_read_only') = 'off' then
       set local statement_timeout = '5s';
     else
       set local statement_timeout = '30s';
