@@ -172,10 +172,16 @@ def test_an_organization_made_while_the_body_is_held_back_is_not_free(firm: Firm
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_who_has_no_organization_is_told_what_postgrest_would_say(firm: Firm, named: bool) -> None:
+def test_who_has_no_default_organization_is_told_what_postgrest_would_say(firm: Firm, named: bool) -> None:
     subject = f"nobody-{uuid4()}"
     with firm.stack.database.connect() as superuser:
-        superuser.execute("insert into tenancy.users (subject) values (%s)", [subject])
+        superuser.execute(
+            """
+            with made as (insert into tenancy.users (subject) values (%s) returning id)
+            insert into tenancy.memberships (organization_id, user_id, role) select %s, id, 'viewer' from made
+            """,
+            [subject, firm.organization.id],
+        )
     with firm.stack.client(subject, org="x" * 100 if named else None) as gateway:
         refused = gateway.get("/api/v1/cases")
         said_by_postgrest = httpx.get(f"{firm.stack.postgrest_url}/cases", headers=gateway.headers, trust_env=False)
