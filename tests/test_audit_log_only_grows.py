@@ -44,6 +44,9 @@ CHANGES = {
     "replace an end": "update audit.heads set hash = sha256('x')",
     "delete an end": "delete from audit.heads",
     "truncate the ends": "truncate audit.heads",
+    "update what waits": "update audit.pending set after = '{}'",
+    "delete what waits": "delete from audit.pending",
+    "truncate what waits": "truncate audit.pending",
 }
 
 
@@ -79,6 +82,27 @@ def test_a_replica_session_does_not_get_round_it(
         superuser.execute("set session_replication_role = replica")
         with pytest.raises(psycopg.Error, match="AUDIT_APPEND_ONLY: "):
             run(superuser, CHANGES[change])
+
+
+@pytest.mark.parametrize("role", ["postgres", "goldleaves_migrator", "goldleaves_kernel"])
+@pytest.mark.parametrize("change", ["update what waits", "delete what waits"])
+def test_nobody_takes_back_an_entry_of_their_own(
+    shared_database: Database, make_organization: MakeOrganization, role: str, change: str
+) -> None:
+    """It waits for the end of its transaction, and says what it said."""
+    organization = make_organization(shared_database)
+    refused = "AUDIT_APPEND_ONLY: |permission denied"
+    with shared_database.connect() as connection:
+        so_far = length(connection, organization.id)
+        with connection.transaction():
+            connection.execute(
+                "insert into tenancy.workspaces (organization_id, name) values (%s, 'Room')", [organization.id]
+            )
+            run(connection, f"set local role {role}")
+            with pytest.raises(psycopg.Error, match=refused), connection.transaction():
+                run(connection, CHANGES[change])
+            connection.execute("reset role")
+        assert [entry.action for entry in entries(connection, organization.id, so_far)] == ["workspace.created"]
 
 
 def test_nobody_but_the_kernel_adds_to_the_log(shared_database: Database) -> None:

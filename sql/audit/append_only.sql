@@ -40,3 +40,13 @@ create or replace trigger append_only_truncate before truncate on audit.heads
   for each statement execute function audit.refuse_change();
 alter table audit.heads
   enable always trigger append_only, enable always trigger append_only_delete, enable always trigger append_only_truncate;
+
+-- Nor is an entry taken back or changed before it is linked, by whoever made it. Linking deletes it, from within a trigger.
+create or replace trigger append_only before update on audit.pending
+  for each statement execute function audit.refuse_change();
+create or replace trigger append_only_delete before delete on audit.pending
+  for each statement when (pg_trigger_depth() = 0) execute function audit.refuse_change();
+create or replace trigger append_only_truncate before truncate on audit.pending
+  for each statement execute function audit.refuse_change();
+alter table audit.pending
+  enable always trigger append_only, enable always trigger append_only_delete, enable always trigger append_only_truncate;
