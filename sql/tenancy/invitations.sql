@@ -262,7 +262,8 @@ begin
   if not found then
     raise exception using
       errcode = 'PT409',
-      message = format('ALREADY_A_MEMBER: you belong to %s', v_organization.slug);
+      message = format('ALREADY_A_MEMBER: you belong to %s', v_organization.slug),
+      hint = 'Send its id as X-Organization-ID to act in it.';
   end if;
 
   update tenancy.invitations
