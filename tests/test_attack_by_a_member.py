@@ -27,6 +27,7 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
 }
 VIEWS = [path for path in PATHS if "/" not in path]
 FUNCTIONS = [path for path in PATHS if path.startswith("rpc/")]
+FOR_EVERYBODY = ("rpc/accept_invitation", "rpc/health")  # whatever organization is named
 
 PAYLOADS = (
     "' or 1=1 --",
@@ -133,6 +134,17 @@ def columns(view: str) -> Mapping[str, Any]:
     return found
 
 
+def arguments_of(function: str) -> Mapping[str, Any]:
+    described = PATHS[function]["post"].get("requestBody", {"content": {"application/json": {"schema": {}}}})
+    found: Mapping[str, Any] = described["content"]["application/json"]["schema"].get("properties", {})
+    return found
+
+
+def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A body with a value for each, that some may not take."""
+    return {name: ["x"] if schema.get("type") == "array" else "x" for name, schema in arguments.items()}
+
+
 def key(view: str) -> str:
     return {"organizations": "id", "usage_events": "tenant_id"}.get(view, "organization_id")
 
@@ -172,13 +184,11 @@ def test_sql_in_every_other_parameter_is_refused(attacker: Attacker, view: str) 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_sql_in_every_argument_is_text(attacker: Attacker, function: str) -> None:
-    described = PATHS[function]["post"].get("requestBody", {"content": {"application/json": {"schema": {}}}})
-    arguments = described["content"]["application/json"]["schema"].get("properties", {})
-    plain = {"string": "x", "array": ["x"]}
+    arguments = arguments_of(function)
+    body = plain(arguments)
     for payload in PAYLOADS[FUNCTIONS.index(function) % 3 :: 3]:
         attacker.send("POST", function, params={"select": payload, "order": payload}, json={})
         for argument in arguments:
-            body = {name: plain.get(schema.get("type"), "x") for name, schema in arguments.items()}
             answer = attacker.send("POST", function, json=body | {argument: payload})
             assert answer.status_code in (200, 400, 403, 404, 409), answer.text
             attacker.send("GET", function, params={argument: payload})
@@ -278,6 +288,30 @@ def test_embedding_shows_own_rows_alone(world: World, attacker: Attacker, view: 
                 assert answer.json() == []
 
 
+# A token that is still good
+
+
+@pytest.mark.parametrize("named", ["header", "claim"])
+def test_somebody_removed_gets_nothing(world: World, make_organization: MakeOrganization, named: str) -> None:
+    firm = make_organization(world.stack.database)
+    gone = firm["admin"]
+    token = world.stack.token(gone.subject, email=gone.email, org=firm.id if named == "claim" else None)
+    headers = {"Authorization": f"Bearer {token}"} | ({"X-Organization-ID": firm.slug} if named == "header" else {})
+    gateway, postgrest = f"{world.stack.gateway_url}/api/v1", world.stack.postgrest_url
+    attempts = [(method, view, {}) for view in VIEWS for method in PATHS[view]]
+    attempts += [("post", each, plain(arguments_of(each))) for each in FUNCTIONS if each not in FOR_EVERYBODY]
+    with httpx.Client(headers=headers, timeout=30, trust_env=False) as http:
+        assert http.get(f"{gateway}/cases").status_code == 200  # the gateway remembers it
+        with world.stack.client(firm["owner"].subject) as owner:
+            removed = owner.post("/api/v1/rpc/remove_member", json={"user_id": str(gone.id)})
+        assert removed.status_code == 200, removed.text
+        for method, path, body in attempts:
+            for base in (gateway, postgrest):
+                answer = http.request(method, f"{base}/{path}", json=None if method == "get" else body)
+                assert answer.status_code == 403, f"{method} {path}: {answer.text}"
+                assert answer.json()["message"].startswith("NOT_A_MEMBER: "), f"{method} {path}: {answer.text}"
+
+
 # Somebody else's looks like nobody's
 
 
@@ -343,8 +377,7 @@ def test_foreign_ids_in_rows_look_like_absent_ones(
 def test_foreign_ids_and_names_as_arguments_look_like_absent_ones(
     world: World, attacker: Attacker, function: str
 ) -> None:
-    described = PATHS[function]["post"].get("requestBody", {"content": {"application/json": {"schema": {}}}})
-    arguments = described["content"]["application/json"]["schema"].get("properties", {})
+    arguments = arguments_of(function)
     owner = world.victim["owner"]
     for argument, schema in arguments.items():
         if schema.get("format") == "uuid":
