@@ -298,7 +298,7 @@ def test_somebody_removed_gets_nothing(world: World, make_organization: MakeOrga
     token = world.stack.token(gone.subject, email=gone.email, org=firm.id if named == "claim" else None)
     headers = {"Authorization": f"Bearer {token}"} | ({"X-Organization-ID": firm.slug} if named == "header" else {})
     gateway, postgrest = f"{world.stack.gateway_url}/api/v1", world.stack.postgrest_url
-    attempts = [(method, view, {}) for view in VIEWS for method in PATHS[view]]
+    attempts: list[tuple[str, str, dict[str, Any]]] = [(method, view, {}) for view in VIEWS for method in PATHS[view]]
     attempts += [("post", each, plain(arguments_of(each))) for each in FUNCTIONS if each not in FOR_EVERYBODY]
     with httpx.Client(headers=headers, timeout=30, trust_env=False) as http:
         assert http.get(f"{gateway}/cases").status_code == 200  # the gateway remembers it
