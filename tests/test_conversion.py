@@ -522,6 +522,16 @@ def test_it_waits_for_nobody_who_has_only_referred_to_it(database: Database, per
         writer.execute(NEW_DOCUMENT)
 
 
+def test_who_stays_in_its_way_is_named(stack: RunningStack, superuser: Connection, personal: Organization) -> None:
+    """Before its time is over, which would only say that there was not enough of it."""
+    with superuser.transaction():
+        superuser.execute("select billing.share_period_locks(array[%s::uuid])", [personal.id])
+        with stack.client(personal["owner"].subject, org=personal.id) as owner:
+            assert_problem(convert(owner), 503, "PERIOD_BUSY")
+    with stack.client(personal["owner"].subject, org=personal.id) as owner:
+        assert convert(owner).status_code == 200
+
+
 def test_who_is_in_its_way_goes_first(database: Database, superuser: Connection, personal: Organization) -> None:
     """One who renames a workspace, and meters next, waits for the conversion while that waits for them."""
     with (

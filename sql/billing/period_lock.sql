@@ -34,8 +34,9 @@ begin
 end;
 $$;
 
--- Its waiting stops new writers of the slot, so it gives up after two seconds, lets them pass and tries again. One organization
--- a transaction: who holds one slot and waits for the next would deadlock with writers of both.
+-- Its waiting stops new writers of the slot, so it gives up after two seconds, lets them pass and tries again, if a statement_timeout
+-- leaves time to say how that ended. One organization a transaction: who holds one slot and waits for the next would deadlock with
+-- writers of both.
 create or replace function billing.take_period_lock(p_organization_id uuid)
 returns void
 language plpgsql
@@ -44,6 +45,7 @@ set search_path = ''
 as $$
 declare
   v_lock_timeout text := current_setting('lock_timeout');
+  v_statement_timeout interval := current_setting('statement_timeout')::interval;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
@@ -73,10 +75,11 @@ begin
     exception when lock_not_available then
       perform pg_sleep(0.05 + random() * 0.2);
     end;
+    exit when v_statement_timeout > '0' and clock_timestamp() > statement_timestamp() + v_statement_timeout - interval '3 seconds';
   end loop;
   raise exception using
     errcode = 'PT503',
-    message = 'PERIOD_BUSY: writers of usage hold the period, it could not be locked within 30 s',
+    message = 'PERIOD_BUSY: writers of usage hold the period, it could not be locked in time',
     hint = 'Look for long transactions in pg_stat_activity, then try again.';
 end;
 $$;
