@@ -67,6 +67,11 @@ class ApiKeys:
         self._used[principal.key.id] = datetime.now(UTC)
         return principal
 
+    def forget(self, authorization: bytes) -> None:
+        """Ask about this key again when it comes the next time."""
+        if (match := _BEARER.fullmatch(authorization)) is not None:
+            self._good.forget(sha256(match[1]).digest())
+
     async def _find(self, prefix: str, digest: bytes) -> Principal | None:
         async with self._turn():
             if digest in self._bad:
@@ -148,6 +153,9 @@ class _Remembered(Generic[Value]):
         self._entries[digest] = value, monotonic() + REMEMBER_SECONDS
         if len(self._entries) > MAX_REMEMBERED:
             self._entries.popitem(last=False)
+
+    def forget(self, digest: bytes) -> None:
+        self._entries.pop(digest, None)
 
 
 def _invalid(text: str) -> Problem:

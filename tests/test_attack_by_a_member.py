@@ -18,6 +18,7 @@ from psycopg import sql
 from api.contract import DOCUMENT
 from tests.conftest import MakeOrganization
 from tests.harness import Organization, RunningStack
+from tests.observe import metered_since
 from tests.sql_requests import Connection, run
 from tests.test_isolation import Relation, fill, tenant_relations
 
@@ -310,6 +311,29 @@ def test_somebody_removed_gets_nothing(world: World, make_organization: MakeOrga
                 answer = http.request(method, f"{base}/{path}", json=None if method == "get" else body)
                 assert answer.status_code == 403, f"{method} {path}: {answer.text}"
                 assert answer.json()["message"].startswith("NOT_A_MEMBER: "), f"{method} {path}: {answer.text}"
+
+
+@pytest.mark.parametrize("credential", ["token", "API key"])
+def test_who_is_out_runs_up_no_bill(world: World, make_organization: MakeOrganization, credential: str) -> None:
+    """Nor by what PostgREST turns down before it asks the database, while the gateway remembers them."""
+    firm = make_organization(world.stack.database)
+    with world.stack.client(firm["owner"].subject) as owner:
+        if credential == "token":
+            bearer = world.stack.token(firm["viewer"].subject)
+            end = ("remove_member", {"user_id": str(firm["viewer"].id)})
+        else:
+            made = owner.post("/api/v1/rpc/create_api_key", json={"name": "Stolen", "scopes": ["data:read"]}).json()
+            bearer = made["key"]
+            end = ("revoke_api_key", {"id": made["id"]})
+        headers = {"Authorization": f"Bearer {bearer}"}
+        with httpx.Client(base_url=world.stack.gateway_url, headers=headers, timeout=30, trust_env=False) as http:
+            assert http.get("/api/v1/cases").status_code == 200
+            ended = owner.post(f"/api/v1/rpc/{end[0]}", json=end[1])
+            assert ended.status_code == 200, ended.text
+            before = len(metered_since(world.stack, owner, firm.id))
+            answers = [http.get("/api/v1/cases?title=no.such.operator").status_code for _ in range(10)]
+        assert len(metered_since(world.stack, owner, firm.id)) - before <= 1
+        assert set(answers[1:]) <= {401, 403}
 
 
 # Somebody else's looks like nobody's

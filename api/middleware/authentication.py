@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import TokenVerifier
 from api.context import context_of, single_header
 from api.keys import ApiKeys, looks_like_a_key
 from api.metrics import METRICS_PATH
+from api.middleware.tenant import UNASKED
 
 
 class Authentication:
@@ -24,7 +25,17 @@ class Authentication:
         if scope["type"] == "http" and scope["path"] != METRICS_PATH:  # that one has a token of its own
             authorization = single_header(scope, b"authorization")
             if authorization is not None and looks_like_a_key(authorization):
-                context_of(scope).principal = await self._keys.principal(authorization)
-            else:
-                context_of(scope).principal = await self._verifier.principal(authorization)
+                await self._with_key(authorization, scope, receive, send)
+                return
+            context_of(scope).principal = await self._verifier.principal(authorization)
         await self._app(scope, receive, send)
+
+    async def _with_key(self, authorization: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        context_of(scope).principal = await self._keys.principal(authorization)
+
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in UNASKED:
+                self._keys.forget(authorization)
+            await send(message)
+
+        await self._app(scope, receive, watch)

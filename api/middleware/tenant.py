@@ -4,7 +4,9 @@ the organization that PostgREST will use.
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.context import context_of, single_header
 from api.database import DatabaseError
@@ -12,6 +14,9 @@ from api.routes import upstream_path
 from api.tenants import Tenants
 
 HEADER = b"x-organization-id"
+# PostgREST can answer with these before it has asked the database who it is. What we remember of them is then all that
+# they are billed by, so it is forgotten.
+UNASKED: Final = frozenset({300, 400, 404, 405, 406, 413, 415, 416})
 
 
 class TenantResolution:
@@ -34,8 +39,14 @@ class TenantResolution:
         except DatabaseError as error:
             raise error.problem() or error from None
         context.tenant, context.tried = resolution.tenant, resolution.tried
+
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in UNASKED:
+                self._tenants.forget(context.principal)
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, watch)
         finally:
             if scope["method"] == "POST" and path.startswith(b"/rpc/"):
                 self._tenants.forget(context.principal)  # create_organization, accept_invitation and the like
