@@ -283,7 +283,7 @@ def test_recording_usage_touches_no_chain(
     with shared_database.connect("sidecar", autocommit=False) as sidecar, superuser.transaction(force_rollback=True):
         superuser.execute("lock table audit.pending, audit.log, audit.heads in access exclusive mode")
         sidecar.execute("set lock_timeout = '1s'")
-        assert ingest(sidecar, [event(str(n), moment(n, days=1)) for n in range(3)], organization.id).accepted == 3
+        assert ingest(sidecar, [event(str(n), moment(n, days=1)) for n in range(1, 4)], organization.id).accepted == 3
         sidecar.commit()
 
 

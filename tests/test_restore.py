@@ -26,7 +26,7 @@ from tests.sql_requests import Caller, enter, request
 from tests.usage import Answer, event, finalize, ingest, moment, month, value
 
 GUIDE = (PROJECT / "docs/restore.md").read_text()
-BATCH = [event(f"b-{number}", moment(0, hours=1), quantity=number) for number in range(1, 8)]
+BATCH = [event(f"b-{number}", moment(0, minutes=1), quantity=number) for number in range(1, 8)]
 LATE_BATCH = [event("late", moment(1, days=3))]
 
 
