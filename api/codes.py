@@ -249,6 +249,11 @@ CODES: Final[Mapping[str, Code]] = {
         "One transaction finalizes periods of, or converts, two organizations. Only direct SQL can cause it.",
         "Commit after each organization.",
     ),
+    "ORGANIZATION_BILLED": Code(
+        409,
+        "An organization was to be deleted that has a billing period, since it has used something.",
+        "Keep it. Remove its people and revoke its API keys, or hand it over with transfer_ownership.",
+    ),
     "ORGANIZATION_NOT_FOUND": Code(
         404,
         "A service or platform_admin named an organization that is not there, in X-Organization-ID or org_id.",
@@ -266,7 +271,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "PERIOD_BUSY": Code(
         503,
-        "Writers of usage held the period for 30 seconds, so it could not be finalized.",
+        "Writers of usage held the period for too long: it could not be finalized, or who pays could not be changed.",
         "Try again. Operators: look for long transactions in pg_stat_activity.",
     ),
     "PERIOD_NOT_ENDED": Code(409, "A period is finalized before it has ended.", "Wait until period_end."),

@@ -162,6 +162,11 @@ def from_an_organization_without_owner(world: World) -> str:
     return refusal_in_sql(world, "delete from tenancy.memberships where organization_id = %(org)s and role = 'owner'")
 
 
+def from_deleting_what_is_billed(world: World) -> httpx.Response:
+    organization = f"/api/v1/organizations?id=eq.{world.organization.id}"
+    return world.ask("DELETE", organization, world.member())
+
+
 def from_a_personal_organization(world: World, *requests: tuple[str, dict[str, str]]) -> httpx.Response:
     """What the last one of several POSTs of somebody new is answered."""
     token = world.stranger()
@@ -440,6 +445,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: world.ask("GET", "/cases", world.member(), headers=[("X-Organization-ID", "other")], direct=True),
     ),
     "ONE_ORGANIZATION_A_TRANSACTION": (409, from_two_organizations_in_one_transaction),
+    "ORGANIZATION_BILLED": (409, from_deleting_what_is_billed),
     "ORGANIZATION_NOT_FOUND": (
         404,
         lambda world: world.ask(
