@@ -361,6 +361,18 @@ def test_what_cannot_be_counted_is_given_back(
     assert dimensions == {}
 
 
+def test_a_file_that_breaks_off_says_what_came_of_it(database: Database, run_import: Import, acme: str) -> None:
+    """Batches before that are recorded. Mended and imported again, each event counts once."""
+    good = "\n".join(f"{number},acme,api.request,1,{at(2)}" for number in range(1500))
+    broken = run_import(usage=f'{HEADER}{good}\nlast,acme,"{"x" * 200_000}\n')
+    assert broken.exit_code == 1
+    reason, so_far = broken.stderr.splitlines()
+    assert "it is no CSV" in reason
+    assert so_far == "Before that, usage: 1,000 accepted. Import the file again: what was accepted counts once."
+    mended = run_import(usage=f"{HEADER}{good}\n")
+    assert (mended.exit_code, mended.output.splitlines()) == (0, ["usage: 500 accepted, 1,000 known already"])
+
+
 def test_an_import_says_what_it_wants(run_import: Import, tmp_path: Path) -> None:
     result = run_import()
     assert (result.exit_code, result.stderr.rstrip()) == (

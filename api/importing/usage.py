@@ -12,8 +12,10 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 from psycopg.rows import scalar_row
 
+from api.importing.errors import ImportFailed
 from api.importing.files import Columns, CsvFile, Row
 from api.importing.people import Connection
 from api.importing.report import Report
@@ -37,6 +39,20 @@ class UsageImport:
         self._organizations: dict[str, str] = {}
 
     def run(self) -> None:
+        """Raises ImportFailed, and says what was recorded before, when the file or the database breaks off."""
+        try:
+            self._send_all()
+        except (ImportFailed, psycopg.Error) as error:
+            if self._report.dry_run or not self._report.counts.get("usage"):
+                raise
+            reason = str(error)
+            if isinstance(error, psycopg.Error):
+                reason = error.diag.message_primary or reason
+            so_far = next(line for line in self._report.lines() if line.startswith("usage: "))
+            text = f"{reason}\nBefore that, {so_far}. Import the file again: what was accepted counts once."
+            raise ImportFailed(text) from None
+
+    def _send_all(self) -> None:
         with CsvFile(self._path, COLUMNS).open() as (header, rows), Rejects(self._path, header) as rejects:
             for batch in _batches(rows):
                 self._send(batch, rejects)
