@@ -209,7 +209,7 @@ def test_finalizing_again_returns_the_same_invoice(closed: Closed) -> None:
 
 
 def test_an_organization_with_an_invoice_is_not_deleted(closed: Closed) -> None:
-    with pytest.raises(psycopg.errors.IntegrityError):
+    with pytest.raises(psycopg.Error, match="ORGANIZATION_BILLED: "):
         attempt(closed, "postgres", "delete from tenancy.organizations where id = %(org)s")
     with pytest.raises(psycopg.Error, match="AUDITED_TABLE: "):
         attempt(closed, "postgres", "truncate tenancy.organizations cascade")
