@@ -33,6 +33,8 @@ from tests.harness import Cluster, Database, Organization, RunningStack, free_po
 
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = "200"
+# A kill loses nothing that was written, and nobody cuts the power. Databases are made and dropped all the time here.
+UNSYNCED = {"fsync": "off", "full_page_writes": "off"}
 MAJOR = int(os.environ.get("PG", Settings.model_fields["postgres_version"].default))
 
 ONLY_CONTAINERS = "ONLY_CONTAINERS"  # the environment's way to say: no embedded Postgres instead
@@ -78,7 +80,7 @@ def cluster() -> Iterator[Cluster]:
     """The Postgres of this run, with the role that migrates and nothing else."""
     with state_dir() as state:
         secrets = state.ensure_secrets()
-        serve = _container(secrets) if _docker_answers() else embedded_postgres(state, secrets)
+        serve = _container(secrets) if _docker_answers() else embedded_postgres(state, secrets, **UNSYNCED)
         with serve as (host, port):
             made = Cluster(host, port, secrets)
             bootstrap.create_migrator(made.server_url, secrets.goldleaves_migrator)
@@ -220,7 +222,8 @@ def _container(secrets: Secrets) -> Iterator[tuple[str, int]]:
             f"postgres:{MAJOR}", username=SUPERUSER, password=secrets.postgres, dbname="postgres", driver=None
         )
         container.with_env("POSTGRES_INITDB_ARGS", " ".join(locale_arguments(MAJOR)))
-        container.with_command(f"postgres -c max_connections={MAX_CONNECTIONS} -c timezone=UTC")
+        options = {"max_connections": MAX_CONNECTIONS, "timezone": "UTC", **UNSYNCED}
+        container.with_command("postgres " + " ".join(f"-c {name}={value}" for name, value in options.items()))
         container.start()
     try:
         yield container.get_container_host_ip(), int(container.get_exposed_port(5432))
