@@ -6,42 +6,36 @@ import http.client
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
-import httpx
-import psycopg
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from api import contract, migrations
 from api.adopt import adopt as adopt_tables
 from api.adopt import report as adoption_report
-from api.audit import AuditError
 from api.audit import erase as erase_from_audit_log
 from api.audit import verify as verify_audit_log
+from api.command_line import console, errors, explain_errors, migration_url, say
 from api.contract.error_reference import error_reference
 from api.contract.typescript import database_types
-from api.demo import DemoError, play, running_venue, stack_venue
+from api.demo import play, running_venue, stack_venue
 from api.dev.session import develop
 from api.importing import ImportFailed, ImportFiles, import_files
+from api.policies.cli import policies_app
 from api.settings import LONGEST_LIFETIME_MINUTES, Settings, SettingsError, load_settings
-from api.stack import SUPERVISOR, Endpoints, Stack, StackError
+from api.stack import SUPERVISOR, Endpoints, Stack
 from api.stack.bootstrap import Plan
 from api.stack.bootstrap import bootstrap as bootstrap_server
 from api.stack.progress import Progress
 from api.stack.psql import become_psql
 from api.tokens import LONGEST_SUBJECT, Role, mint_token
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,29 +51,7 @@ app = typer.Typer(
 )
 audit_app = typer.Typer(no_args_is_help=True, help="Verify the audit log, and erase what it knows of people.")
 app.add_typer(audit_app, name="audit")
-console = Console()
-errors = Console(stderr=True)
-
-
-def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what can go wrong outside the program into one line and exit code 1."""
-
-    @wraps(command)
-    def run(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return command(*arguments, **options)
-        except (StackError, SettingsError, AuditError, migrations.MigrationError, ImportFailed) as error:
-            text = str(error)
-        except (DemoError, httpx.HTTPError) as error:
-            text = f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"
-        except psycopg.Error as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-        except OSError as error:
-            text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1)
-
-    return run
+app.add_typer(policies_app, name="policies")
 
 
 @app.command()
@@ -179,7 +151,7 @@ def migrate() -> None:
     Example:  MIGRATION_DATABASE_URL=postgresql://goldleaves_migrator:…@db/goldleaves goldleaves migrate
     """
     settings = load_settings()
-    _say(migrations.migrate(_migration_url(settings), settings))
+    say(migrations.migrate(migration_url(settings), settings))
 
 
 @app.command()
@@ -199,9 +171,9 @@ def adopt(
     Example:  goldleaves adopt app.projects app.tasks --organization acme
     """
     settings = load_settings()
-    found = adopt_tables(_migration_url(settings), settings, tables, organization, dry_run=dry_run)
+    found = adopt_tables(migration_url(settings), settings, tables, organization, dry_run=dry_run)
     for line in adoption_report(found):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
 
 
 @app.command()
@@ -216,7 +188,7 @@ def bootstrap() -> None:
     Example:  ADMIN_DATABASE_URL=postgresql://postgres:…@db/postgres goldleaves bootstrap
     """
     settings = load_settings()
-    _say(bootstrap_server(Plan.of(settings), settings))
+    say(bootstrap_server(Plan.of(settings), settings))
 
 
 @app.command()
@@ -233,7 +205,7 @@ def rollback(
     """
     if (to is not None) == everything:
         raise SettingsError("Say how far: --to ID (that migration stays), or --all.")
-    _say(migrations.rollback(_migration_url(load_settings()), to))
+    say(migrations.rollback(migration_url(load_settings()), to))
 
 
 def _csv(columns: str) -> Any:
@@ -261,9 +233,9 @@ def import_(
     files = ImportFiles(users=users, organizations=organizations, memberships=memberships, usage=usage)
     if files == ImportFiles():
         raise ImportFailed("Name a file: --users, --organizations, --memberships or --usage.")
-    report = import_files(_migration_url(load_settings()), files, dry_run=dry_run)
+    report = import_files(migration_url(load_settings()), files, dry_run=dry_run)
     for line in report.lines():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
     if not report.is_clean:
         raise typer.Exit(3)
 
@@ -287,7 +259,7 @@ def verify_audit(
 
     Example:  goldleaves audit verify --json > audit.json; later  goldleaves audit verify --anchor audit.json
     """
-    verdict = verify_audit_log(_migration_url(load_settings()), organization, anchor)
+    verdict = verify_audit_log(migration_url(load_settings()), organization, anchor)
     if as_json:
         typer.echo(verdict.as_json())
     else:
@@ -318,7 +290,7 @@ def erase_audit(
 
     Example:  goldleaves audit erase --email ann@example.com
     """
-    erased = erase_from_audit_log(_migration_url(load_settings()), email=email, user=user, organization=organization)
+    erased = erase_from_audit_log(migration_url(load_settings()), email=email, user=user, organization=organization)
     console.print(f"Erased {erased} part{'' if erased == 1 else 's'} of entries.", highlight=False)
 
 
@@ -378,7 +350,7 @@ def types() -> None:
 
     Example:  goldleaves types > src/database.ts
     """
-    typer.echo(database_types(contract.read_catalog(_migration_url(load_settings()))), nl=False)
+    typer.echo(database_types(contract.read_catalog(migration_url(load_settings()))), nl=False)
 
 
 @app.command()
@@ -392,7 +364,7 @@ def openapi(
 
     Example:  goldleaves openapi --write
     """
-    catalog = contract.read_catalog(_migration_url(load_settings()))
+    catalog = contract.read_catalog(migration_url(load_settings()))
     if not write:
         typer.echo(contract.document_text(catalog), nl=False)
         return
@@ -454,19 +426,6 @@ def _look_after_supervisor(stack: Stack) -> None:
 
 def _stack() -> Stack:
     return Stack(load_settings(), Progress(console))
-
-
-def _say(report: migrations.MigrationReport | migrations.RollbackReport) -> None:
-    console.print(str(report), highlight=False, markup=False, soft_wrap=True)
-
-
-def _migration_url(settings: Settings) -> str:
-    if settings.migration_database_url is not None:
-        return settings.migration_database_url
-    url = Stack(settings).migration_url()
-    if url is None:
-        raise SettingsError("MIGRATION_DATABASE_URL is not set, and no stack runs here. Run `goldleaves up` first.")
-    return url
 
 
 @contextmanager

@@ -1,0 +1,18 @@
+"""`goldleaves policies …`: each command is a module beside this one, and registered here."""
+
+from __future__ import annotations
+
+import typer
+
+policies_app = typer.Typer(
+    no_args_is_help=True,
+    help="""Read, plan, prove and roll out row security and grants: the files of policies/ are the truth.
+
+    A change, step by step:  edit [bold]policies/app.cases.sql[/bold], then [bold]goldleaves policies plan[/bold],
+    [bold]lint[/bold], [bold]apply --apply[/bold], [bold]matrix[/bold].""",
+)
+
+
+@policies_app.callback()
+def policies() -> None:
+    """Without a callback typer would make a lone command the whole program."""

@@ -1,0 +1,37 @@
+"""A transaction that is always rolled back, in which the DBA's tools may try anything as anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg import sql
+
+from api.release.catalog import Connection
+from api.release.errors import MigrationError
+from api.release.loader import begin
+
+
+@contextmanager
+def trial(url: str) -> Iterator[Connection]:
+    """A connection inside a transaction with an empty search_path and a low lock_timeout. Nothing of it stays."""
+    with (
+        psycopg.connect(url, autocommit=True, prepare_threshold=None, application_name="goldleaves policies") as conn,
+        conn.transaction(force_rollback=True),
+    ):
+        begin(conn)
+        yield conn
+
+
+def allow_roles(conn: Connection, roles: list[str]) -> None:
+    """Let this transaction `set local role` to these. Raises MigrationError when whoever connects may not."""
+    for role in roles:
+        try:
+            with conn.transaction():
+                conn.execute(sql.SQL("grant {} to current_user").format(sql.Identifier(role)))
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise MigrationError(
+                f"{conn.info.user} may not act as {role}: as a superuser, "
+                f"grant {role} to {conn.info.user} with admin option"
+            ) from error
