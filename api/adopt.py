@@ -175,8 +175,12 @@ def _policy_file(conn: psycopg.Connection[Any], table: str) -> str:
     name = table.split(".")[-1].replace("_", " ").capitalize()
     return "\n".join(
         [
-            f"-- {name} belong to one organization. All but its billing users read them; members write; only",
-            "-- admins and owners delete.",
+            f"-- {name} belong to one organization.",
+            "--",
+            "-- may select: owner, admin, member, viewer, data:read; platform_admin everywhere",
+            "-- may insert: owner, admin, member, data:write",
+            "-- may update: owner, admin, member, data:write",
+            "-- may delete: owner, admin",
             f"alter table {table} enable row level security;",
             f"alter table {table} force row level security;",
             "",

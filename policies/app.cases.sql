@@ -1,4 +1,9 @@
--- Cases belong to one organization. All but its billing users read them; members write; only admins and owners delete.
+-- Cases belong to one organization.
+--
+-- may select: owner, admin, member, viewer, data:read; platform_admin everywhere
+-- may insert: owner, admin, member, data:write
+-- may update: owner, admin, member, data:write
+-- may delete: owner, admin
 alter table app.cases enable row level security;
 alter table app.cases force row level security;
 

@@ -1,4 +1,8 @@
 -- The ends of the chains of the audit log. Only the functions that add to it and verify it touch them.
+--
+-- may select: goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
+-- may update: goldleaves_kernel everywhere
 alter table audit.heads enable row level security;
 alter table audit.heads force row level security;
 

@@ -1,5 +1,8 @@
 -- The audit log. Owners and admins read that of their organization, the provider's staff all of it. Functions of the kernel add to
 -- it, and nobody changes it: sql/audit/append_only.sql.
+--
+-- may select: owner, admin; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
 alter table audit.log enable row level security;
 alter table audit.log force row level security;
 

@@ -1,5 +1,9 @@
 -- What the audit log knows of people. Owners and admins see it for their organization, but not who of the provider's staff it was;
 -- the salts are shown to nobody. Only the function that erases deletes here: sql/audit/erase.sql.
+--
+-- may select: owner, admin; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
+-- may delete: goldleaves_kernel everywhere
 alter table audit.personal enable row level security;
 alter table audit.personal force row level security;
 

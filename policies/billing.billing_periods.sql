@@ -1,4 +1,9 @@
 -- Billing periods are made by the provider's side; owners, admins and billing users of the organization read them.
+--
+-- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
+-- may update: goldleaves_kernel everywhere
+-- a row: (timezone) values ('UTC')
 alter table billing.billing_periods enable row level security;
 alter table billing.billing_periods force row level security;
 

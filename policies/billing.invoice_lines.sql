@@ -1,4 +1,7 @@
 -- Lines of invoices are made by the provider's side; owners, admins and billing users of the organization read them.
+--
+-- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
 alter table billing.invoice_lines enable row level security;
 alter table billing.invoice_lines force row level security;
 

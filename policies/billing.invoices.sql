@@ -1,4 +1,7 @@
 -- Invoices are made by the provider's side; owners, admins and billing users of the organization read them.
+--
+-- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
 alter table billing.invoices enable row level security;
 alter table billing.invoices force row level security;
 

@@ -1,4 +1,7 @@
 -- Idempotency keys. Only the functions that ingest usage touch them.
+--
+-- may select: goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
 alter table metering.event_keys enable row level security;
 alter table metering.event_keys force row level security;
 

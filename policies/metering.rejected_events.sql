@@ -1,4 +1,7 @@
 -- Usage that could not be accepted, with its reason. The provider's staff reads it.
+--
+-- may select: platform_admin everywhere
+-- may insert: goldleaves_kernel everywhere
 alter table metering.rejected_events enable row level security;
 alter table metering.rejected_events force row level security;
 

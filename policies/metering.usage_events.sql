@@ -1,5 +1,8 @@
 -- Usage is written by the provider's side alone and read by every role of the organization. Its partitions have their own RLS
 -- switches and no grants: they are reached through this table only.
+--
+-- may select: owner, admin, member, viewer, billing, usage:read; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
 alter table metering.usage_events enable row level security;
 alter table metering.usage_events force row level security;
 

@@ -1,5 +1,9 @@
 -- API keys. Owners and admins see those of their organization, the provider's staff all of them; functions make and revoke them.
 -- The key's hash is shown to nobody.
+--
+-- may select: owner, admin; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
+-- may update: goldleaves_kernel everywhere
 alter table tenancy.api_keys enable row level security;
 alter table tenancy.api_keys force row level security;
 

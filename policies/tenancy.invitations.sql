@@ -1,5 +1,9 @@
 -- Invitations. Owners and admins see those of their organization, in the view pending_invitations; they are made, sent again,
 -- revoked and accepted by functions alone, which know the codes. The code's hash is shown to nobody.
+--
+-- may select: owner, admin; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
+-- may update: goldleaves_kernel everywhere
 alter table tenancy.invitations enable row level security;
 alter table tenancy.invitations force row level security;
 

@@ -1,6 +1,12 @@
 -- Memberships. Everybody sees who belongs to the organization, and their own memberships elsewhere. Nobody adds people: they come by
 -- invitation (sql/tenancy/invitations.sql). Owners and admins change roles, admins no owners; owners remove. Nobody changes their own
 -- here; that an owner remains is the trigger's business (sql/tenancy/keep_an_owner.sql).
+--
+-- may select: every_role; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
+-- may update: owner, admin; goldleaves_kernel everywhere
+-- may delete: owner; goldleaves_kernel everywhere
+-- a row: (role) values ('viewer')
 alter table tenancy.memberships enable row level security;
 alter table tenancy.memberships force row level security;
 

@@ -1,5 +1,10 @@
 -- Organizations. Members see their own; owners and admins rename it; only owners delete it, and only before its first usage has
 -- made a billing period.
+--
+-- may select: every_role, every_key; platform_admin, goldleaves_kernel everywhere
+-- may insert: goldleaves_kernel everywhere
+-- may update: owner, admin; goldleaves_kernel everywhere
+-- may delete: owner
 alter table tenancy.organizations enable row level security;
 alter table tenancy.organizations force row level security;
 

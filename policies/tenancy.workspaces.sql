@@ -1,5 +1,10 @@
 -- Workspaces. All who belong to the organization see them; owners and admins make and change them, owners delete them. How many a
 -- personal organization may have is the trigger's business (sql/tenancy/workspaces.sql).
+--
+-- may select: owner, admin, member, viewer, billing; platform_admin, goldleaves_kernel everywhere
+-- may insert: owner, admin
+-- may update: owner, admin; goldleaves_kernel everywhere
+-- may delete: owner
 alter table tenancy.workspaces enable row level security;
 alter table tenancy.workspaces force row level security;
 
