@@ -32,6 +32,7 @@ create function api.create_api_key(
 )
 language sql
 volatile
+set search_path = ''
 as $$
   select
     (k.p_made).name, (k.p_made).scopes, (k.p_made).expires_at, (k.p_made).id, (k.p_made).organization_id, (k.p_made).prefix,
@@ -70,6 +71,7 @@ create function api.rotate_api_key(
 )
 language sql
 volatile
+set search_path = ''
 as $$
   select
     (k.p_made).id, (k.p_made).name, (k.p_made).scopes, (k.p_made).expires_at, (k.p_made).organization_id, (k.p_made).prefix,
@@ -98,6 +100,7 @@ create function api.revoke_api_key(id uuid)
 returns api.api_keys
 language sql
 volatile
+set search_path = ''
 as $$
   select
     k.id, k.organization_id, k.kind, k.name, k.prefix, k.scopes, k.created_by, k.created_at, k.expires_at, k.revoked_at,

@@ -60,6 +60,7 @@ create function api.finalize_period(period_start date)
 returns api.invoices
 language plpgsql
 volatile
+set search_path = ''
 as $$
 declare
   v_invoice api.invoices;
@@ -85,6 +86,7 @@ create function api.recalculate_period(period_start date)
 returns table (meter text, unit text, events bigint, quantity numeric, unit_amount_cents numeric, amount_cents numeric)
 language plpgsql
 stable
+set search_path = ''
 as $$
 begin
   perform tenancy.require_platform_admin();

@@ -2,6 +2,7 @@ create function api.convert_to_organization(name text, slug text)
 returns api.organizations
 language sql
 volatile
+set search_path = ''
 as $$
   select o.id, o.kind, o.name, o.slug, o.plan, o.billing_timezone, o.billing_anchor_day, o.currency, o.billing_start_at, o.created_at
   from tenancy.convert_to_organization(name, slug) o

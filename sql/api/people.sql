@@ -3,6 +3,7 @@ create function api.sign_in()
 returns jsonb
 language sql
 volatile
+set search_path = ''
 as $$ select tenancy.sign_in() $$;
 
 comment on function api.sign_in() is $$Sign in: say who you are, and get your organizations
@@ -16,6 +17,7 @@ create function api.create_organization(name text, slug text, timezone text defa
 returns api.organizations
 language sql
 volatile
+set search_path = ''
 as $$
   select o.id, o.kind, o.name, o.slug, o.plan, o.billing_timezone, o.billing_anchor_day, o.currency, o.billing_start_at, o.created_at
   from tenancy.create_organization(name, slug, timezone) o
@@ -59,6 +61,7 @@ create function api.create_invitation(
 )
 language sql
 volatile
+set search_path = ''
 as $$
   select
     (i.p_invitation).email, (i.p_invitation).role, (i.p_invitation).id, (i.p_invitation).organization_id, (i.p_invitation).invited_by,
@@ -98,6 +101,7 @@ create function api.resend_invitation(
 )
 language sql
 volatile
+set search_path = ''
 as $$
   select
     (i.p_invitation).id, (i.p_invitation).organization_id, (i.p_invitation).email, (i.p_invitation).role, (i.p_invitation).invited_by,
@@ -126,6 +130,7 @@ create function api.revoke_invitation(id uuid)
 returns api.pending_invitations
 language sql
 volatile
+set search_path = ''
 as $$
   select i.id, i.organization_id, i.email, i.role, i.invited_by, i.created_at, i.sent_at, i.expires_at
   from tenancy.revoke_invitation(revoke_invitation.id) i
@@ -142,6 +147,7 @@ create function api.accept_invitation(code text)
 returns api.organizations
 language sql
 volatile
+set search_path = ''
 as $$
   select o.id, o.kind, o.name, o.slug, o.plan, o.billing_timezone, o.billing_anchor_day, o.currency, o.billing_start_at, o.created_at
   from tenancy.accept_invitation(code) o
@@ -160,6 +166,7 @@ create function api.change_member_role(user_id uuid, role text)
 returns api.memberships
 language sql
 volatile
+set search_path = ''
 as $$
   select m.organization_id, m.user_id, m.role, m.created_at
   from tenancy.change_member_role(change_member_role.user_id, change_member_role.role) m
@@ -178,6 +185,7 @@ create function api.remove_member(user_id uuid)
 returns api.memberships
 language sql
 volatile
+set search_path = ''
 as $$ select m.organization_id, m.user_id, m.role, m.created_at from tenancy.remove_member(remove_member.user_id) m $$;
 
 comment on function api.remove_member(uuid) is $$Remove somebody from the current organization
@@ -191,6 +199,7 @@ create function api.leave_organization()
 returns api.memberships
 language sql
 volatile
+set search_path = ''
 as $$ select m.organization_id, m.user_id, m.role, m.created_at from tenancy.leave_organization() m $$;
 
 comment on function api.leave_organization() is $$Leave the current organization
@@ -203,6 +212,7 @@ create function api.transfer_ownership(user_id uuid)
 returns api.memberships
 language sql
 volatile
+set search_path = ''
 as $$ select m.organization_id, m.user_id, m.role, m.created_at from tenancy.transfer_ownership(transfer_ownership.user_id) m $$;
 
 comment on function api.transfer_ownership(uuid) is $$Hand the current organization over to another member
@@ -216,6 +226,7 @@ create function api.health()
 returns jsonb
 language sql
 stable
+set search_path = ''
 as $$ select '{"status": "ok"}'::jsonb $$;
 
 comment on function api.health() is $$Whether PostgREST and the database answer

@@ -90,6 +90,7 @@ create function api.usage_summary(period_start date default null)
 returns table (meter text, unit text, events bigint, quantity numeric, unit_amount_cents numeric, amount_cents numeric)
 language sql
 stable
+set search_path = ''
 as $$ select * from billing.usage_summary(period_start) $$;
 
 comment on function api.usage_summary(date) is $$What a period's usage is and costs, a row a meter
