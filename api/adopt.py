@@ -15,11 +15,11 @@ import psycopg
 from psycopg.rows import class_row
 
 from api.migrations import MigrationReport, migrate, status
+from api.numbering import next_number
 from api.release import MigrationError
 from api.release.loader import begin, retry_when_busy
 from api.settings import PROJECT, Settings
 
-FIRST_NUMBER = 9001  # of an adopter's migrations, so that they come after those of every later version
 _ROWS_GO_TO = "adoption.organization_id"
 
 _SEE_ORGANIZATIONS = (
@@ -210,18 +210,13 @@ def _files(plan: _Plan, receiver: _Receiver | None, root: Path) -> dict[str, str
     """Those that are not there yet. What somebody wrote stays as it is."""
     files: dict[str, str] = {}
     if steps := [step for step in plan.steps if step.belongs_in == "migrations/"]:
-        name = f"migrations/{_next_number(root):04}_{_name(plan.tables)}"
+        name = f"migrations/{next_number(root):04}_{_name(plan.tables)}"
         files[f"{name}.sql"] = _migration(plan.tables, steps, receiver)
         files[f"{name}.rollback.sql"] = _rollback(plan.tables, steps)
     for table in plan.tables:
         files[f"policies/{table}.sql"] = plan.protection[table]
         files[f"sql/adopted/{table}.sql"] = plan.triggers[table]
     return {path: text for path, text in files.items() if not (root / path).exists()}
-
-
-def _next_number(root: Path) -> int:
-    numbers = (path.name.partition("_")[0] for path in (root / "migrations").glob("*.sql"))
-    return max([FIRST_NUMBER - 1, *(int(number) for number in numbers if number.isdigit())]) + 1
 
 
 def _name(tables: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from api.demo import play, running_venue, stack_venue
 from api.dev.session import develop
 from api.importing import ImportFailed, ImportFiles, import_files
 from api.policies.cli import policies_app
+from api.scaffold.cli import apply_plan_command, scaffold_app
 from api.settings import LONGEST_LIFETIME_MINUTES, Settings, SettingsError, load_settings
 from api.stack import SUPERVISOR, Endpoints, Stack
 from api.stack.bootstrap import Plan
@@ -52,6 +53,8 @@ app = typer.Typer(
 audit_app = typer.Typer(no_args_is_help=True, help="Verify the audit log, and erase what it knows of people.")
 app.add_typer(audit_app, name="audit")
 app.add_typer(policies_app, name="policies")
+app.add_typer(scaffold_app, name="scaffold")
+app.command(name="apply-plan")(apply_plan_command)
 
 
 @app.command()
