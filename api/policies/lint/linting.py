@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from api.policies.lint.predicates import predicates
+from api.policies.lint.rules import Level, named
 from api.release.catalog import Connection
+from api.release.errors import MigrationError
 
-Level = Literal["error", "warning"]
+_VOCABULARY = (Path(__file__).parent / "vocabulary.sql").read_text()
+
+# A reason stands in the comment of the object, on a line of its own: `goldleaves lint <rule>: <reason>`.
+_FINDINGS = """
+select finding.object, finding.what, finding.mend,
+  (regexp_match(comment.text, '^goldleaves lint ' || {rule} || ': *(.+)$', 'n'))[1]
+from (
+{query}
+) as finding
+cross join lateral (
+  select coalesce(
+    obj_description(finding.id, finding.class::name), shobj_description(finding.id, finding.class::name)
+  ) as text
+) as comment
+order by finding.object, finding.what
+"""
 
 
 @dataclass(frozen=True)
@@ -39,10 +61,26 @@ class Report:
 
 
 def lint(conn: Connection, only: Iterable[str] = ()) -> list[Finding]:
-    """What the rules find, errors first. Works inside an open transaction; its search_path has to be empty."""
+    """What the rules find, errors first. Works inside an open transaction; its search_path has to be empty.
+
+    `only` names rules. Raises MigrationError for one that does not exist, or where nothing was migrated.
+    """
     return examine(conn, only).findings
 
 
 def examine(conn: Connection, only: Iterable[str] = ()) -> Report:
     """The findings, and what was exempted from being one."""
-    return Report([], [])
+    report = Report([], [])
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        if cursor.execute("select to_regprocedure('tenancy.current_org()') is null").fetchone() == (True,):
+            raise MigrationError("Nothing was migrated here yet. Run `goldleaves migrate` first.")
+        facts = sql.Literal(json.dumps(predicates(conn))).as_string(conn)
+        vocabulary = _VOCABULARY.replace(":predicates", facts)
+        for rule in named(only):
+            query = _FINDINGS.format(rule=f"'{rule.name}'", query=rule.query)
+            for subject, what, mend, reason in cursor.execute((vocabulary + query).encode()).fetchall():
+                if reason is None:
+                    report.findings.append(Finding(rule.name, rule.level, subject, what, rule.why, mend))
+                else:
+                    report.exemptions.append(Exemption(rule.name, subject, reason))
+    return report

@@ -1,0 +1,19 @@
+-- A role that serves requests is a member of one that is above tenants.
+-- Why: it has that role's rights, or may take them, in every request. Predefined roles like pg_read_all_data read every table.
+-- Level: error
+select 'pg_authid'::regclass as class, m.member as id, member.name as object,
+  format('%s is a member of %I', member.name, role.rolname) as what,
+  format('revoke %I from %s granted by %I cascade;', role.rolname, member.name, pg_get_userbyid(m.grantor)) as mend
+from pg_auth_members m
+join pg_roles role on role.oid = m.roleid
+join (
+  select oid, name from request_roles where oid <> 0
+  union all
+  select oid, quote_ident(rolname) from pg_roles where rolname in ('goldleaves_owner', 'goldleaves_kernel')
+) as member on member.oid = m.member
+where role.rolname in ('goldleaves_owner', 'goldleaves_kernel', 'goldleaves_migrator')
+  or role.rolsuper or role.rolbypassrls or role.rolcreaterole
+  or role.rolname in (
+    'pg_read_all_data', 'pg_write_all_data', 'pg_maintain', 'pg_database_owner',
+    'pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program'
+  )
