@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from api.policies.lint.command import lint
+from api.policies.preview.command import preview
+
 policies_app = typer.Typer(
     no_args_is_help=True,
     help="""Read, plan, prove and roll out row security and grants: the files of policies/ are the truth.
@@ -16,3 +19,7 @@ policies_app = typer.Typer(
 @policies_app.callback()
 def policies() -> None:
     """Without a callback typer would make a lone command the whole program."""
+
+
+policies_app.command()(preview)
+policies_app.command()(lint)

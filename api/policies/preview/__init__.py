@@ -1,0 +1,1 @@
+"""`goldleaves policies preview`: how many rows each table shows to somebody, beside how many there are."""
