@@ -782,12 +782,12 @@ def world(stack: RunningStack, make_organization: MakeOrganization, tmp_path_fac
             """,
             [row_id, attacker.id],
         )
-    return World(stack, attacker, victim, row_id, row_id, relations)
+    return World(stack.database, attacker, victim, row_id, row_id, relations)
 
 
 @pytest.fixture
 def connection(world: World) -> Iterator[Connection]:
-    with world.stack.database.connect("authenticator") as opened:
+    with world.database.connect("authenticator") as opened:
         yield opened
 
 
@@ -819,8 +819,8 @@ def test_roles_may_do_what_they_may_with_the_tenants_own_tables(
                     assert refused != (letter in GRID[role]["app"]), f"{role} {verb} {table}: {outcome}"
 
 
-def test_postgrest_serves_it_like_a_table_of_ours(world: World) -> None:
-    with world.stack.client(world.attacker["owner"].subject) as client:
+def test_postgrest_serves_it_like_a_table_of_ours(stack: RunningStack, world: World) -> None:
+    with stack.client(world.attacker["owner"].subject) as client:
         ask: Callable[..., httpx.Response] = client.request
         answer = eventually(
             lambda: ask("GET", "/api/v1/tasks?select=title,assignee"), lambda found: found.status_code == 200
@@ -837,13 +837,13 @@ def test_postgrest_serves_it_like_a_table_of_ours(world: World) -> None:
             assert answer.status_code == 403, answer.text
         answer = ask("PATCH", f"/api/v1/tasks?id=eq.{row['id']}", json={"id": str(uuid4())})
         assert answer.json()["message"].startswith("ID_IS_FIXED: "), answer.text
-    with world.stack.database.connect() as superuser:
+    with world.database.connect() as superuser:
         kept = superuser.execute("select title from app.tasks where organization_id = %s", [world.victim.id]).fetchall()
     assert kept == [("One\n",)]
 
 
 def test_the_catalog_of_an_adopted_table_is_that_of_ours(world: World) -> None:
-    with world.stack.database.connect() as superuser:
+    with world.database.connect() as superuser:
         wrong = superuser.execute(
             """
             select i.indexrelid::regclass::text from pg_index i

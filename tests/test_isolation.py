@@ -18,6 +18,7 @@ from psycopg import sql
 
 from tests.conftest import MakeOrganization
 from tests.harness import ROLES, Database, Organization, RunningStack
+from tests.own_tables import own_tables
 from tests.sql_requests import Caller, Connection, refusal_or_count, request, run
 
 # Refusals of triggers, which fire for rows that the policies let through.
@@ -68,6 +69,12 @@ ROWS: Mapping[str, str] = {
 }
 VERBS = ("select", "insert", "update", "delete")
 
+
+def rows() -> Mapping[str, str]:
+    """Those of your own tables, too, which refer to ours."""
+    return {**ROWS, **{table.name: table.row for table in own_tables()}}
+
+
 TENANT_RELATIONS = """
   select n.nspname || '.' || c.relname, c.relkind::text, k.attname, parent.oid::regclass::text,
     substring(pg_get_expr(c.relpartbound, c.oid) from 'FROM \\(''([^'']+)''\\)')
@@ -106,7 +113,7 @@ class Relation:
 class World:
     """Two organizations with a row in every tenant table."""
 
-    stack: RunningStack
+    database: Database
     attacker: Organization
     victim: Organization
     attacker_row_id: UUID
@@ -131,7 +138,7 @@ def fill(database: Database, organization: Organization, relations: tuple[Relati
     row_id = uuid4()
     with database.connect(autocommit=False) as connection:
         starts = [relation.partition_start for relation in relations if relation.parent]
-        for name, statement in ROWS.items():
+        for name, statement in rows().items():
             if "%(at)s" not in statement:
                 run(connection, statement, {"org": organization.id, "id": row_id})
                 continue
@@ -148,21 +155,22 @@ def world(stack: RunningStack, make_organization: MakeOrganization) -> World:
     with stack.database.connect() as connection:
         relations = tenant_relations(connection)
     own, foreign = (fill(stack.database, organization, relations) for organization in (attacker, victim))
-    return World(stack, attacker, victim, own, foreign, relations)
+    return World(stack.database, attacker, victim, own, foreign, relations)
 
 
 @pytest.fixture
 def connection(world: World) -> Iterator[Connection]:
-    with world.stack.database.connect("authenticator") as opened:
+    with world.database.connect("authenticator") as opened:
         yield opened
 
 
 def test_a_row_can_be_made_of_every_tenant_table(world: World) -> None:
-    unknown = [table.name for table in world.tables if table.name not in ROWS and table.parent not in ROWS]
+    known = rows()
+    unknown = [table.name for table in world.tables if table.name not in known and table.parent not in known]
     assert not unknown, f"new tenant tables {unknown}: say in ROWS how to make a row of each"
-    assert set(ROWS) <= {table.name for table in world.tables}, "ROWS names tables that are gone"
+    assert set(known) <= {table.name for table in world.tables}, "ROWS names tables that are gone"
 
-    with world.stack.database.connect() as superuser:
+    with world.database.connect() as superuser:
         for relation in world.relations:
             for organization in (world.attacker, world.victim):
                 assert rows_of(superuser, relation, organization) > 0, f"{relation.name}: {organization.slug} has none"
@@ -176,7 +184,7 @@ def rows_of(superuser: Connection, relation: Relation, organization: Organizatio
 
 
 def test_row_level_security_is_enabled_and_forced_on_every_tenant_table(world: World) -> None:
-    with world.stack.database.connect() as superuser:
+    with world.database.connect() as superuser:
         open_tables = superuser.execute(
             """
             select oid::regclass::text from pg_class
@@ -188,7 +196,7 @@ def test_row_level_security_is_enabled_and_forced_on_every_tenant_table(world: W
 
 
 def test_nobody_truncates_a_tenant_table(world: World) -> None:
-    with world.stack.database.connect() as superuser:
+    with world.database.connect() as superuser:
         allowed = superuser.execute(
             """
             select t.name, r.rolname
@@ -243,7 +251,7 @@ def test_settings_left_on_a_pooled_connection_open_nothing(
 
 def leaks(world: World, connection: Connection, caller: Caller, verb: str) -> list[str]:
     """What the caller reached of the victim, over every relation and every way to ask."""
-    with world.stack.database.connect() as superuser:
+    with world.database.connect() as superuser:
         superuser.execute("insert into tenancy.users (subject) values ('stranger') on conflict do nothing")
         own = {relation: rows_of(superuser, relation, world.attacker) for relation in world.relations}
         rows = {relation: victim_row(superuser, relation, world.victim) for relation in world.relations}
@@ -369,11 +377,11 @@ def test_a_foreign_organization_in_the_header_or_claim_is_refused(
 
 
 @pytest.fixture(params=["postgrest", "gateway"])
-def client(request: pytest.FixtureRequest, world: World) -> Iterator[httpx.Client]:
+def client(request: pytest.FixtureRequest, stack: RunningStack, world: World) -> Iterator[httpx.Client]:
     """An owner of the attacking organization."""
     subject = world.attacker["owner"].subject
-    base = world.stack.postgrest_url if request.param == "postgrest" else f"{world.stack.gateway_url}/api/v1"
-    headers = {"Authorization": f"Bearer {world.stack.token(subject)}"}
+    base = stack.postgrest_url if request.param == "postgrest" else f"{stack.gateway_url}/api/v1"
+    headers = {"Authorization": f"Bearer {stack.token(subject)}"}
     with httpx.Client(base_url=base, headers=headers, timeout=30, trust_env=False) as opened:
         yield opened
 
@@ -435,7 +443,7 @@ def test_embedding_shows_nothing_foreign(world: World, client: httpx.Client) -> 
 @pytest.mark.parametrize("count", ["exact", "planned", "estimated"])
 def test_counts_do_not_tell_what_others_have(world: World, client: httpx.Client, count: str) -> None:
     """The planner's statistics are of the whole table, so an estimate can say what is in rows that nobody may read."""
-    with world.stack.database.connect() as superuser:
+    with world.database.connect() as superuser:
         superuser.execute("delete from app.clients where name = 'The secret merger'")
         superuser.execute(
             """
@@ -500,7 +508,7 @@ def test_the_id_of_a_foreign_row_is_free_to_use(world: World, client: httpx.Clie
             answers.append(answer.status_code)
             client.delete("/cases", params={"title": "eq.x"})
         assert answers[0] == answers[1]
-    with world.stack.database.connect() as superuser:
+    with world.database.connect() as superuser:
         row = superuser.execute(
             "select title from app.cases where organization_id = %s and id = %s", [world.victim.id, world.victim_row_id]
         ).fetchone()
@@ -525,11 +533,11 @@ def test_functions_serve_no_foreign_organization(world: World, client: httpx.Cli
         assert foreign.text.replace(name, "no-such-organization") == absent.text
 
 
-def test_anonymous_and_service_read_no_view(world: World) -> None:
+def test_anonymous_and_service_read_no_view(stack: RunningStack, world: World) -> None:
     organization = {"X-Organization-ID": str(world.victim.id)}
-    with httpx.Client(base_url=world.stack.postgrest_url, trust_env=False) as plain:
+    with httpx.Client(base_url=stack.postgrest_url, trust_env=False) as plain:
         for view in world.views:
             path = "/" + view.name.removeprefix("api.")
             assert plain.get(path, headers=organization).status_code == 401
-            bearer = {"Authorization": f"Bearer {world.stack.token('backend', role='service')}"}
+            bearer = {"Authorization": f"Bearer {stack.token('backend', role='service')}"}
             assert plain.get(path, headers=organization | bearer).status_code == 403

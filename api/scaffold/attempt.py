@@ -108,4 +108,4 @@ def _explained(error: psycopg.Error, table: Table, path: str, text: str) -> str:
             "references: only tables with organization_id, whose rows belong to tenants, can be referred to here. "
             "Write a foreign key to others into the migration by hand. Nothing was written"
         )
-    return f"{explain(error, path, text)}. Nothing was written"
+    return f"{explain(error, table.qualified if path.startswith('migrations/') else path, text)}. Nothing was written"

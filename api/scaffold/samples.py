@@ -25,7 +25,11 @@ _BY_TYPE: Final[tuple[tuple[str, str], ...]] = (
     (r"jsonb?\b", "'{}'"),
     (r"(inet|cidr)", "'192.0.2.1'"),
 )
-_ANY: Final = ("'Secret'", "1", "'{}'", "'2030-01-01'", "true", "'(1,2)'", "'a'")
+# What else people check for: lengths, cases, addresses, ranges.
+_ANY: Final = (
+    "'Secret'", "'secret'", "'SECRET'", "'a'", "'A'", "'abc'", "'ABC'", "'a@example.com'", "'https://example.com'",
+    "'1'", "'100'", "'0.5'", "'{}'", "'[]'", "'true'", "'2030-01-01'", "'[1,2)'", "'(1,2)'",
+)  # fmt: skip
 _LITERAL: Final = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b")
 # Whoever owns the organization is one of its members. An id of ours cannot be had by a row of another table.
 _OWNER: Final = "(select owner_user_id from tenancy.organizations where id = %(org)s)"
@@ -37,13 +41,16 @@ def first_guess(table: Table) -> dict[str, str]:
 
 
 def tried(conn: Connection, table: Table) -> tuple[dict[str, str], list[str]]:
-    """By column, a value that Postgres lets pass, and the columns of which none was found."""
+    """By column, a value that Postgres lets pass, and the columns of which none was found. Needs the table."""
     row: dict[str, str] = {}
     unknown: list[str] = []
     labels = _labels(conn, table)
+    twin = _twin(conn, table)
     for column in _needed(table):
-        candidates = [*_candidates(column), *(() if column.reference else labels.get(column.name, ()))]
-        found = next((value for value in candidates if column.reference or _passes(conn, column, value)), None)
+        candidates = list(_candidates(column))
+        found = candidates[0] if column.reference else None
+        for value in (*candidates, *labels.get(column.name, ())):
+            found = found or (value if _passes(conn, twin, column, value) else None)
         row[column.name] = found or candidates[0]
         unknown += [] if found else [column.name]
     return row, unknown
@@ -72,17 +79,23 @@ def _candidates(column: Column) -> Iterator[str]:
     yield from _ANY
 
 
-def _passes(conn: Connection, column: Column, value: str) -> bool:
-    """Evaluated beside the table: nothing is inserted, so that no trigger fires."""
+def _twin(conn: Connection, table: Table) -> str:
+    """A table with the same types and checks and nothing else, so that each column can be tried alone."""
+    twin = f"{table.schema}.scaffold_twin"
+    conn.execute(f"create table {twin} (like {table.qualified} including constraints)".encode())
+    names = ("organization_id", "id", "created_at", *(column.name for column in table.columns if column.not_null))
+    conn.execute(f"alter table {twin} {', '.join(f'alter {name} drop not null' for name in names)}".encode())
+    return twin
+
+
+def _passes(conn: Connection, twin: str, column: Column, value: str) -> bool:
     value = "gen_random_uuid()" if value == _ROW_ID else value
-    condition = " and ".join(f"{check} is not false" for check in column.checks) or "true"
-    query = f"select {condition} from (select ({value})::{column.type} as {column.name}) as tried"  # noqa: S608
     try:
         with conn.transaction():
-            row = conn.execute(query.encode()).fetchone()
+            conn.execute(f"insert into {twin} ({column.name}) values ({value})".encode())  # noqa: S608
     except psycopg.Error:
         return False
-    return bool(row and row[0])
+    return True
 
 
 def _labels(conn: Connection, table: Table) -> Mapping[str, list[str]]:
