@@ -21,11 +21,12 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend  # type: igno
 from yoyo.connections import DatabaseURI  # type: ignore[import-untyped]
 from yoyo.migrations import parse_metadata_from_sql_comments  # type: ignore[import-untyped]
 
-from api.release import LoadReport, MigrationError, Tree, load, policies, recorded_tree, unload
+from api.release import LoadReport, MigrationError, Tree, drift, load, objects, policies, recorded_tree, unload
 from api.release.catalog import Connection
 from api.release.errors import ReleaseTableMissing, explain
 from api.release.files import refuse_transaction_commands
-from api.release.loader import MIGRATION_LOCK, begin, retry_when_busy
+from api.release.loader import MIGRATION_LOCK, Release, begin, current_release, has_releases, retry_when_busy
+from api.release.provenance import sign
 from api.settings import PROJECT, Settings
 
 __all__ = ["MigrationError", "MigrationReport", "RollbackReport", "Status", "migrate", "rollback", "status"]
@@ -125,16 +126,19 @@ def migrate(url: str, settings: Settings, root: Path = PROJECT) -> MigrationRepo
     `url` is that of goldleaves_migrator. Waits for another migrate. Raises MigrationError; what was applied before it
     stays applied.
     """
-    with _locked(url) as conn, _yoyo(url) as backend:
+    with locked(url) as conn, _yoyo(url) as backend:
         known = _read(root)
         applied = _applied(conn)
         _refuse_unknown(known, applied)
         pending = [migration for name, migration in known.items() if name not in applied]
+        tree = Tree.read(root)
+        sign(conn, root)
+        sign(backend.connection, root)
         if pending:
-            _check_policies(conn)
+            _check_policies(conn, tree)
         for migration in pending:
             _run(backend, migration, "apply")
-        report = load(conn, Tree.read(root))
+        report = load(conn, tree)
         began = conn.execute("select metering.begin_generation()").fetchone()
         conn.execute("select billing.seed_prices(%s)", [settings.usage_rate_cents])
         conn.execute("select ops.maintain()")
@@ -152,16 +156,16 @@ def rollback(url: str, to: str | None, root: Path = PROJECT) -> RollbackReport:
 
     Behaviour is unloaded first: views block changes of columns. Raises MigrationError when `to` is not applied.
     """
-    with _locked(url) as conn, _yoyo(url) as backend:
+    with locked(url) as conn, _yoyo(url) as backend:
         known = _read(root)
         applied = _applied(conn)
         _refuse_unknown(known, applied)
         head = None if to is None else _named(to, applied)
         undo = [name for name in reversed(applied) if head is None or name > head]
+        sign(conn, root)
         for name in undo:
             known[name].require_rollback()
         if undo:
-            _check_policies(conn)
             retry_when_busy(lambda: _unload(conn))
         for name in undo:
             _run(backend, known[name], "rollback")
@@ -176,7 +180,7 @@ def rollback(url: str, to: str | None, root: Path = PROJECT) -> RollbackReport:
 
 def status(url: str, root: Path = PROJECT) -> Status:
     """Which migrations are applied and which are pending. Changes nothing and waits for nobody."""
-    with _connected(url) as conn:
+    with connected(url) as conn:
         applied = _applied(conn)
     known = _read(root)
     return Status(
@@ -187,7 +191,7 @@ def status(url: str, root: Path = PROJECT) -> Status:
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[Connection]:
+def connected(url: str) -> Iterator[Connection]:
     """A connection in autocommit mode. Whatever the server still has to say leaves here as a MigrationError."""
     try:
         with psycopg.connect(url, autocommit=True, prepare_threshold=None, application_name=_NAME) as conn:
@@ -197,13 +201,13 @@ def _connected(url: str) -> Iterator[Connection]:
 
 
 @contextmanager
-def _locked(url: str) -> Iterator[Connection]:
+def locked(url: str) -> Iterator[Connection]:
     """Alone with the database: the lock and the load share a session, so that one cannot be lost without the other.
 
     Polls instead of waiting in the server: a waiting statement holds a snapshot, and CREATE INDEX CONCURRENTLY of the
     migrate that is running would wait for it in turn.
     """
-    with _connected(url) as conn:
+    with connected(url) as conn:
         _refuse_superuser(conn)
         _refuse_other_encodings(conn)
         conn.execute("set idle_session_timeout = 0")
@@ -297,10 +301,14 @@ def _refuse_unknown(known: dict[str, _Migration], applied: list[str]) -> None:
         )
 
 
-def _check_policies(conn: Connection) -> None:
+def _check_policies(conn: Connection, tree: Tree) -> None:
+    """Before anything is applied: raise PolicyConflict when the load afterwards would."""
     with conn.transaction():
         begin(conn)
-        policies.check(conn)
+        release = current_release(conn) if has_releases(conn) else Release()
+        found = drift.find(conn, release.objects)
+        certain, _ = drift.in_the_way(found, tree, drift.hashes_of(release.hashes, policies.recorded(conn)))
+        drift.refuse(certain)
 
 
 def _unload(conn: Connection) -> None:
@@ -350,6 +358,7 @@ def _run_once(backend: Any, migration: _Migration, direction: str, without_behav
         if without_behaviour:
             unload(conn)
         begin(conn)
+        drifted = drift.find(conn, current_release(conn).objects if has_releases(conn) else {})
         conn.execute("set local check_function_bodies = on")
         if migration.runs_whole:
             script = migration.script(direction)
@@ -360,7 +369,8 @@ def _run_once(backend: Any, migration: _Migration, direction: str, without_behav
             migration.entry.process_steps(backend, direction)
         conn.execute("reset role")
         conn.execute("set local search_path = ''")
-        policies.record(conn)
+        policies.record(conn, keep=drifted)
+        objects.record(conn, list(policies.recorded(conn)), keep=drifted)
         conn.execute("set local search_path = yoyo")
         if direction == "apply":
             backend.mark_one(migration.entry, log=False)

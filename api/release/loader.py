@@ -12,8 +12,8 @@ savepoint may be open while they do: which file made which object is told by the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from random import SystemRandom
 from typing import TypeVar
 
@@ -21,10 +21,12 @@ import psycopg
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
-from api.release import catalog, policies
+from api.release import catalog, definitions, drift, objects, policies, states
 from api.release.catalog import Connection, Ref
+from api.release.drift import Drift
 from api.release.errors import MigrationError, ReleaseTableMissing, explain
 from api.release.files import API, Tree, table_of
+from api.release.states import Live
 
 MIGRATION_LOCK = 0x601D1EAF  # advisory, one number for all that migrates or loads, per database
 LOCK_TIMEOUT = "500ms"  # below deadlock_timeout (1 s): in a deadlock it is we who give way, and not a request
@@ -47,11 +49,44 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What to do about changes by hand, by the names of `Drift.unit`. Without any a change stops the load.
+
+    `overwrite`: what the release, or the file, says counts. `accept`: what is live counts from now on. `leave`: all
+    others stay as they are, and the rest is loaded.
+    """
+
+    overwrite: frozenset[str] = frozenset()
+    accept: frozenset[str] = frozenset()
+    leave: bool = False
+
+
+_STRICT = Choices()
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that the load took on a table or view, and held until it was done."""
+
+    relation: str
+    mode: str
+
+
+@dataclass(frozen=True)
 class LoadReport:
-    """Files that ran and objects that were dropped because no file makes them any more."""
+    """Files that ran, objects that were dropped because no file makes them any more, and what that did to policies.
+
+    `before` and `after` are the tables with policy files, as they were and as they came out. `drifted` is everything
+    that was found changed by hand, `conflicts` what of it was left alone.
+    """
 
     loaded: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    before: Mapping[str, Live] = field(default_factory=dict)
+    after: Mapping[str, Live] = field(default_factory=dict)
+    drifted: Mapping[str, Drift] = field(default_factory=dict)
+    conflicts: frozenset[str] = frozenset()
+    locks: tuple[Lock, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +115,14 @@ class _Again(Exception):
     """Start over: what was learned in this try changes the order of the files."""
 
 
+class _Leave(Exception):
+    """Start over, and leave these alone: their files do not say what is live."""
+
+    def __init__(self, units: Iterable[str]) -> None:
+        super().__init__()
+        self.units = set(units)
+
+
 class _Order:
     """The order in which files run: by path, those that missed something last."""
 
@@ -99,33 +142,52 @@ class _Order:
         raise _Again
 
 
-def load(conn: Connection, tree: Tree) -> LoadReport:
+def load(
+    conn: Connection,
+    tree: Tree,
+    choices: Choices = _STRICT,
+    *,
+    dry_run: bool = False,
+    look: Callable[[LoadReport], None] | None = None,
+) -> LoadReport:
     """Make the database behave as `tree` says. Does nothing when it already does.
 
-    `conn` is in autocommit mode. Raises PolicyConflict, or MigrationError naming the file; the old release then stays.
+    `conn` is in autocommit mode. Raises PolicyConflict, or MigrationError naming the file; the old release then stays,
+    as it does after a dry run, which does all of it and takes it back. `look` is called while the transaction is open.
     """
     conn.prepare_threshold = None  # a file is many statements, which cannot be prepared
     recreate: set[str] = set()
+    left: set[str] = set()
     order = _Order()
 
     def attempt() -> LoadReport:
-        return _load_once(conn, tree, recreate, order)
+        with conn.transaction(force_rollback=dry_run):
+            report = _load_once(conn, tree, choices, recreate, left, order)
+            if look is not None:
+                look(report)
+            return report
 
     while True:
         try:
             return retry_when_busy(attempt)
         except _Recreate as again:
             recreate |= again.paths
+        except _Leave as again:
+            left |= again.units
         except _Again:
             continue
 
 
 def unload(conn: Connection) -> tuple[str, ...]:
-    """Drop all behaviour in the current transaction: api, triggers, views, functions, policies. Returns their names."""
+    """Drop all behaviour in the current transaction: api, triggers, views, functions, policies. Returns their names.
+
+    Raises PolicyConflict when a change by hand would be lost with it.
+    """
     begin(conn)
-    if not _has_releases(conn):
+    if not has_releases(conn):
         return ()
     release = current_release(conn)
+    drift.refuse_losses(drift.find(conn, release.objects))
     existing = catalog.objects(conn)
     _drop_api(conn)
     policies.clear_existing(conn, list(policies.recorded(conn)))
@@ -134,6 +196,7 @@ def unload(conn: Connection) -> tuple[str, ...]:
     _refuse_blocked(conn, [existing[name] for name in dropped])
     catalog.drop(conn, dropped)
     policies.forget(conn)
+    objects.record(conn, [])
     _record(conn, Tree({}), {}, fingerprint="")
     conn.execute("notify pgrst, 'reload schema'")
     return tuple(dropped)
@@ -141,13 +204,19 @@ def unload(conn: Connection) -> tuple[str, ...]:
 
 def recorded_tree(conn: Connection, head: str | None) -> Tree | None:
     """The files of the last release that was loaded at this migration, or None if there was none."""
-    if head is None or not _has_releases(conn):
+    if head is None or not has_releases(conn):
         return None
     row = conn.execute(
         "select files from ops.releases where migration_head = %s and fingerprint <> '' order by id desc limit 1",
         [head],
     ).fetchone()
     return None if row is None else Tree({path: file["content"] for path, file in row[0].items()})
+
+
+def released_tree(conn: Connection) -> Tree:
+    """The files of the last release, whatever it was. Empty when nothing is loaded."""
+    row = conn.execute("select files from ops.releases order by id desc limit 1").fetchone()
+    return Tree({path: file["content"] for path, file in row[0].items()} if row else {})
 
 
 def begin(conn: Connection) -> None:
@@ -195,25 +264,101 @@ def migration_head(conn: Connection) -> str:
     return "" if row is None else str(row[0])
 
 
-def _load_once(conn: Connection, tree: Tree, recreate: set[str], order: _Order) -> LoadReport:
-    with conn.transaction():
-        begin(conn)
-        conn.execute("select pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])  # a migrate holds it already
-        if not _has_releases(conn):
-            raise ReleaseTableMissing("ops.releases does not exist at this migration, so nothing can be loaded")
-        policies.check(conn)
-        return _Load(conn, tree, recreate, order).run()
+def _load_once(
+    conn: Connection, tree: Tree, choices: Choices, recreate: set[str], left: set[str], order: _Order
+) -> LoadReport:
+    begin(conn)
+    conn.execute("select pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])  # a migrate holds it already
+    if not has_releases(conn):
+        raise ReleaseTableMissing("ops.releases does not exist at this migration, so nothing can be loaded")
+    release = current_release(conn)
+    filed = policies.recorded(conn)
+    found = drift.find(conn, release.objects)
+    undecided = {unit: each for unit, each in found.items() if unit not in choices.overwrite | choices.accept}
+    certain, unclear = drift.in_the_way(undecided, tree, drift.hashes_of(release.hashes, filed))
+    conflicts = {each.unit for each in certain} | left
+    if conflicts and not choices.leave:
+        drift.refuse([found[unit] for unit in sorted(conflicts)])
+    # What is left alone stays with its released file, if it has one: then nothing of it is loaded.
+    tree = _with_released_files(conn, tree, [each for each in undecided.values() if each.unit in conflicts])
+    tables = sorted({*filed, *map(table_of, tree.policies)})
+    before = states.tables(conn, tables)
+    kept = frozenset(unit for unit, each in undecided.items() if unit in conflicts or each.file is None)
+    report = _Load(conn, tree, release, choices, found, kept, recreate, order).run()
+    after = states.tables(conn, tables)
+    if disagreeing := _still_drifted(conn, [each for each in unclear if each.unit not in left], after):
+        if not choices.leave:
+            drift.refuse(disagreeing)
+        raise _Leave(each.unit for each in disagreeing)
+    return replace(report, before=before, after=after, drifted=found, conflicts=kept, locks=tuple(_locks_held(conn)))
+
+
+def _still_drifted(conn: Connection, unclear: list[Drift], after: Mapping[str, Live]) -> list[Drift]:
+    """Those whose file has made something else of them than what was live."""
+    if not unclear:
+        return []
+    others = objects.live(conn, [], list(after))
+    return [
+        each
+        for each in unclear
+        if states.changes(each.unit, each.live, (after if each.is_table_with_file else others).get(each.unit))
+    ]
+
+
+def _with_released_files(conn: Connection, tree: Tree, left_alone: list[Drift]) -> Tree:
+    paths = {each.file for each in left_alone if each.is_table_with_file and each.file is not None}
+    if not paths:
+        return tree
+    released = released_tree(conn)
+    kept = {path: text for path, text in tree.files.items() if path not in paths}
+    return Tree(kept | {path: released.files[path] for path in paths if path in released.files})
+
+
+def _locks_held(conn: Connection) -> list[Lock]:
+    rows = conn.execute(_LOCKS).fetchall()
+    return [Lock(relation, mode) for relation, mode in rows]
+
+
+_LOCKS = """
+select c.oid::regclass::text, m.modes[min(array_position(m.modes, l.mode))]
+from (
+  select array[
+    'AccessExclusiveLock', 'ExclusiveLock', 'ShareRowExclusiveLock', 'ShareLock', 'ShareUpdateExclusiveLock'
+  ] as modes
+) as m
+join pg_locks l on l.mode = any(m.modes)
+join pg_class c on c.oid = l.relation
+join pg_namespace n on n.oid = c.relnamespace
+where l.pid = pg_backend_pid() and l.locktype = 'relation' and c.relkind in ('r', 'p', 'v')
+  and l.database = (select oid from pg_database where datname = current_database())
+  and n.nspname not in ('pg_catalog', 'pg_toast')
+group by c.oid, m.modes
+order by 1
+"""
 
 
 class _Load:
     """One try: the state that the steps of a load share."""
 
-    def __init__(self, conn: Connection, tree: Tree, recreate: set[str], order: _Order) -> None:
+    def __init__(
+        self,
+        conn: Connection,
+        tree: Tree,
+        release: Release,
+        choices: Choices,
+        found: Mapping[str, Drift],
+        keep: frozenset[str],
+        recreate: set[str],
+        order: _Order,
+    ) -> None:
         self.conn = conn
         self.tree = tree
+        self.choices = choices
+        self.found = found
+        self.keep = keep  # stays written down as it was released
         self.recreate = recreate
         self.order = order
-        self.release = current_release(conn)
+        self.release = release
         self.existing = catalog.objects(conn)
         self.loaded: list[str] = []
         self.dropped: list[str] = []
@@ -221,22 +366,28 @@ class _Load:
         self.manifest: dict[str, list[str]] = {}
 
     def run(self) -> LoadReport:
-        files, given_up = policies.changed(self.conn, self.tree)
+        files, given_up = self._changed_policies()
         behaviour = self._changed_domains(), self._api_changed()
         if any(behaviour) or self._gone_paths():
+            drift.refuse(
+                [each for unit, each in self.found.items() if unit in self.keep and each.is_lost_with_behaviour]
+            )
             self._take_locks(behaviour[0], [*map(table_of, files), *given_up], with_api=True)
             self._load_behaviour(behaviour[0])
         else:
             self.manifest = dict(self.release.objects)
-            if not files and not given_up and self._is_current():
+            if not files and not given_up and not self._decided() and self._is_current():
                 return LoadReport()
             self._take_locks([], [*map(table_of, files), *given_up], with_api=False)
         self._load_policies(files, given_up)
         self._drop_leftovers()
+        self._overwrite_objects()
         catalog.hand_over(self.conn)
         catalog.let_kernel_create(self.conn, False)
-        self._validate()
-        policies.record(self.conn, {table_of(path): self.tree.hashes[path] for path in self.tree.policies})
+        if any(behaviour):
+            self._validate()
+        policies.record(self.conn, {table_of(path): self.tree.hashes[path] for path in self.tree.policies}, self.keep)
+        objects.record(self.conn, [table_of(path) for path in self.tree.policies], self.keep)
         _record(self.conn, self.tree, self.manifest, self.tree.fingerprint)
         self.conn.execute("notify pgrst, 'reload schema'")
         return LoadReport(tuple(self.loaded), tuple(self.dropped))
@@ -272,7 +423,7 @@ class _Load:
         modes = dict.fromkeys(self._tables_with_triggers(changed), "share row exclusive")
         modes |= dict.fromkeys(self._tables_with_triggers([*self.recreate, *self._gone_paths()]), "access exclusive")
         modes |= dict.fromkeys(policy_tables, "access exclusive")
-        tables = sorted(policies.live(self.conn, list(modes)))
+        tables = sorted(states.tables(self.conn, list(modes)))
         before_api = [table for table in tables if table.startswith(_BEFORE_API)]
         for table in before_api:
             catalog.lock(self.conn, table, modes[table])
@@ -389,11 +540,28 @@ class _Load:
 
     # Policies
 
+    def _decided(self) -> list[Drift]:
+        """Those changes by hand for which somebody has said what counts."""
+        return [each for unit, each in self.found.items() if unit in self.choices.overwrite | self.choices.accept]
+
+    def _changed_policies(self) -> tuple[list[str], list[str]]:
+        files, given_up = policies.changed(self.conn, self.tree)
+        again = {each.file for each in self._decided() if each.is_table_with_file} & set(self.tree.policies)
+        return sorted({*files, *filter(None, again)}), given_up
+
     def _load_policies(self, files: list[str], given_up: list[str]) -> None:
         policies.clear_existing(self.conn, given_up)
         for path in files:
-            policies.clear(self.conn, policies.require_table(self.conn, path))
+            policies.make_new(self.conn, path)
             self._run_file(path)
+            policies.align_partitions(self.conn, table_of(path))
+
+    def _overwrite_objects(self) -> None:
+        """Put back what no policy file speaks of, as it was released; what no release knows goes."""
+        for each in self._decided():
+            if each.unit in self.choices.overwrite and not each.is_table_with_file:
+                for statement in definitions.restoring(self.conn, each):
+                    self.conn.execute(statement.encode())
 
     # The pass that check_function_bodies = off left out
 
@@ -447,7 +615,7 @@ def _listed(found: list[catalog.Blocker], most: int = 8) -> str:
     return "; ".join(map(str, found[:most])) + more
 
 
-def _has_releases(conn: Connection) -> bool:
+def has_releases(conn: Connection) -> bool:
     row = conn.execute("select to_regclass('ops.releases') is not null").fetchone()
     return bool(row and row[0])
 

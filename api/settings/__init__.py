@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()  # whose X-Forwarded-For counts
 
     environment: Literal["development", "production"] = "development"
+
+    # Gates of a deployment, which `goldleaves policies apply` reads. Neither switches anything off.
+    rls_enabled: bool = True
+    tenant_isolation_mode: Literal["row"] = "row"
     enable_docs: bool | None = None  # /docs and /openapi.json; default: not in production
 
     metrics_token: SecretStr | None = None  # of /metrics, which is not there in production without one

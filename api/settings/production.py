@@ -27,6 +27,8 @@ def weak_choices(settings: Settings) -> Iterator[str]:
         yield "ALLOWED_ORIGINS=* lets every web page in; name the origins of yours"
     if any(network.prefixlen == 0 for network in settings.trusted_proxies):
         yield "TRUSTED_PROXIES has everybody in it, so every client could say where it comes from; name your proxies"
+    if not settings.rls_enabled:
+        yield "RLS_ENABLED=false keeps policies from being applied, and tenants from being apart; leave it out"
     secret = settings.jwt_secret
     if secret is not None and _is_guessable(secret):
         yield f"JWT_SECRET is a placeholder; {_MAKE_ONE}"
