@@ -6,6 +6,7 @@ import typer
 
 from api.policies.lint.command import lint
 from api.policies.preview.command import preview
+from api.policies.rollout import commands as rollout
 
 policies_app = typer.Typer(
     no_args_is_help=True,
@@ -23,3 +24,5 @@ def policies() -> None:
 
 policies_app.command()(preview)
 policies_app.command()(lint)
+for command in (rollout.plan, rollout.apply, rollout.verify, rollout.rollback, rollout.releases):
+    policies_app.command()(command)
