@@ -6,8 +6,8 @@ select 'pg_policy'::regclass as class, p.oid as id, p.address as object,
   format('%s restricts the other policies of %s', p.name, p.table_name) as what,
   coalesce((
     select string_agg(format(E'alter policy %s%s%s;\n', o.address,
-        format(' using ((%s) and (%s))', o.using_text, p.using_text),
-        format(' with check ((%s) and (%s))', o.check_text, coalesce(p.check_text, p.using_text))), '' order by o.name)
+        ' using ((' || o.using_text || ') and (' || p.using_text || '))',
+        ' with check ((' || o.check_text || ') and (' || coalesce(p.check_text, p.using_text) || '))'), '' order by o.name)
     from policies o
     where o.relation = p.relation and o.is_permissive
       and ('*' in (o.command, p.command) or o.command = p.command)

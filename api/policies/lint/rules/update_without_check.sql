@@ -4,6 +4,6 @@
 -- Level: error
 select 'pg_policy'::regclass as class, p.oid as id, p.address as object,
   format('%s is for %s and does not say what the new row may be', p.name, case p.command when 'w' then 'update' else 'all commands' end) as what,
-  format('alter policy %s with check (%s);', p.address, p.using_text) as mend
+  format('alter policy %s with check (%s);', p.address, coalesce(p.using_text, 'false')) as mend
 from policies p
 where p.command in ('w', '*') and p.check_text is null

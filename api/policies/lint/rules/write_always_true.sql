@@ -7,7 +7,7 @@ select 'pg_policy'::regclass as class, p.oid as id, p.address as object,
     concat_ws(' ', 'using (' || p.using_text || ')', 'with check (' || p.check_text || ')')) as what,
   case p.command
     when '*' then format(
-      E'drop policy %s;\ncreate policy %s for select to %s using (%s);', p.address, p.address, p.role_names, p.using_text)
+      E'drop policy %s;\ncreate policy %s for select to %s using (%s);', p.address, p.address, p.role_names, coalesce(p.using_text, 'false'))
     else format('drop policy %s;', p.address)
   end as mend
 from policies p
