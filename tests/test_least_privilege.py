@@ -40,7 +40,13 @@ SCHEMA_USAGE: Mapping[str, set[str]] = {
     "authenticator": set(),
 }
 
-_CONTEXT = {"tenancy.current_org", "tenancy.current_user_id", "tenancy.current_role_in", "tenancy.my_organizations"}
+_CONTEXT = {
+    "tenancy.current_org",
+    "tenancy.current_org_for",
+    "tenancy.current_user_id",
+    "tenancy.current_role_in",
+    "tenancy.my_organizations",
+}
 _PERSONAL = {
     f"{schema}.{name}"
     for schema in ("api", "tenancy")

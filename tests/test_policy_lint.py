@@ -131,6 +131,17 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
         " language plpgsql as 'begin return true; end'",
         "tenancy.current_role_in(text[])",
     ),
+    (
+        "helper_replaced",
+        "create or replace function tenancy.current_org_for(variadic p_roles text[]) returns uuid language sql stable"
+        " as 'select tenancy.current_org()'",
+        "tenancy.current_org_for(text[])",
+    ),
+    (
+        "helper_not_inlinable",
+        "alter function tenancy.current_org_for(text[]) set search_path = ''",
+        "tenancy.current_org_for(text[])",
+    ),
     ("key_without_organization", "alter table app.cases add unique (title)", "cases_title_key on app.cases"),
     (
         "key_without_organization",
@@ -247,6 +258,8 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
 SAFE = (
     "organization_id = tenancy.current_org()",
     "tenancy.current_org() = organization_id",
+    "organization_id = tenancy.current_org_for('owner', 'admin')",
+    "organization_id = tenancy.current_org_for(title)",
     "organization_id = tenancy.current_org() and (status = 'open' or true)",
     "(organization_id = tenancy.current_org() and id is null) or (tenancy.current_org() = organization_id)",
     "false",
@@ -261,6 +274,8 @@ UNSAFE = (
     "organization_id = nullif(current_setting('app.another', true), '')::uuid",
     "organization_id = current_setting('app.current_org')::uuid or title = 'organization_id = tenancy.current_org()'",
     "organization_id <> tenancy.current_org()",
+    "organization_id <> tenancy.current_org_for('owner')",
+    "tenancy.current_org_for('owner') is not null",
     "not (organization_id <> tenancy.current_org())",
     "coalesce(organization_id = tenancy.current_org(), true)",
     "(organization_id = tenancy.current_org()) is not false",

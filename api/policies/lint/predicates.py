@@ -31,7 +31,9 @@ cross join lateral (
   from (
     values
       ('OPEXPR', null, 'organization_id', to_regprocedure('tenancy.current_org()'), false),
+      ('OPEXPR', null, 'organization_id', to_regprocedure('tenancy.current_org_for(text[])'), false),
       ('OPEXPR', 'tenancy.organizations', 'id', to_regprocedure('tenancy.current_org()'), false),
+      ('OPEXPR', 'tenancy.organizations', 'id', to_regprocedure('tenancy.current_org_for(text[])'), false),
       ('SCALARARRAYOPEXPR', 'tenancy.organizations', 'id', to_regprocedure('tenancy.my_organizations()'), true),
       ('OPEXPR', 'tenancy.memberships', 'user_id', to_regprocedure('tenancy.current_user_id()'), true)
   ) as c (kind, only_on, column_name, function, only_read)
@@ -62,7 +64,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An operator between a column and the result of a function without arguments."""
+    """An operator between a column and the result of a function, which binds whatever its arguments are."""
 
     kind: str
     column: str
@@ -104,7 +106,7 @@ def _comparison(tree: Node) -> Comparison | None:
     if arguments.keys() != {"VAR", "FUNCEXPR"}:
         return None
     column, function = arguments["VAR"], arguments["FUNCEXPR"]
-    if (column["varno"], column["varlevelsup"], function.arguments) != ("1", "0", []):
+    if (column["varno"], column["varlevelsup"]) != ("1", "0"):
         return None
     return Comparison(tree.kind, column["varattno"], function["funcid"])
 

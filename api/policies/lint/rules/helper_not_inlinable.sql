@@ -21,7 +21,8 @@ from (
   join pg_language language on language.oid = p.prolang
   where p.oid in (
       to_regprocedure('tenancy.current_org()'), to_regprocedure('tenancy.current_user_id()'),
-      to_regprocedure('tenancy.current_role_in(text[])'), to_regprocedure('tenancy.my_organizations()')
+      to_regprocedure('tenancy.current_role_in(text[])'), to_regprocedure('tenancy.current_org_for(text[])'),
+      to_regprocedure('tenancy.my_organizations()')
     )
     or p.oid in (
       select d.refobjid from pg_depend d

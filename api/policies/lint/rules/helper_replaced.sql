@@ -24,6 +24,15 @@ from (
 $$
     ),
     (
+      to_regprocedure('tenancy.current_org_for(text[])'), 'tenancy.current_org_for(variadic p_roles text[])', 'uuid',
+      $$
+  select case
+    when pg_catalog.string_to_array(pg_catalog.current_setting('app.current_org_role', true), ',') operator(pg_catalog.&&) p_roles
+    then nullif(pg_catalog.current_setting('app.current_org', true), '')::pg_catalog.uuid
+  end
+$$
+    ),
+    (
       to_regprocedure('tenancy.my_organizations()'), 'tenancy.my_organizations()', 'uuid[]',
       $$ select coalesce(nullif(pg_catalog.current_setting('app.my_organizations', true), ''), '{}')::pg_catalog.uuid[] $$
     )

@@ -1,0 +1,1 @@
+drop function tenancy.current_org_for(text[]);
