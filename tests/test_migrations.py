@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from api.migrations import MigrationError, migrate, rollback, status
+from api.numbering import FIRST_NUMBER
 from api.settings import PROJECT, Settings
 from api.stack import bootstrap
 from tests.catalogs import catalog_of
@@ -68,12 +69,16 @@ def schemas_of(database: Database) -> list[str]:
 
 @pytest.mark.parametrize("path", MIGRATIONS, ids=IDS)
 def test_migration_is_well_named_and_has_a_rollback(path: Path) -> None:
-    assert re.fullmatch(r"\d{4}_[a-z]+(_[a-z]+)+\.sql", path.name)
+    assert re.fullmatch(r"\d{4}_[a-z]+(_[a-z0-9]+)+\.sql", path.name)
     assert path.with_suffix(".rollback.sql").exists()
 
 
 def test_numbers_have_no_gap_and_no_double() -> None:
-    assert [int(name[:4]) for name in IDS] == list(range(1, len(IDS) + 1))
+    """Yours have numbers of their own."""
+    numbers = [int(name[:4]) for name in IDS]
+    ours, yours = ([number for number in numbers if (number >= FIRST_NUMBER) == own] for own in (False, True))
+    assert ours == list(range(1, len(ours) + 1))
+    assert yours == list(range(FIRST_NUMBER, FIRST_NUMBER + len(yours)))
 
 
 def test_every_rollback_has_a_migration() -> None:
