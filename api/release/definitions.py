@@ -10,17 +10,24 @@ from psycopg import sql
 
 from api.release.catalog import Connection
 from api.release.drift import Drift
-from api.release.states import Live
+from api.release.states import Live, readable
 
 _COMMANDS = {"r": "select", "a": "insert", "w": "update", "d": "delete"}
 _GRANT = re.compile(r"(\w+)(?: \((.*)\))? to (.+?)( with grant option)?")
 _KINDS = {"table": "table", "view": "table", "function": "routine", "schema": "schema"}
 _PUBLIC = "public"
+_LINE = "\n"
 
 
 def definition(conn: Connection, unit: str, state: Live) -> str:
     """Everything of one unit, as a file could say it."""
-    return "\n".join(f"{statement};" for statement in _statements(_Names(conn), unit, state)) + "\n"
+    text = ""
+    for statement in _statements(_Names(conn), unit, state):
+        is_policy = statement.startswith("create policy")
+        text += (
+            f"{_LINE if is_policy and not text.endswith(_LINE * 2) else ''}{statement};\n{_LINE if is_policy else ''}"
+        )
+    return text
 
 
 def restoring(conn: Connection, drifted: Drift) -> list[str]:
@@ -88,7 +95,7 @@ def _statements(names: _Names, unit: str, state: Live) -> Iterator[str]:
         yield from _switches(name, state)
     if state["owner"] != "goldleaves_owner" or kind != "table":
         yield f"alter {_KINDS[kind] if kind != 'view' else 'view'} {name} owner to {names.role(state['owner'])}"
-    for policy, parts in sorted(state.get("policies", {}).items()):
+    for policy, parts in sorted(state.get("policies", {}).items(), key=_by_command):
         yield _policy(names, policy, name, parts)
     if kind == "function":
         yield f"revoke all on routine {name} from public"
@@ -99,6 +106,10 @@ def _statements(names: _Names, unit: str, state: Live) -> Iterator[str]:
     )
     for partition, strange in sorted(state.get("partitions", {}).items()):
         yield from _statements(names, partition, {"owner": "goldleaves_owner", "policies": {}, "grants": [], **strange})
+
+
+def _by_command(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+    return "rawd*".index(item[1]["command"]), item[0]
 
 
 def _switches(name: str, state: Live) -> Iterator[str]:
@@ -112,8 +123,8 @@ def _policy(names: _Names, policy: str, table: str, parts: dict[str, Any]) -> st
     command = f" for {_COMMANDS[parts['command']]}" if parts["command"] in _COMMANDS else ""
     roles = ", ".join(map(names.role, parts["roles"]))
     lines = [f"create policy {names.quoted(policy)} on {table}{restrictive}{command} to {roles}"]
-    lines += [f"  using ({parts['using']})"] if parts["using"] is not None else []
-    lines += [f"  with check ({parts['check']})"] if parts["check"] is not None else []
+    lines += [f"  using ({readable(parts['using'])})"] if parts["using"] is not None else []
+    lines += [f"  with check ({readable(parts['check'])})"] if parts["check"] is not None else []
     return "\n".join(lines)
 
 
@@ -122,6 +133,11 @@ def _parsed(line: str) -> tuple[str, str | None, str, bool]:
     if not (found := _GRANT.fullmatch(line)):
         raise AssertionError(f"not a grant: {line}")
     return found[1], found[2], found[3], found[4] is not None
+
+
+def _by_verb(privilege: str) -> tuple[int, str]:
+    known = list(_COMMANDS.values())
+    return known.index(privilege) if privilege in known else len(known), privilege
 
 
 def _grants(names: _Names, what: str, lines: list[str]) -> Iterator[str]:
@@ -133,6 +149,7 @@ def _grants(names: _Names, what: str, lines: list[str]) -> Iterator[str]:
         columns += [column] if column is not None else []
     for (grantee, grantable), privileges in sorted(by_grantee.items()):
         listed = ", ".join(
-            f"{verb} ({', '.join(columns)})" if columns else verb for verb, columns in privileges.items()
+            f"{verb} ({', '.join(privileges[verb])})" if privileges[verb] else verb
+            for verb in sorted(privileges, key=_by_verb)
         )
         yield f"grant {listed} on {what} to {names.role(grantee)}{' with grant option' if grantable else ''}"

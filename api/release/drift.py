@@ -61,9 +61,14 @@ class Drift:
             return self.is_table_with_file and self.file in tree.files
         if self.file is None:
             return self.is_in_api
-        if self.file in tree.files and hashes.get(self.file) != tree.hashes[self.file]:
+        if self.file in tree.files and hashes.get(self.file) != tree.hashes[self.file] and not self.has_new_owner:
             return None
         return True
+
+    @property
+    def has_new_owner(self) -> bool:
+        """Then we may not even be allowed to load its file."""
+        return bool(self.released and self.live and self.released.get("owner") != self.live.get("owner"))
 
 
 def find(conn: Connection, made_by: Mapping[str, Iterable[str]]) -> dict[str, Drift]:
@@ -96,10 +101,10 @@ def in_the_way(found: Mapping[str, Drift], tree: Tree, hashes: Mapping[str, str]
 def refuse(conflicts: Collection[Drift]) -> None:
     """Raise PolicyConflict when there are any."""
     if conflicts:
-        listed = " | ".join(map(str, conflicts))
+        listed = "".join(f"\n  {conflict}" for conflict in conflicts)
         raise PolicyConflict(
-            f"changed by hand since the last release, nothing was overwritten: {listed}. Put it back as it was, or let "
-            "its file say the same, or resolve it with `goldleaves policies apply`."
+            f"changed by hand since the last release, nothing was overwritten:{listed}\n"
+            "Put it back as it was, or let its file say the same, or resolve it with `goldleaves policies apply`."
         )
 
 

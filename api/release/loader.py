@@ -274,6 +274,7 @@ def _load_once(
     release = current_release(conn)
     filed = policies.recorded(conn)
     found = drift.find(conn, release.objects)
+    _refuse_owners_out_of_reach(conn, [found[unit] for unit in found.keys() & choices.overwrite])
     undecided = {unit: each for unit, each in found.items() if unit not in choices.overwrite | choices.accept}
     certain, unclear = drift.in_the_way(undecided, tree, drift.hashes_of(release.hashes, filed))
     conflicts = {each.unit for each in certain} | left
@@ -291,6 +292,17 @@ def _load_once(
             drift.refuse(disagreeing)
         raise _Leave(each.unit for each in disagreeing)
     return replace(report, before=before, after=after, drifted=found, conflicts=kept, locks=tuple(_locks_held(conn)))
+
+
+def _refuse_owners_out_of_reach(conn: Connection, overwritten: Iterable[Drift]) -> None:
+    for each in overwritten:
+        owner = (each.live or {}).get("owner")
+        row = conn.execute("select pg_has_role(oid, 'usage') from pg_roles where rolname = %s", [owner]).fetchone()
+        if row is not None and not row[0]:
+            raise MigrationError(
+                f"{each.unit} belongs to {owner}, from whom {conn.info.user} cannot take it: give it back to "
+                f"{(each.released or {}).get('owner', 'goldleaves_owner')} as a superuser (alter … owner to …)"
+            )
 
 
 def _still_drifted(conn: Connection, unclear: list[Drift], after: Mapping[str, Live]) -> list[Drift]:

@@ -7,6 +7,7 @@ as expressions are compared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -238,6 +239,29 @@ def _flat(state: Live, with_printed: bool) -> dict[str, Any]:
     return flat | {f"partition {name}": strange for name, strange in sorted(state.get("partitions", {}).items())}
 
 
+_LITERAL = r"'(?:[^']|'')*'"
+_VARIADIC = re.compile(rf"VARIADIC ARRAY\[((?:{_LITERAL}::text(?:, )?)+)\]")
+_WORDS = re.compile(rf"({_LITERAL})|\b(AND|OR|NOT|IS NULL|IS NOT NULL|IS DISTINCT FROM)\b")
+
+
+def readable(expression: str) -> str:
+    """An expression as a person would have written it, where the server prints all that it knows of it."""
+    shorter = _VARIADIC.sub(lambda found: found[1].replace("'::text", "'"), expression)
+    lower = _WORDS.sub(lambda found: found[1] or found[2].lower(), shorter)
+    return lower[1:-1] if _is_wrapped(lower) else lower
+
+
+def _is_wrapped(text: str) -> bool:
+    """Whether the first parenthesis is closed by the last."""
+    depth = 0
+    bare = re.sub(_LITERAL, lambda found: " " * len(found[0]), text)
+    for position, letter in enumerate(bare):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return position == len(text) - 1 and text.startswith("(")
+    return False
+
+
 def word(value: Any) -> str:
     """A value of a state, for people."""
     if isinstance(value, bool):
@@ -246,4 +270,4 @@ def word(value: Any) -> str:
         return ", ".join(map(str, value)) or "nothing"
     if isinstance(value, dict):
         return ", ".join(value) or "nothing"
-    return "nothing" if value is None else str(value)
+    return "nothing" if value is None else readable(str(value))

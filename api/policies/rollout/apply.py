@@ -57,11 +57,12 @@ def apply(
         # An accepted table is released again from the file that now says what is live.
         tables = {unit for unit in accepted if found[unit].is_table_with_file}
         choices = Choices(overwrite=overwritten | tables, accept=accepted - tables, leave=True)
+        wanted = {unit: found[unit].live for unit in tables}
         before = {path: (root / path).read_text(encoding="utf-8") if (root / path).exists() else None for path in files}
         try:
             if write:
                 _write(root, files)
-            return carry_out(conn, tree, Tree.read(root), choices, dry_run=not write)
+            return carry_out(conn, tree, Tree.read(root), choices, dry_run=not write, wanted=wanted)
         except BaseException:
             if write:
                 _write(root, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -72,8 +73,8 @@ def apply(
         write=write,
         operator=by,
     )
-    paperwork.write_conflicts(made.conflicts, PROJECT, Path(paperwork.CONFLICTS))
-    _print(made, applied=write, as_json=as_json)
+    written = paperwork.write_conflicts(made.conflicts, PROJECT, Path(paperwork.CONFLICTS))
+    _print(made, applied=write, as_json=as_json, written=written)
 
 
 @explain_errors
@@ -157,10 +158,10 @@ def _as_json(release: history.PolicyRelease) -> dict[str, object]:
     }
 
 
-def _print(made: Plan, *, applied: bool, as_json: bool) -> None:
+def _print(made: Plan, *, applied: bool, as_json: bool, written: Iterable[Path] = ()) -> None:
     if as_json:
         typer.echo(made.as_json(), nl=False)
     else:
-        report.print_plan(made, applied=applied)
+        report.print_plan(made, applied=applied, written=written)
     if made.conflicts:
         raise typer.Exit(CONFLICT_EXIT)

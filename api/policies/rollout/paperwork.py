@@ -29,7 +29,7 @@ def write_conflicts(conflicts: Iterable[Conflict], root: Path, path: Path) -> li
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, encoding="utf-8")
     if found:
-        path.write_text(json.dumps([_as_json(each) for each in found], indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps([each.as_json() for each in found], indent=2) + "\n", encoding="utf-8")
     else:
         path.unlink(missing_ok=True)
     return [root / name for name in texts]
@@ -51,7 +51,3 @@ def _listed_before(path: Path) -> set[str]:
         return {each["new"] for each in listed if each["new"].endswith(".new")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return set()
-
-
-def _as_json(each: Conflict) -> dict[str, object]:
-    return {"unit": each.unit, "file": each.file, "new": each.new, "says": list(each.says), "live": each.definition}

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from api.migrations import connected
@@ -21,7 +22,7 @@ from api.release.drift import Drift
 from api.release.errors import MigrationError
 from api.release.files import POLICIES, Tree
 from api.release.loader import Choices, LoadReport, Lock
-from api.release.states import Change
+from api.release.states import Change, Live
 
 CREATE, CHANGE, DROP, CONFLICT = "create", "change", "drop", "conflict"
 VERSION = 1
@@ -70,6 +71,15 @@ class Conflict:
     says: tuple[str, ...]
     definition: str | None
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "unit": self.unit,
+            "file": self.file,
+            "new": self.new,
+            "says": list(self.says),
+            "live": self.definition,
+        }
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -95,6 +105,7 @@ class Plan:
             "database": self.database,
             "actions": [action.as_json() for action in self.actions],
             "locks": [{"relation": lock.relation, "mode": lock.mode} for lock in self.locks],
+            "conflicts": [conflict.as_json() for conflict in self.conflicts],
             "taken_over": list(self.taken_over),
             "unloaded": list(self.unloaded),
             "findings": [{"rule": each.rule, "object": each.object, "what": each.what} for each in self.findings],
@@ -114,12 +125,26 @@ def make_plan(url: str, root: Path) -> Plan:
         return carry_out(conn, files_to_apply(conn, root), Tree.read(root), Choices(leave=True), dry_run=True)
 
 
-def carry_out(conn: Connection, tree: Tree, on_disk: Tree, choices: Choices, *, dry_run: bool) -> Plan:
-    """Load `tree` and tell what that changed, or in a dry run would change."""
+def carry_out(
+    conn: Connection,
+    tree: Tree,
+    on_disk: Tree,
+    choices: Choices,
+    *,
+    dry_run: bool,
+    wanted: Mapping[str, Live | None] = MappingProxyType({}),
+) -> Plan:
+    """Load `tree` and tell what that changed, or in a dry run would change.
+
+    `wanted` are tables that have to come out like this, or nothing is changed and MigrationError raised.
+    """
     conflicts: list[Conflict] = []
     findings: list[Finding] = []
 
     def look(report: LoadReport) -> None:
+        for table, state in wanted.items():
+            if wrong := states.sentences(table, state, report.after.get(table)):
+                raise MigrationError(f"{table}: what is live cannot be written down: {'; '.join(wrong)}")
         conflicts[:] = [_conflict(conn, report.drifted[unit]) for unit in sorted(report.conflicts)]
         findings[:] = lint(conn)
 
@@ -225,6 +250,8 @@ def _conflicting(each: Drift) -> Iterator[Action]:
 
 def _will(change: Change) -> str:
     """What will be done, where `Change.sentences` tells what was done."""
+    if change.what.startswith("partition "):
+        return f"{change.what}: protected as its table is"
     if isinstance(change.before, dict) and isinstance(change.after, dict):
         parts = [
             f"{part}: {states.word(was)} → {states.word(change.after.get(part))}"

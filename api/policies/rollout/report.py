@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -22,8 +23,8 @@ _BLOCKS = {
 }
 
 
-def print_plan(plan: Plan, *, applied: bool) -> None:
-    """What it does or did, a unit after the other, and one sentence that sums it up."""
+def print_plan(plan: Plan, *, applied: bool, written: Iterable[Path] = ()) -> None:
+    """What it does or did, a unit after the other, and one sentence that sums it up. `written` are the `.new` files."""
     for unit, actions in groupby(plan.actions, key=attrgetter("unit")):
         listed = list(actions)
         where = listed[0].file or "no file"
@@ -34,7 +35,7 @@ def print_plan(plan: Plan, *, applied: bool) -> None:
     for unit in plan.taken_over:
         say(f"{unit}  is as it shall be: only recorded")
     if plan.conflicts:
-        print_conflicts(plan)
+        _print_conflicts(plan, written=written)
     if plan.findings:
         say(f"\nLint, once this {'is' if applied else 'would be'} applied (goldleaves policies lint says more):")
         for finding in plan.findings:
@@ -56,12 +57,14 @@ def _sum(plan: Plan) -> str:
     return f"{plan.database}: {', '.join(parts) or 'as the files say'}."
 
 
-def print_conflicts(plan: Plan) -> None:
-    say("\nChanged by hand since the last release, and left alone. Say what counts:")
-    for each in plan.conflicts:
-        name = f"'{each.unit}'" if " " in each.unit else each.unit
-        live = "" if each.definition is None else f"  (live: {each.new})"
-        say(f"  goldleaves policies apply --overwrite {name} --apply    or --accept-live {name}{live}")
+def _print_conflicts(plan: Plan, *, written: Iterable[Path]) -> None:
+    say("\nChanged by hand since the last release, and left alone. Say what counts, by name:")
+    name = plan.conflicts[0].unit
+    name = f"'{name}'" if " " in name else name
+    say(f"  goldleaves policies apply --apply --overwrite {name}      what the file says, or what was released")
+    say(f"  goldleaves policies apply --apply --accept-live {name}    what is live now")
+    for path in written:
+        say(f"What is live: {path}")
 
 
 def print_drift(found: Mapping[str, Drift]) -> None:
