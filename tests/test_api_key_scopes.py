@@ -126,6 +126,8 @@ def test_views(world: World, connection: Connection, scopes: tuple[str, ...]) ->
             for verb in VERBS:
                 outcome = refusal_or_count(connection, statement(view, verb, column))
                 expected = may(known.get(view, {}).get(verb, set()), verb, scopes)
+                if isinstance(outcome, psycopg.errors.IntegrityError):
+                    outcome = 1  # a row without values may be wrong, but the policies had let it pass
                 if refused(outcome) == expected or (isinstance(outcome, psycopg.Error) and not refused(outcome)):
                     wrong.append(f"{statement(view, verb, column)}: {outcome}, expected {expected}")
     assert wrong == []

@@ -7,17 +7,17 @@ alter table $table enable row level security;
 alter table $table force row level security;
 
 create policy ${name}_read on $table for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer', 'data:read'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'data:read'));
 
 create policy ${name}_insert on $table for insert to member
-  with check (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'data:write'));
+  with check (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'data:write'));
 
 create policy ${name}_update on $table for update to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'data:write'))
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'data:write'))
   with check (organization_id = tenancy.current_org());
 
 create policy ${name}_delete on $table for delete to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin'));
 
 create policy ${name}_staff on $table for select to platform_admin using (true);
 
