@@ -1,4 +1,5 @@
--- $Title belong to one organization. All but its billing users read them; members write; only admins and owners delete.
+-- $Title belong to one organization.
+--
 -- may select: owner, admin, member, viewer, data:read; platform_admin everywhere
 -- may insert: owner, admin, member, data:write
 -- may update: owner, admin, member, data:write
