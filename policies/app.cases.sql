@@ -8,17 +8,17 @@ alter table app.cases enable row level security;
 alter table app.cases force row level security;
 
 create policy cases_read on app.cases for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer', 'data:read'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'data:read'));
 
 create policy cases_insert on app.cases for insert to member
-  with check (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'data:write'));
+  with check (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'data:write'));
 
 create policy cases_update on app.cases for update to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'data:write'))
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'data:write'))
   with check (organization_id = tenancy.current_org());
 
 create policy cases_delete on app.cases for delete to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin'));
 
 create policy cases_staff on app.cases for select to platform_admin using (true);
 

@@ -8,17 +8,17 @@ alter table app.clients enable row level security;
 alter table app.clients force row level security;
 
 create policy clients_read on app.clients for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer', 'data:read'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'data:read'));
 
 create policy clients_insert on app.clients for insert to member
-  with check (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'data:write'));
+  with check (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'data:write'));
 
 create policy clients_update on app.clients for update to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'data:write'))
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'data:write'))
   with check (organization_id = tenancy.current_org());
 
 create policy clients_delete on app.clients for delete to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin'));
 
 create policy clients_staff on app.clients for select to platform_admin using (true);
 

@@ -8,17 +8,17 @@ alter table app.documents enable row level security;
 alter table app.documents force row level security;
 
 create policy documents_read on app.documents for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer', 'data:read'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'data:read'));
 
 create policy documents_insert on app.documents for insert to member
-  with check (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'data:write'));
+  with check (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'data:write'));
 
 create policy documents_update on app.documents for update to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'data:write'))
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'data:write'))
   with check (organization_id = tenancy.current_org());
 
 create policy documents_delete on app.documents for delete to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin'));
 
 create policy documents_staff on app.documents for select to platform_admin using (true);
 

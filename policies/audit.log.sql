@@ -7,7 +7,7 @@ alter table audit.log enable row level security;
 alter table audit.log force row level security;
 
 create policy log_read on audit.log for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin'));
 
 create policy log_staff on audit.log for select to platform_admin using (true);
 create policy log_kernel on audit.log to goldleaves_kernel using (true) with check (true);

@@ -8,7 +8,7 @@ alter table audit.personal enable row level security;
 alter table audit.personal force row level security;
 
 create policy personal_read on audit.personal for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin') and part <> 'staff');
+  using (organization_id = tenancy.current_org_for('owner', 'admin') and part <> 'staff');
 
 create policy personal_staff on audit.personal for select to platform_admin using (true);
 create policy personal_kernel on audit.personal to goldleaves_kernel using (true) with check (true);

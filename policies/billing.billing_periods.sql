@@ -8,7 +8,7 @@ alter table billing.billing_periods enable row level security;
 alter table billing.billing_periods force row level security;
 
 create policy billing_periods_read on billing.billing_periods for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'billing'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'billing'));
 
 create policy billing_periods_staff on billing.billing_periods for select to platform_admin using (true);
 create policy billing_periods_kernel on billing.billing_periods to goldleaves_kernel using (true) with check (true);

@@ -6,7 +6,7 @@ alter table billing.invoice_lines enable row level security;
 alter table billing.invoice_lines force row level security;
 
 create policy invoice_lines_read on billing.invoice_lines for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'billing'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'billing'));
 
 create policy invoice_lines_staff on billing.invoice_lines for select to platform_admin using (true);
 create policy invoice_lines_kernel on billing.invoice_lines to goldleaves_kernel using (true) with check (true);

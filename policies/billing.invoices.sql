@@ -6,7 +6,7 @@ alter table billing.invoices enable row level security;
 alter table billing.invoices force row level security;
 
 create policy invoices_read on billing.invoices for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'billing'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'billing'));
 
 create policy invoices_staff on billing.invoices for select to platform_admin using (true);
 create policy invoices_kernel on billing.invoices to goldleaves_kernel using (true) with check (true);

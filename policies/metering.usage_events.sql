@@ -7,10 +7,7 @@ alter table metering.usage_events enable row level security;
 alter table metering.usage_events force row level security;
 
 create policy usage_events_read on metering.usage_events for select to member
-  using (
-    organization_id = tenancy.current_org()
-    and tenancy.current_role_in('owner', 'admin', 'member', 'viewer', 'billing', 'usage:read')
-  );
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'billing', 'usage:read'));
 
 create policy usage_events_staff on metering.usage_events for select to platform_admin using (true);
 create policy usage_events_kernel on metering.usage_events to goldleaves_kernel using (true) with check (true);

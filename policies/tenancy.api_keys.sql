@@ -8,7 +8,7 @@ alter table tenancy.api_keys enable row level security;
 alter table tenancy.api_keys force row level security;
 
 create policy api_keys_read on tenancy.api_keys for select to member
-  using (organization_id = tenancy.current_org() and kind = 'organization' and tenancy.current_role_in('owner', 'admin'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin') and kind = 'organization');
 
 create policy api_keys_staff on tenancy.api_keys for select to platform_admin using (true);
 create policy api_keys_kernel on tenancy.api_keys to goldleaves_kernel using (true) with check (true);

@@ -8,7 +8,7 @@ alter table tenancy.invitations enable row level security;
 alter table tenancy.invitations force row level security;
 
 create policy invitations_read on tenancy.invitations for select to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+  using (organization_id = tenancy.current_org_for('owner', 'admin'));
 
 create policy invitations_staff on tenancy.invitations for select to platform_admin using (true);
 create policy invitations_kernel on tenancy.invitations to goldleaves_kernel using (true) with check (true);

@@ -12,7 +12,7 @@ alter table tenancy.memberships force row level security;
 
 create policy memberships_read on tenancy.memberships for select to member
   using (
-    (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin', 'member', 'viewer', 'billing'))
+    organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'billing')
     or user_id = tenancy.current_user_id()
   );
 
@@ -29,9 +29,8 @@ create policy memberships_update on tenancy.memberships for update to member
 
 create policy memberships_delete on tenancy.memberships for delete to member
   using (
-    organization_id = tenancy.current_org()
+    organization_id = tenancy.current_org_for('owner')
     and user_id <> tenancy.current_user_id()
-    and tenancy.current_role_in('owner')
   );
 
 create policy memberships_staff on tenancy.memberships for select to platform_admin using (true);

@@ -12,11 +12,11 @@ create policy organizations_read on tenancy.organizations for select to member
   using (id = tenancy.current_org() or id = any (tenancy.my_organizations()));
 
 create policy organizations_update on tenancy.organizations for update to member
-  using (id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'))
+  using (id = tenancy.current_org_for('owner', 'admin'))
   with check (id = tenancy.current_org());
 
 create policy organizations_delete on tenancy.organizations for delete to member
-  using (id = tenancy.current_org() and tenancy.current_role_in('owner'));
+  using (id = tenancy.current_org_for('owner'));
 
 create policy organizations_staff on tenancy.organizations for select to platform_admin using (true);
 create policy organizations_kernel on tenancy.organizations to goldleaves_kernel using (true) with check (true);

@@ -9,20 +9,17 @@ alter table tenancy.workspaces enable row level security;
 alter table tenancy.workspaces force row level security;
 
 create policy workspaces_read on tenancy.workspaces for select to member
-  using (
-    organization_id = tenancy.current_org()
-    and tenancy.current_role_in('owner', 'admin', 'member', 'viewer', 'billing')
-  );
+  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'billing'));
 
 create policy workspaces_insert on tenancy.workspaces for insert to member
-  with check (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'));
+  with check (organization_id = tenancy.current_org_for('owner', 'admin'));
 
 create policy workspaces_update on tenancy.workspaces for update to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner', 'admin'))
+  using (organization_id = tenancy.current_org_for('owner', 'admin'))
   with check (organization_id = tenancy.current_org());
 
 create policy workspaces_delete on tenancy.workspaces for delete to member
-  using (organization_id = tenancy.current_org() and tenancy.current_role_in('owner'));
+  using (organization_id = tenancy.current_org_for('owner'));
 
 create policy workspaces_staff on tenancy.workspaces for select to platform_admin using (true);
 create policy workspaces_kernel on tenancy.workspaces to goldleaves_kernel using (true) with check (true);

@@ -290,11 +290,11 @@ def test_a_table_that_somebody_locks_holds_nothing_up(world: World, preview: Pre
 def test_what_a_request_would_fail_with_is_said(world: World, preview: Preview) -> None:
     with changed(
         world.database,
-        "revoke execute on function tenancy.current_role_in(text[]) from member",
-        "grant execute on function tenancy.current_role_in(text[]) to member",
+        "revoke execute on function tenancy.current_org_for(text[]) from member",
+        "grant execute on function tenancy.current_org_for(text[]) to member",
     ):
         result = preview("--as", world.fjord["viewer"].subject, "--org", "fjord", "--json")
-    assert relation(result, "app.cases")["why"]["shown"] == "permission denied for function current_role_in"
+    assert relation(result, "app.cases")["why"]["shown"] == "permission denied for function current_org_for"
 
 
 def test_nothing_of_it_stays(world: World, preview: Preview) -> None:

@@ -18,11 +18,11 @@ set search_path = ''
 as $$
   select p.phase, c.relname || '_' || p.name, p.command::"char", p.role,
     case
-      when p.reads is not null then format('organization_id = tenancy.current_org() and tenancy.current_role_in(%s)', p.reads)
+      when p.reads is not null then format('organization_id = tenancy.current_org_for(%s)', p.reads)
       when p.name = 'staff' then 'true'
     end,
     case
-      when p.name = 'insert' then format('organization_id = tenancy.current_org() and tenancy.current_role_in(%s)', p.writes)
+      when p.name = 'insert' then format('organization_id = tenancy.current_org_for(%s)', p.writes)
       when p.name = 'update' then 'organization_id = tenancy.current_org()'
     end
   from pg_class c

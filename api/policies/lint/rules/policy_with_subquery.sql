@@ -4,7 +4,7 @@
 -- Level: error
 select 'pg_policy'::regclass as class, p.oid as id, p.address as object,
   format('%s looks something up for each query', p.name) as what,
-  format(E'drop policy %s;\n-- then write it again in policies/ without the subquery: organization_id = tenancy.current_org() and tenancy.current_role_in(…)',
+  format(E'drop policy %s;\n-- then write it again in policies/ without the subquery: organization_id = tenancy.current_org_for(…)',
     p.address) as mend
 from policies p
 where concat(p.using_tree, p.check_tree) ~ '\{SUBLINK '
