@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from api.policies.lint.command import lint
+from api.policies.explain.command import explain
+from api.policies.matrix.command import matrix
 from api.policies.preview.command import preview
 from api.policies.rollout import commands as rollout
 
@@ -24,5 +26,7 @@ def policies() -> None:
 
 policies_app.command()(preview)
 policies_app.command()(lint)
+policies_app.command()(matrix)
 for command in (rollout.plan, rollout.apply, rollout.verify, rollout.rollback, rollout.releases):
     policies_app.command()(command)
+policies_app.command()(explain)
