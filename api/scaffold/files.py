@@ -85,7 +85,7 @@ def _create(root: Path, action: CreateFile) -> Outcome:
     written = next(
         name
         for name in _beside(action.path)
-        if _holds(root / name, action.content) or _appears(root / name, action.content)
+        if _appears(root / name, action.content) or _holds(root / name, action.content)
     )
     return Outcome(action.path, State.CONFLICT, written)
 
