@@ -181,6 +181,12 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
     ("owned_by_superuser", "alter function ops.maintain() owner to postgres", "ops.maintain()"),
     ("definer_without_search_path", "alter function ops.maintain() reset search_path", "ops.maintain()"),
     ("definer_without_search_path", "alter function ops.maintain() set search_path = public", "ops.maintain()"),
+    ("definer_without_search_path", "alter function ops.maintain() set search_path = app", "ops.maintain()"),
+    (
+        "definer_without_search_path",
+        "alter function ops.maintain() set search_path = public, pg_temp",
+        "ops.maintain()",
+    ),
     ("definer_to_public", "grant execute on function ops.maintain() to public", "ops.maintain()"),
     ("excess_privilege", "grant truncate on app.cases to member", "app.cases"),
     ("excess_privilege", "grant references (title), trigger on app.cases to platform_admin", "app.cases"),
@@ -189,6 +195,7 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
         "create role auditor; grant auditor to authenticator; grant truncate on app.cases to auditor",
         "app.cases",
     ),
+    ("grant_option", "grant select, update (title) on app.cases to member with grant option", "app.cases"),
     ("grant_to_everybody", "grant select on app.cases to public", "app.cases"),
     ("grant_to_everybody", "grant select (title) on app.cases to anon", "app.cases"),
     ("create_in_schema", "grant create on schema api to member", "api"),
@@ -357,6 +364,12 @@ def test_a_policy_that_binds_rows_to_the_organization_is_not(trial: Connection, 
         f"create policy fine on app.cases for update to member using ({expression}) with check ({expression})",
     )
     assert found(trial, "policy_without_tenant") == {}
+
+
+@pytest.mark.parametrize("path", ["''", "pg_catalog", "app, pg_temp", "pg_catalog, tenancy, pg_temp"])
+def test_a_definer_function_may_look_up_names_where_no_caller_writes(trial: Connection, path: str) -> None:
+    run(trial, f"alter function ops.maintain() set search_path = {path}")
+    assert found(trial, "definer_without_search_path") == {}
 
 
 def test_people_see_their_own_memberships_but_do_not_change_them_everywhere(trial: Connection) -> None:

@@ -50,14 +50,14 @@ tenant_tables as materialized (
 ),
 -- Privileges that are stored, of others than the owner. column_name is null where it is of the whole.
 grants as materialized (
-  select g.relation, g.column_name, g.grantee, g.privilege,
+  select g.relation, g.column_name, g.grantee, g.privilege, g.is_grantable,
     case g.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end as grantee_name
   from (
-    select r.oid as relation, null::text as column_name, a.grantee, a.privilege_type as privilege
+    select r.oid as relation, null::text as column_name, a.grantee, a.privilege_type as privilege, a.is_grantable
     from relations r, aclexplode(r.acl) a
     where a.grantee <> r.owner
     union all
-    select r.oid, quote_ident(t.attname), a.grantee, a.privilege_type
+    select r.oid, quote_ident(t.attname), a.grantee, a.privilege_type, a.is_grantable
     from relations r
     join pg_attribute t on t.attrelid = r.oid, aclexplode(t.attacl) a
     where a.grantee <> r.owner
