@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from api.policies.lint.command import lint
 from api.policies.explain.command import explain
+from api.policies.lint.command import lint
 from api.policies.matrix.command import matrix
 from api.policies.preview.command import preview
 from api.policies.rollout import commands as rollout

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from api.policies.declared import VERBS
 from api.policies.matrix.catalog import Privileges, Table
-from api.policies.matrix.cells import MOVE, Context, Outcome, Tried, judge
+from api.policies.matrix.cells import MOVE, NO_ROW, Context, Outcome, Tried, judge
 from api.policies.matrix.people import Actor, Kind, Organization
 from api.policies.matrix.rows import Made, insertion
 from api.release.catalog import Connection
@@ -107,7 +107,7 @@ class Attempts:
                 outcome = Tried(Outcome.REFUSED, code, message)
             if outcome.outcome is Outcome.REFUSED and code is None:
                 if statement.problem:
-                    outcome = Tried(Outcome.UNPROVED, None, f"no row to try it with: {statement.problem}")
+                    outcome = Tried(Outcome.UNPROVED, None, f"{NO_ROW}: {statement.problem}")
                 elif answer["refused"]:
                     outcome = Tried(Outcome.REFUSED, None, answer["refused"])
             yield statement, outcome

@@ -13,6 +13,8 @@ TRUNCATE = "truncate"
 MOVE = "move"  # an update that gives an own row to the other organization
 ALL_VERBS = (*VERBS, TRUNCATE, MOVE)
 
+NO_ROW = "no row could be made"
+
 _TIMEOUTS = ("55P03", "40P01", "40001", "57014")
 
 

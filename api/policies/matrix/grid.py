@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from api.policies.declared import VERBS
-from api.policies.matrix.cells import MOVE, TRUNCATE, Cell, Context, Outcome
+from api.policies.matrix.cells import MOVE, NO_ROW, TRUNCATE, Cell, Context, Outcome
 from api.policies.matrix.people import Actor
 from api.policies.matrix.proof import Proof
 
@@ -38,13 +38,16 @@ class Mark:
 
 @dataclass(frozen=True)
 class Finding:
-    """Cells that say the same of one role on one table and verb, or of all of them for the same reason."""
+    """Cells of a table and verb in which the same came of it."""
 
     table: str
-    role: str
     verb: str
     contexts: tuple[Context, ...]
+    roles: tuple[str, ...]
     text: str
+
+    def __str__(self) -> str:
+        return f"{self.table}  {self.verb} ({', '.join(self.contexts)}): {self.text}: {', '.join(self.roles)}"
 
 
 class Grid:
@@ -81,10 +84,17 @@ class Grid:
         return f"{table} +{len(others)}" if others else table
 
     def differences(self) -> list[Finding]:
-        grouped: dict[tuple[str, str, str, str], list[Context]] = {}
+        """By table and verb; first in which contexts each role differs, then which roles differ alike."""
+        contexts: dict[tuple[str, str, str, str], list[Context]] = {}
         for cell in self.proof.differing:
-            grouped.setdefault((cell.table, cell.role, cell.verb, _said_of(cell)), []).append(cell.context)
-        return [Finding(*key[:3], tuple(contexts), key[3]) for key, contexts in grouped.items()]
+            contexts.setdefault((cell.table, cell.verb, cell.role, _said_of(cell)), []).append(cell.context)
+        roles: dict[tuple[str, str, str, tuple[Context, ...]], list[str]] = {}
+        for (table, verb, role, said), found in contexts.items():
+            roles.setdefault((table, verb, said, tuple(found)), []).append(role)
+        return [
+            Finding(table, verb, found, tuple(names), said)
+            for (table, verb, said, found), names in sorted(roles.items(), key=lambda entry: entry[0][0])
+        ]
 
     def unproved(self) -> list[str]:
         """A line for each reason: on a table for all roles, or for a role on all tables."""
@@ -98,7 +108,10 @@ class Grid:
 
     def notes(self) -> list[str]:
         """What else a reader has to know."""
-        notes = [
+        notes = []
+        if any(cell.message and cell.message.startswith(NO_ROW) for cell in self.proof.unproved):
+            notes.append("say in the header of its file what cannot be guessed: -- a row: (column, …) values (…, …)")
+        notes += [
             f"policies/{table}.sql declares nothing: write `-- may select: …` into its header"
             for table in self.proof.silent
         ]

@@ -49,10 +49,7 @@ def _facts(proof: Proof) -> str:
 
 
 def _findings(grid: Grid) -> str:
-    differences = [
-        f"{finding.table}, {finding.role}, {finding.verb} ({', '.join(finding.contexts)}): {finding.text}"
-        for finding in grid.differences()
-    ]
+    differences = [str(finding) for finding in grid.differences()]
     parts = {"What differs": differences, "What could not be proved": grid.unproved(), "To know": grid.notes()}
     return "".join(
         f"<h2>{title}</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"

@@ -67,12 +67,17 @@ class Proof:
 def prove(url: str, root: Path, only: Sequence[str] = ()) -> Proof:
     """Try everything, and compare with the headers in `root`. Raises MigrationError for a table that is no tenant's."""
     tree = Tree.read(root)
-    declarations = {table_of(path): declared(path, tree.files[path]) for path in tree.policies}
-    began = time.monotonic()
     with trial(url) as conn:
-        conn.execute("set local statement_timeout = '60s'")
-        conn.execute("set local jit = off")
-        return _Proving(conn, tree, declarations).run(only, began)
+        return prove_in(conn, tree, only)
+
+
+def prove_in(conn: Connection, tree: Tree, only: Sequence[str] = ()) -> Proof:
+    """The same in a transaction that the caller rolls back."""
+    began = time.monotonic()
+    conn.execute("set local statement_timeout = '60s'")
+    conn.execute("set local jit = off")
+    declarations = {table_of(path): declared(path, tree.files[path]) for path in tree.policies}
+    return _Proving(conn, tree, declarations).run(only, began)
 
 
 class _Proving:

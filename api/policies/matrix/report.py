@@ -53,9 +53,7 @@ def show(console: Console, proof: Proof, *, in_detail: bool, only_differences: b
             _lines(console, ["", f"Nothing anywhere, as declared: {', '.join(actor.name for actor in idle)}"])
         console.print()
     for finding in grid.differences():
-        contexts = ", ".join(finding.contexts)
-        line = f"{finding.table}  {finding.role}  {finding.verb} ({contexts}): {finding.text}"
-        console.print(Text(line, style="bold"), soft_wrap=True)
+        console.print(Text(str(finding), style="bold"), soft_wrap=True)
     _lines(console, (f"unproved: {line}" for line in grid.unproved()))
     _lines(console, grid.notes())
     console.print(Text(grid.summary(), style="green" if proof.holds else "bold red"), soft_wrap=True)
