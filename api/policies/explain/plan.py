@@ -64,7 +64,6 @@ _FUNCTIONS = """
 select p.oid::regprocedure::text, n.nspname || '.' || p.proname || '(', array_remove(array[
   case when l.lanname <> 'sql' then 'it is written in ' || l.lanname end,
   case when p.prosecdef then 'it is security definer' end,
-  case when p.provolatile = 'v' then 'it is volatile' end,
   case when p.proconfig is not null then 'it has ' || array_to_string(p.proconfig, ', ') end,
   case when p.proisstrict then 'it is strict' end
 ], null)
@@ -222,7 +221,7 @@ def _not_inlined(conn: Connection, table: Table, role: Role, root: dict[str, Any
             why = f": {' and '.join(reasons)}" if reasons else ""
             yield Finding(
                 f"{function} is not inlined{why}. It is called for each row; a plain SQL function "
-                "(stable, no SET, no security definer) would become a part of the plan."
+                "(no SET, no security definer) would become a part of the plan."
             )
 
 

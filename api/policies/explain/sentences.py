@@ -38,27 +38,23 @@ class Said:
 
 def describe(table: Table) -> tuple[Sentence, ...]:
     """The table by itself."""
-    found = []
     what = "a partitioned table" if table.partitioned else "a table"
-    if table.partition_of:
-        what = f"a partition of {table.partition_of}, and so a table"
     if not table.row_security:
         state = Sentence("Row security is OFF: whoever has a right has it on every row.", alarming=table.has_tenants)
     elif not table.forced:
         state = Sentence("Row security is on, but NOT FORCED: it does not hold for the owner.", alarming=True)
     else:
         state = Sentence("Row security is on, and forced: it holds for the owner too.")
-    found += [Sentence(f"{table.name} is {what} of {table.owner}."), state]
+    found = [Sentence(f"{table.name} is {what} of {table.owner}."), state]
     if table.policies and not table.row_security:
         found.append(Sentence(f"Its policies do not count: {_names(table.policies)}.", alarming=True))
     if table.partition_of:
         found.append(
-            Sentence(f"What is said here holds for who reads it by itself, and not through {table.partition_of}.")
+            Sentence(f"A partition: who reads it through {table.partition_of} meets the policies of that one.")
         )
     if table.partitions:
         found.append(Sentence(f"It has {table.partitions} partitions. They have switches and rights of their own."))
-    found += [Sentence(f"{amiss}: whoever reads that partition by itself sees its rows.", alarming=True)
-              for amiss in table.partitions_amiss]  # fmt: skip
+    found += [Sentence(f"Partition {amiss}.", alarming=True) for amiss in table.partitions_amiss]
     return tuple(found)
 
 
