@@ -296,12 +296,14 @@ def _load_once(
 
 def _refuse_owners_out_of_reach(conn: Connection, overwritten: Iterable[Drift]) -> None:
     for each in overwritten:
-        owner = (each.live or {}).get("owner")
+        if each.live is None or each.released is None:
+            continue  # what is gone has no owner, and what was added is dropped by the schema's
+        owner = each.live.get("owner")
         row = conn.execute("select pg_has_role(oid, 'usage') from pg_roles where rolname = %s", [owner]).fetchone()
         if row is not None and not row[0]:
             raise MigrationError(
                 f"{each.unit} belongs to {owner}, from whom {conn.info.user} cannot take it: give it back to "
-                f"{(each.released or {}).get('owner', 'goldleaves_owner')} as a superuser (alter … owner to …)"
+                f"{each.released['owner']} as a superuser (alter … owner to …)"
             )
 
 

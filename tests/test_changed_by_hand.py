@@ -1,0 +1,273 @@
+"""Somebody changed the live database by hand: it is found, named where it is a hole, and never overwritten unseen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from api.release import PolicyConflict
+from tests.harness import Database
+from tests.rollout import Checkout
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """A change, what verify says of it, and the rule of the lint that calls it a hole. None: it opens nothing."""
+
+    unit: str
+    statement: str
+    said: str
+    rule: str | None
+    needs_superuser: str | None = None  # what nobody else can put right
+
+
+_PAYER = """
+create or replace function billing.payer(
+  p_billing_user_id uuid, p_billing_start_at timestamptz, p_at timestamptz
+) returns uuid language sql immutable parallel safe as $$ {body} $$
+"""
+
+WAYS = {
+    "policy added": ByHand(
+        "app.cases",
+        "create policy extra on app.cases for select to service using (true)",
+        "policy extra was added",
+        "policy_without_tenant",
+    ),
+    "policy widened": ByHand(
+        "app.clients",
+        "alter policy clients_read on app.clients using (true)",
+        "policy clients_read: using was organization_id = ",
+        "policy_without_tenant",
+    ),
+    "policy dropped": ByHand(
+        "app.documents",
+        "drop policy documents_delete on app.documents",
+        "policy documents_delete was dropped",
+        None,
+    ),
+    "row security off": ByHand(
+        "billing.invoices",
+        "alter table billing.invoices disable row level security",
+        "row security was on, is off",
+        "row_security_off",
+    ),
+    "force off": ByHand(
+        "billing.invoice_lines",
+        "alter table billing.invoice_lines no force row level security",
+        "forced row security was on, is off",
+        "row_security_not_forced",
+    ),
+    "grant to a role": ByHand(
+        "metering.rejected_events",
+        "grant truncate on metering.rejected_events to service",
+        "grant truncate to service was added",
+        "excess_privilege",
+    ),
+    "grant to PUBLIC": ByHand(
+        "tenancy.api_keys",
+        "grant select on tenancy.api_keys to public",
+        "grant select to public was added",
+        "grant_to_everybody",
+    ),
+    "owner changed": ByHand(
+        "tenancy.workspaces",
+        "alter table tenancy.workspaces owner to postgres",
+        "owner was goldleaves_owner, is postgres",
+        "another_owner",
+        needs_superuser="alter table tenancy.workspaces owner to goldleaves_owner",
+    ),
+    "partition without row security": ByHand(
+        "metering.usage_events",
+        """
+        do $$ begin
+          execute format(
+            'alter table metering.usage_events_%s disable row level security',
+            to_char(now() at time zone 'UTC', 'YYYY_MM')
+          );
+        end $$
+        """,
+        "is not as its table: row security is off",
+        "row_security_off",
+    ),
+    "function replaced": ByHand(
+        "function billing.payer(uuid,timestamp with time zone,timestamp with time zone)",
+        _PAYER.format(body="select p_billing_user_id"),
+        "its definition was changed",
+        None,
+    ),
+    "function unpinned": ByHand(
+        "function tenancy.pre_request()",
+        "alter function tenancy.pre_request() reset search_path",
+        "its definition was changed",
+        "definer_without_search_path",
+    ),
+    "context helper replaced": ByHand(
+        "function tenancy.current_org()",
+        """
+        create or replace function tenancy.current_org() returns uuid language sql stable parallel safe
+        as $$ select current_setting('app.any_org')::uuid $$
+        """,
+        "its definition was changed",
+        "helper_replaced",
+    ),
+    "view without security_invoker": ByHand(
+        "view api.cases",
+        "alter view api.cases reset (security_invoker)",
+        "options was security_invoker=true, is nothing",
+        "view_without_security_invoker",
+    ),
+}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Checkout:
+    return Checkout(tmp_path, database, monkeypatch)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_a_change_by_hand_is_found_named_and_never_overwritten_unseen(checkout: Checkout, way: ByHand) -> None:
+    released = checkout.state()
+    checkout.execute(way.statement)
+    changed = checkout.state()
+    assert changed != released
+
+    verified = checkout.policies("verify")
+    assert (verified.exit_code, verified.stdout.count("\n! ")) == (1, 0), verified.stdout
+    assert verified.stdout.startswith(f"! {way.unit}: ") and way.said in verified.stdout
+
+    planned = checkout.policies("plan")
+    assert planned.exit_code == 3, planned.output
+    assert {(action["action"], action["unit"]) for action in checkout.actions()} == {("conflict", way.unit)}
+
+    if way.rule is not None:
+        findings = json.loads(checkout.policies("lint", "--json").stdout)["findings"]
+        assert way.rule in {finding["rule"] for finding in findings}, findings
+
+    # Neither a release of policies nor a deploy that would load its file anew touches what was changed.
+    file = checkout.actions()[0]["file"]
+    if file is None:
+        checkout.migrate()  # a migration made it, which no load would do again
+    else:
+        checkout.edit(file, ";\n", ";\n-- anew\n")
+        with pytest.raises(PolicyConflict, match="changed by hand"):
+            checkout.migrate()
+    assert checkout.state() == changed
+    applied = checkout.policies("apply", "--apply")
+    assert applied.exit_code == 3, applied.output
+    assert checkout.state() == changed
+    (conflict,) = json.loads((checkout.root / "conflicts.json").read_text())
+    assert conflict["unit"] == way.unit
+    assert way.said in "; ".join(conflict["says"])
+    assert conflict["live"] in (checkout.root / conflict["new"]).read_text()
+
+    if way.needs_superuser is not None:
+        refused = checkout.policies("apply", "--apply", "--overwrite", way.unit)
+        assert refused.exit_code == 1
+        assert "give it back to goldleaves_owner as a superuser" in refused.stderr
+        checkout.execute(way.needs_superuser)
+    else:
+        resolved = checkout.policies("apply", "--apply", "--overwrite", way.unit)
+        assert resolved.exit_code == 0, resolved.output
+    assert checkout.state() == released
+    assert checkout.policies("verify").exit_code == 0
+    assert checkout.policies("apply", "--apply").exit_code == 0
+    assert not list(checkout.root.rglob("*.new")) and not (checkout.root / "conflicts.json").exists()
+
+
+def test_what_is_live_can_be_accepted_and_put_back_by_loading_it_anew(checkout: Checkout) -> None:
+    checkout.execute(
+        "alter policy clients_read on app.clients using (organization_id = tenancy.current_org() and name <> 'a AND b')"
+    )
+    checkout.execute("grant update (email) on app.clients to service with grant option")
+    checkout.execute(
+        "create policy extra on app.clients as restrictive for all to public "
+        "using (not (email is null)) with check (true)"
+    )
+    changed = checkout.state()
+    header = (checkout.root / "policies/app.clients.sql").read_text().split("alter table")[0]
+
+    assert checkout.policies("apply", "--accept-live", "app.clients").exit_code == 0
+    assert checkout.policies("verify").exit_code == 1  # that was a dry run
+
+    accepted = checkout.policies("apply", "--apply", "--accept-live", "app.clients")
+    assert accepted.exit_code == 0, accepted.output
+    text = (checkout.root / "policies/app.clients.sql").read_text()
+    assert text.startswith(header)
+    assert "using ((organization_id = tenancy.current_org()) and (name <> 'a AND b'::text))" in text
+    assert checkout.state() == changed
+    assert checkout.policies("verify").exit_code == 0
+
+    for end in ("-- once more\n", "-- and again\n"):
+        with (checkout.root / "policies/app.clients.sql").open("a") as file:
+            file.write(end)
+        assert checkout.migrate().loaded == ("policies/app.clients.sql",)
+        assert checkout.state() == changed
+
+
+def test_a_file_that_says_by_now_what_is_live_takes_over(checkout: Checkout) -> None:
+    """At three in the morning in psql, in the morning in the file: a deploy goes through."""
+    checkout.execute("drop policy clients_delete on app.clients")
+    text = (checkout.root / "policies/app.clients.sql").read_text()
+    statements = [part for part in text.split("\n\n") if "create policy clients_delete" not in part]
+    (checkout.root / "policies/app.clients.sql").write_text("\n\n".join(statements))
+    body = "select case when p_at < p_billing_start_at then p_billing_user_id end"
+    checkout.execute(_PAYER.format(body=body))
+    checkout.edit(
+        "sql/billing/payer.sql",
+        "select case when p_at < coalesce(p_billing_start_at, 'infinity') then p_billing_user_id end",
+        body,
+    )
+    changed = checkout.state()
+    assert checkout.policies("verify").exit_code == 1
+    checkout.migrate()
+    assert checkout.state() == changed
+    assert checkout.policies("verify").exit_code == 0
+
+
+def test_what_was_added_by_hand_is_kept_unless_it_is_named(checkout: Checkout) -> None:
+    checkout.execute("create function app.stray() returns int language sql as 'select 1'")
+    checkout.execute("create table app.left_over (id int)")
+    checkout.execute("create view api.shortcut with (security_invoker) as select title from app.cases")
+    assert checkout.policies("verify").stdout.count("was added") == 3
+
+    (checkout.root / "sql/api/cases_again.sql").write_text("-- api is rebuilt as a whole\n")
+    with pytest.raises(PolicyConflict, match=r"view api\.shortcut: the view was added"):
+        checkout.migrate()
+    (checkout.root / "sql/api/cases_again.sql").unlink()
+
+    resolved = checkout.policies(
+        "apply",
+        "--apply",
+        "--overwrite",
+        "app.stray",
+        "--overwrite",
+        "api.shortcut",
+        "--accept-live",
+        "table app.left_over",
+    )
+    assert resolved.exit_code == 0, resolved.output
+    assert checkout.policies("verify").exit_code == 0
+    query = "select to_regproc('app.stray'), to_regclass('api.shortcut'), to_regclass('app.left_over')::text"
+    assert checkout.query(query) == [(None, None, "app.left_over")]
+
+
+def test_a_table_that_was_dropped_by_hand_is_given_up_with_its_file(checkout: Checkout) -> None:
+    (checkout.root / "migrations/9001_create_notes.sql").write_text(
+        "set local role goldleaves_owner; create table app.notes (organization_id uuid not null); reset role;"
+    )
+    (checkout.root / "policies/app.notes.sql").write_text("alter table app.notes enable row level security;")
+    checkout.migrate()
+    checkout.execute("drop table app.notes")
+    with pytest.raises(PolicyConflict, match=r"app\.notes: the table is gone"):
+        checkout.migrate()
+    assert checkout.policies("apply", "--apply").exit_code == 3
+
+    (checkout.root / "policies/app.notes.sql").unlink()
+    applied = checkout.policies("apply", "--apply")
+    assert applied.exit_code == 0, applied.output
+    assert checkout.policies("verify").exit_code == 0
+    checkout.migrate()
