@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 
@@ -18,7 +18,7 @@ from tests.test_isolation import World, fill, tenant_relations
 
 def two_organizations(database: Database, make_organization: MakeOrganization, table: OwnTable) -> World:
     """Each with a row of the table, and of all that it may refer to."""
-    attacker, victim = (make_organization(database, slug) for slug in ("attacker", "victim"))
+    attacker, victim = (make_organization(database, f"{who}-{uuid4().hex}") for who in ("attacker", "victim"))
     with database.connect() as superuser:
         relations = tenant_relations(superuser)
     own, foreign = (fill(database, organization, relations) for organization in (attacker, victim))

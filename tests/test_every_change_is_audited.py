@@ -28,6 +28,7 @@ NOT_WATCHED = {
     "metering.rejected_events": "the same",
     "metering.usage_events": "the same; a fact in a finalized period cannot change",
     "ops.releases": "the text of each release, which only grows",
+    "ops.released_objects": "how things looked when they were released; it follows each release",
     "stripe.report_marks": "how far a report has come; it moves with each one",
     "tenancy.users": "made by signing in; what a person may do is their memberships",
 }

@@ -37,7 +37,7 @@ _OWNER: Final = "(select owner_user_id from tenancy.organizations where id = %(o
 
 def first_guess(table: Table) -> dict[str, str]:
     """By column, the SQL of a value. Nobody was asked whether it is let pass."""
-    return {column.name: next(_candidates(column)) for column in _needed(table)}
+    return {column.name: _as_parameter(next(_candidates(column))) for column in _needed(table)}
 
 
 def tried(conn: Connection, table: Table) -> tuple[dict[str, str], list[str]]:
@@ -51,7 +51,7 @@ def tried(conn: Connection, table: Table) -> tuple[dict[str, str], list[str]]:
         found = candidates[0] if column.reference else None
         for value in (*candidates, *labels.get(column.name, ())):
             found = found or (value if _passes(conn, twin, column, value) else None)
-        row[column.name] = found or candidates[0]
+        row[column.name] = _as_parameter(found or candidates[0])
         unknown += [] if found else [column.name]
     return row, unknown
 
@@ -77,6 +77,11 @@ def _candidates(column: Column) -> Iterator[str]:
             yield str(float(literal) + 1).removesuffix(".0")
             yield str(float(literal) - 1).removesuffix(".0")
     yield from _ANY
+
+
+def _as_parameter(value: str) -> str:
+    """Beside parameters a percent sign is written twice."""
+    return value if value in (_ROW_ID, _OWNER) else value.replace("%", "%%")
 
 
 def _twin(conn: Connection, table: Table) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as resources
 from pathlib import Path
@@ -108,16 +107,37 @@ def sql_files(table: Table, paths: Paths) -> dict[str, str]:
 
 def test_file(table: Table, row: Mapping[str, str]) -> str:
     """The isolation test. `row` is, by column, the SQL of a value that its checks let pass."""
-    names = ", ".join(json.dumps(name) for name in _names(table))
     return _filled(
         "isolation_test.py.txt",
         {
             "table": table.qualified,
-            "names": names + ("," if len(table.columns) == 1 else ""),
-            "row_columns": "".join(f", {name}" for name in row),
-            "row_values": "".join(f", {value}" for value in row.values()),
+            "names": _tuple(_names(table)),
+            "row_columns": _wrapped(["organization_id", "id", *row]),
+            "row_values": _wrapped(["%(org)s", "%(id)s", *map(_in_python, row.values())]),
         },
     )
+
+
+def _tuple(names: Sequence[str]) -> str:
+    """As ruff formats it."""
+    if len(names) == 1:
+        return f'("{names[0]}",)'
+    return "\n".join(["(", *(f'        "{name}",' for name in names), "    )"])
+
+
+def _in_python(value: str) -> str:
+    """As part of a string in triple quotes."""
+    return value.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _wrapped(parts: Sequence[str]) -> str:
+    """With commas, and a new line before what would not fit."""
+    lines = [""]
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + len(part) > 90:
+            lines.append("")
+        lines[-1] += f"{' ' if lines[-1] else ''}{part},"
+    return "\n          ".join(lines).removesuffix(",")
 
 
 def on_delete(column: Column, reference: Reference) -> str:
