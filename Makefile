@@ -3,7 +3,7 @@
 # make test    lint, then every test                     make lint    ruff and mypy
 # make test PG=16    on PostgreSQL 16, which is embedded like 18; 15 and 17 have to be installed
 # make test-containers    the same tests on a Postgres in a container, which needs a Docker engine
-# make bench    what metering costs, as ratios (minutes; needs wrk)
+# make bench    what metering and row security cost, as ratios (minutes; needs wrk)
 #
 # Needs Python 3.11 or newer with venv, and Node with npm (not when POSTGREST_BIN names a PostgREST binary).
 
@@ -32,6 +32,7 @@ test-containers: lint $(READY)
 bench: $(READY)
 	@.venv/bin/python -m bench.gateway
 	@.venv/bin/python -m bench.events
+	@.venv/bin/python -m bench.rls
 
 lint: .venv/.installed
 	@.venv/bin/ruff check

@@ -7,21 +7,16 @@ events are counted: each answered request has to be one.
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bench.rounds import compare, show
 from bench.stack import BenchStack, bench_stack, machine
+from bench.wrk import CONNECTIONS, MISSING, Wrk, is_there
 
 ROUNDS: Final = 7
-SECONDS: Final = 4
-CONNECTIONS: Final = 16
 DELIVERY_SECONDS: Final = 60
 PAGE: Final = "/cases?select=id,title,status&order=id&limit=10"
 POST_SCRIPT: Final = Path(__file__).with_name("post_case.lua")
@@ -29,36 +24,11 @@ POST_SCRIPT: Final = Path(__file__).with_name("post_case.lua")
 COUNT: Final = "select count(*) from metering.usage_events where event_name = 'api.request'"
 
 
-@dataclass
-class Wrk:
-    """One way to the API, loaded for a few seconds at a time."""
-
-    name: str
-    target: str
-    headers: tuple[str, ...]
-    script: Path | None = None
-    answered: int = 0
-
-    def run(self) -> float:
-        """Requests a second. Raises when one of them did not succeed: an error page is quick to serve."""
-        arguments = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s"]
-        arguments += [argument for header in self.headers for argument in ("-H", header)]
-        if self.script is not None:
-            arguments += ["-s", str(self.script)]
-        command = [*arguments, self.target]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
-        requests, seconds = re.search(r"(\d+) requests in ([\d.]+)s", said), re.search(r"Requests/sec: +([\d.]+)", said)
-        if requests is None or seconds is None or "Non-2xx" in said or "Socket errors" in said:
-            raise RuntimeError(f"{self.target} was not served without errors:\n{said}")
-        self.answered += int(requests[1])
-        return float(seconds[1])
-
-
 def main() -> int:
-    if shutil.which("wrk") is None:
-        print("wrk is missing. It is a package of that name: apt-get install wrk", file=sys.stderr)
+    if not is_there():
+        print(MISSING, file=sys.stderr)
         return 1
-    print(f"{machine()}; wrk -t1 -c{CONNECTIONS} -d{SECONDS}s")
+    print(f"{machine()}; wrk -t1 -c{CONNECTIONS}")
     with bench_stack() as stack:
         token = (f"Authorization: Bearer {stack.token('bench')}",)
         _provision(stack, token)

@@ -1,0 +1,41 @@
+"""Load by pgbench, which comes with Postgres: the statements of a script, prepared as PostgREST prepares them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from api.stack.installations import binaries
+
+CONNECTIONS: Final = 2
+
+
+@dataclass
+class Pgbench:
+    """One script, run again and again for a few seconds at a time."""
+
+    major: int
+    database_url: str = field(repr=False)
+    script: str
+    statements: int  # those of a run of the script that count
+    seconds: int = 4
+
+    def run(self) -> float:
+        """Statements a second. Raises when one of them failed."""
+        with tempfile.TemporaryDirectory(prefix="goldleaves-bench-") as directory:
+            script = Path(directory, "script.sql")
+            script.write_text(self.script)
+            command = (
+                str(binaries(self.major) / "pgbench"),
+                *("--no-vacuum", "--protocol=prepared", f"--client={CONNECTIONS}", f"--time={self.seconds}"),
+                *(f"--file={script}", f"--dbname={self.database_url}"),
+            )
+            done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+        rate = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
+        if done.returncode != 0 or rate is None:
+            raise RuntimeError(f"pgbench failed:\n{done.stderr}")
+        return float(rate[1]) * self.statements

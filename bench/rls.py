@@ -1,0 +1,229 @@
+"""`python -m bench.rls`: reads under row-level security against the same reads without, over PostgREST and in SQL.
+
+A million rows of a thousand organizations, read by a person of each in turns. Without means: row security of the same
+tables is switched off, and a filter names the organization, as it would have to if nothing else kept tenants apart.
+
+Over PostgREST the request with that filter is sent both times, though row security does not need it: reading a longer
+request costs PostgREST more than row security does. In SQL only the statement without row security has it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import psycopg
+
+from bench import pgbench, wrk
+from bench.pgbench import Pgbench
+from bench.rounds import compare, show
+from bench.stack import BenchStack, bench_stack, machine
+from bench.wrk import Wrk
+
+ROUNDS: Final = 9
+SECONDS: Final = 2
+SQL_ROUNDS: Final = 11
+SQL_SECONDS: Final = 1
+STATEMENTS: Final = 50  # for one organization, before the next
+COMPARED: Final = 40  # of every so many organizations the answers are compared
+FILL: Final = Path(__file__).with_name("thousand_organizations.sql")
+READ_SCRIPT: Final = Path(__file__).with_name("read_rows.lua")
+TABLES: Final = ("app.cases", "app.clients")
+
+
+@dataclass(frozen=True)
+class Tenant:
+    subject: str
+    organization: str
+    case: str
+    token: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """What is read. `{case}` and `:case` stand for a row, `{tenant}` for the filter that names the organization."""
+
+    title: str
+    path: str
+    statement: str
+    prefer: str = ""
+
+    def path_for(self, tenant: Tenant) -> str:
+        return f"{self.path.format(case=tenant.case)}&organization_id=eq.{tenant.organization}"
+
+    def statement_for(self, on: bool) -> str:
+        """On one line, as pgbench wants it. Row security that is on leaves nothing to filter."""
+        return " ".join(self.statement.format(tenant="true" if on else "c.organization_id = :org").split())
+
+
+READS: Final = (
+    Read(
+        "one row by its key",
+        "/cases?select=id,title,status&id=eq.{case}",
+        "select id, title, status from api.cases c where {tenant} and c.id = :case",
+    ),
+    Read(
+        "page of 20 in order",
+        "/cases?select=id,title,status&order=id&limit=20",
+        "select id, title, status from api.cases c where {tenant} order by id limit 20",
+    ),
+    Read(
+        "count=exact of 1,000",
+        "/cases?select=id,title,status&order=id&limit=20",
+        "select count(*) from api.cases c where {tenant}",
+        prefer="count=exact",
+    ),
+    Read(
+        "page of 20 with their clients embedded",
+        "/cases?select=id,title,clients(name)&order=id&limit=20",
+        """select c.id, c.title, k.name
+        from api.cases c left join api.clients k on k.organization_id = c.organization_id and k.id = c.client_id
+        where {tenant} order by c.id limit 20""",
+    ),
+)
+
+
+class RowSecurity:
+    """That of the tables that are read: on as the files of policies/ have it, or off."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+
+    def switch(self, on: bool) -> None:
+        with psycopg.connect(self._database_url) as connection:
+            for table in TABLES:
+                connection.execute(f"alter table {table} {'enable' if on else 'disable'} row level security".encode())
+
+    def compare(self, title: str, rounds: int, unit: str, load: Callable[[bool], Callable[[], float]]) -> None:
+        """Measure what `load` makes for row security that is on, and for it off, and print both."""
+
+        def measured(on: bool) -> Callable[[], float]:
+            run = load(on)
+
+            def switched() -> float:
+                self.switch(on)
+                return run()
+
+            return switched
+
+        show(title, compare(rounds, measured(True), measured(False)), unit, ("under RLS", "without"))
+
+
+def main() -> int:
+    if not wrk.is_there():
+        print(wrk.MISSING, file=sys.stderr)
+        return 1
+    print(f"{machine()}; wrk -t1 -c{wrk.CONNECTIONS}, pgbench with {pgbench.CONNECTIONS} connections")
+    with bench_stack() as stack:
+        _fill(stack)
+        tenants, security = _tenants(stack), RowSecurity(stack.database_url)
+        for read in READS:
+            _read_over_http(stack, security, tenants, read)
+        for read in READS:
+            _read_in_sql(stack, security, tenants, read)
+    return 0
+
+
+def _read_over_http(stack: BenchStack, security: RowSecurity, tenants: list[Tenant], read: Read) -> None:
+    _compare_answers(stack, security, tenants[::COMPARED], read)
+    with tempfile.NamedTemporaryFile("w", prefix="goldleaves-bench-") as requests:
+        for one in tenants:
+            print(read.path_for(one), one.token, one.organization, read.prefer, sep="\t", file=requests)
+        requests.flush()
+        load = Wrk("reads", stack.postgrest_url, script=READ_SCRIPT, arguments=(requests.name,), seconds=SECONDS)
+        security.compare(f"PostgREST: {read.title}", ROUNDS, "requests/s", lambda _: load.run)
+
+
+def _read_in_sql(stack: BenchStack, security: RowSecurity, tenants: list[Tenant], read: Read) -> None:
+    major = stack.stack.settings.postgres_version
+
+    def load(on: bool) -> Callable[[], float]:
+        return Pgbench(major, stack.database_url, _script(read.statement_for(on)), STATEMENTS, SQL_SECONDS).run
+
+    security.compare(f"SQL: {read.title}", SQL_ROUNDS, "statements/s", load)
+    for on, name in ((True, "plan under RLS"), (False, "plan without")):
+        security.switch(on)
+        print(f"  {name:<20} {_plan(stack, read.statement_for(on), tenants[0])}")
+
+
+def _fill(stack: BenchStack) -> None:
+    with psycopg.connect(stack.database_url, autocommit=True) as connection:
+        fill, end, vacuum = FILL.read_text().partition("commit;\n")
+        connection.execute(f"{fill}{end}".encode())
+        connection.execute(vacuum.encode())  # in no transaction, not even in that of several statements
+
+
+def _tenants(stack: BenchStack) -> list[Tenant]:
+    with psycopg.connect(stack.database_url) as connection:
+        found = connection.execute(
+            """
+            select u.subject, o.id::text, (select c.id::text from app.cases c where c.organization_id = o.id limit 1)
+            from tenancy.organizations o
+            join tenancy.users u on u.id = o.owner_user_id
+            order by random()
+            """
+        ).fetchall()
+    return [Tenant(subject, organization, case, stack.token(subject)) for subject, organization, case in found]
+
+
+def _compare_answers(stack: BenchStack, security: RowSecurity, tenants: list[Tenant], read: Read) -> None:
+    """Raises RuntimeError when the two do not answer alike: then they did not read the same.
+
+    Under row security nobody names an organization here: without a filter it has to answer the same.
+    """
+
+    def answer(client: httpx.Client, tenant: Tenant, path: str) -> tuple[str, str | None]:
+        headers = {"Authorization": f"Bearer {tenant.token}", "X-Organization-ID": tenant.organization}
+        said = client.get(path, headers=headers | {"Prefer": read.prefer}).raise_for_status()
+        return said.text, said.headers.get("content-range")
+
+    with httpx.Client(base_url=stack.postgrest_url, trust_env=False) as client:
+        security.switch(False)
+        without = [answer(client, one, read.path_for(one)) for one in tenants]
+        security.switch(True)
+        under = [answer(client, one, read.path.format(case=one.case)) for one in tenants]
+    if under != without or any(text == "[]" for text, _ in under):
+        raise RuntimeError(f"{read.title}: not the same answers under row security and without")
+
+
+def _script(statement: str) -> str:
+    """Enter one organization after the other, and read there."""
+    return "\n".join(
+        (
+            r"\set n random(1, 1000)",
+            "begin;",
+            "select tenancy.enter('reader-' || :n, 'member', null, null);",
+            r"select current_setting('app.current_org') as org \gset",
+            r"select id as case from app.cases where organization_id = :org limit 1 \gset",
+            "set local role member;",
+            r"\startpipeline",
+            *(f"{statement};" for _ in range(STATEMENTS)),
+            r"\endpipeline",
+            "commit;",
+        )
+    )
+
+
+def _plan(stack: BenchStack, statement: str, tenant: Tenant) -> str:
+    """The nodes of the plan, each with its index."""
+
+    def nodes(plan: dict[str, Any]) -> Iterator[str]:
+        yield " ".join(filter(None, (plan["Node Type"], plan.get("Index Name"))))
+        for below in plan.get("Plans", ()):
+            yield from nodes(below)
+
+    statement = statement.replace(":org", f"'{tenant.organization}'").replace(":case", f"'{tenant.case}'")
+    with psycopg.connect(stack.database_url) as connection:
+        connection.execute("select tenancy.enter(%s, 'member', null, null)", [tenant.subject])
+        connection.execute("set local role member")
+        (row,) = connection.execute(f"explain (format json) {statement}".encode()).fetchall()
+    return " > ".join(nodes(row[0][0]["Plan"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
