@@ -183,7 +183,7 @@ def user_id(database: Database, subject: str) -> Any:
                 "memberships.csv, line 7: the row has 2 cells and the header 3.",
                 "memberships.csv, line 3, column organization: is no organization; write its slug or id.",
                 "memberships.csv, line 4, column subject: is no user; add them to the file of users.",
-                "memberships.csv, line 5, column role: needs owner, admin, member, viewer or billing.",
+                "memberships.csv, line 5, column role: needs one of owner, admin, member, viewer, billing.",
                 "memberships.csv, line 6, column role: of a personal organization owner is only the person whose it "
                 "is.",
             ],

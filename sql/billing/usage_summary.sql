@@ -10,7 +10,7 @@ declare
   v_period record;
 begin
   perform tenancy.require_organization();
-  perform tenancy.require_scope('usage:read');
+  perform tenancy.require_role_in('owner', 'admin', 'member', 'viewer', 'billing', 'usage:read');
   select * into v_period from billing.period_from_date(tenancy.current_org(), p_period_start);
 
   if v_period.status is distinct from 'finalized' then

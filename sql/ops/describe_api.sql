@@ -201,3 +201,4 @@ as $$
 $$;
 
 grant execute on function ops.view_columns(), ops.allowed_values(oid, smallint, oid), ops.describe_api() to sidecar;
+grant execute on function ops.allowed_values(oid, smallint, oid) to goldleaves_kernel;

@@ -194,8 +194,7 @@ begin
     from (values
       (1, 'organization', 'is no organization; write its slug or id', v_organization.id is null),
       (2, 'subject', 'is no user; add them to the file of users', v_user_id is null),
-      (3, 'role', 'needs owner, admin, member, viewer or billing',
-        coalesce(v_row.role not in ('owner', 'admin', 'member', 'viewer', 'billing'), true)),
+      (3, 'role', format('needs one of %s', array_to_string(tenancy.roles(), ', ')), coalesce(v_row.role <> all (tenancy.roles()), true)),
       (4, 'role', 'of a personal organization owner is only the person whose it is',
         v_organization.kind = 'personal' and v_row.role = 'owner' and v_organization.billing_user_id <> v_user_id)
     ) as c (position, name, text, is_so)

@@ -8,18 +8,33 @@ volatile
 set search_path = ''
 as $$ select pg_advisory_xact_lock(hashtextextended('goldleaves.people.' || p_organization_id, 0)) $$;
 
+-- Which roles there are is said once, by the check of memberships.role, and a migration may add one of your own (docs/dba.md): it may
+-- then do what policies name it for, and nothing else. None when the check is no list, so that nobody gives any.
+create or replace function tenancy.roles()
+returns text[]
+language sql
+stable
+set search_path = ''
+as $$
+  select array(
+    select jsonb_array_elements_text(ops.allowed_values(a.attrelid, a.attnum, a.atttypid))
+    from pg_attribute a
+    where a.attrelid = 'tenancy.memberships'::regclass
+      and a.attname = 'role'
+  )
+$$;
+
 -- The roles that somebody may give, take and invite for. Nobody grants more than they have: what each may do is the policies'
 -- business, and tests compare this list with it.
 create or replace function tenancy.roles_granted_by(p_role text)
 returns text[]
 language sql
-immutable
-parallel safe
+stable
 set search_path = ''
 as $$
   select case p_role
-    when 'owner' then array['owner', 'admin', 'member', 'viewer', 'billing']
-    when 'admin' then array['admin', 'member', 'viewer', 'billing']
+    when 'owner' then tenancy.roles()
+    when 'admin' then array_remove(tenancy.roles(), 'owner')
     else '{}'
   end
 $$;
@@ -79,15 +94,15 @@ $$;
 create or replace function tenancy.require_role(p_role text)
 returns void
 language plpgsql
-immutable
+stable
 set search_path = ''
 as $$
 begin
-  if p_role is null or p_role <> all (tenancy.roles_granted_by('owner')) then
+  if p_role is null or p_role <> all (tenancy.roles()) then
     raise exception using
       errcode = 'PT400',
       message = format('INVALID_ROLE: %s is not a role', coalesce(left(p_role, 80), 'null')),
-      hint = 'Use ' || array_to_string(tenancy.roles_granted_by('owner'), ', ') || '.';
+      hint = 'Use ' || array_to_string(tenancy.roles(), ', ') || '.';
   end if;
 end;
 $$;
@@ -95,7 +110,7 @@ $$;
 create or replace function tenancy.require_granted_by(p_manager_role text, p_role text)
 returns void
 language plpgsql
-immutable
+stable
 set search_path = ''
 as $$
 begin
@@ -290,7 +305,7 @@ alter function tenancy.remove_member(uuid) owner to goldleaves_kernel;
 alter function tenancy.leave_organization() owner to goldleaves_kernel;
 alter function tenancy.transfer_ownership(uuid) owner to goldleaves_kernel;
 alter function tenancy.lock_current_people() owner to goldleaves_kernel;
-grant execute on function tenancy.lock_people(uuid), tenancy.roles_granted_by(text), tenancy.require_member(),
+grant execute on function tenancy.lock_people(uuid), tenancy.roles(), tenancy.roles_granted_by(text), tenancy.require_member(),
   tenancy.require_manager(), tenancy.require_role(text), tenancy.require_granted_by(text, text), tenancy.find_member(uuid)
   to goldleaves_kernel;
 grant execute on function tenancy.change_member_role(uuid, text), tenancy.remove_member(uuid), tenancy.leave_organization(),

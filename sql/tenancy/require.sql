@@ -31,19 +31,30 @@ begin
 end;
 $$;
 
--- People have a role instead of scopes, which is for their functions to ask about.
-create or replace function tenancy.require_scope(p_scope text)
+-- For functions that read past policies what their caller may read: with the list that the policies have. The provider's staff has
+-- neither a role nor scopes.
+create or replace function tenancy.require_role_in(variadic p_roles text[])
 returns void
 language plpgsql
 stable
 set search_path = ''
 as $$
 begin
-  if nullif(current_setting('app.current_key_id', true), '') is not null and not tenancy.current_role_in(p_scope) then
+  if tenancy.current_role_in(variadic p_roles) then
+    return;
+  elsif nullif(current_setting('app.current_key_id', true), '') is not null then
     raise exception using
       errcode = 'PT403',
-      message = format('SCOPE_REQUIRED: this needs an API key with the scope %s', p_scope),
+      message = format(
+        'SCOPE_REQUIRED: this needs an API key with the scope %s',
+        array_to_string(array(select r from unnest(p_roles) r where r like '%:%'), ' or ')
+      ),
       hint = 'The scopes of a key stay as they are: an owner or admin of the organization makes another one.';
+  elsif tenancy.current_user_id() is not null then
+    raise exception using
+      errcode = 'PT403',
+      message = 'ROLE_REQUIRED: your role in the organization is not one that may read this',
+      hint = 'GET /memberships says what it is. Ask an owner or admin of the organization.';
   end if;
 end;
 $$;
@@ -68,5 +79,5 @@ end;
 $$;
 
 grant execute on function tenancy.require_organization() to goldleaves_kernel, platform_admin;
-grant execute on function tenancy.require_name(text), tenancy.require_scope(text) to goldleaves_kernel;
+grant execute on function tenancy.require_name(text), tenancy.require_role_in(text[]) to goldleaves_kernel;
 grant execute on function tenancy.require_platform_admin() to member, service, platform_admin;
