@@ -112,7 +112,7 @@ def make_new(conn: Connection, path: str) -> None:
     table = table_of(path)
     state = states.tables(conn, [table]).get(table)
     if state is None:
-        raise MigrationError(f"{path}: there is no table {table}")
+        raise MigrationError(f"{path}: there is no table {table}. If a migration makes it, run `goldleaves migrate`")
     if state["owner"] != "goldleaves_owner":
         _give_to_owner(conn, table)
     clear(conn, table)

@@ -12,6 +12,7 @@ from api.policies.rollout.plan import (
     carry_out,
     files_to_apply,
     find_drift,
+    released_files,
     resolve,
 )
 from api.release.catalog import Connection
@@ -77,6 +78,7 @@ def roll_back(
     Raises PolicyConflict when that would overwrite a change by hand, and MigrationError when there is no such release.
     """
     with locked(url) as conn:
+        released_files(conn)
         known = history.releases(conn)
         target = history.release_before(known) if to is None else history.release_named(known, to)
         sign(conn, root, operator=operator, restores=target.id)

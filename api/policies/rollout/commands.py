@@ -14,7 +14,7 @@ from api.migrations import connected
 from api.policies.rollout import history, paperwork, report
 from api.policies.rollout.apply import apply as apply_policies
 from api.policies.rollout.apply import differing_files, refuse_closed_gate, roll_back
-from api.policies.rollout.plan import Plan, find_drift, make_plan
+from api.policies.rollout.plan import Plan, find_drift, make_plan, released_files
 from api.release.errors import PolicyConflict
 from api.settings import PROJECT, load_settings
 
@@ -140,6 +140,7 @@ def releases(as_json: AsJson = False) -> None:
     Example:  goldleaves policies releases
     """
     with connected(migration_url(load_settings())) as conn:
+        released_files(conn)
         known = history.releases(conn)
     if as_json:
         typer.echo(json.dumps([_as_json(each) for each in reversed(known)], indent=2))

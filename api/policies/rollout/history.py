@@ -62,8 +62,6 @@ def release_before(known: list[PolicyRelease]) -> PolicyRelease:
 
     Raises MigrationError when there is none.
     """
-    if not known:
-        raise MigrationError("Nothing is loaded in this database yet. Run `goldleaves migrate` first.")
     last = known[-1]
     position = last.restores or last.id
     older = [each for each in known if each.id < position and each.policies != last.policies]
