@@ -63,6 +63,14 @@ def sentences(conn: Connection, role: str = "member", table: str = "app.notes") 
             "Owners, viewers and API keys with a:read or b:read may select rows of the organization they act for.",
         ),
         (
+            "for select to member using (organization_id = tenancy.current_org_for('owner', 'data:read'))",
+            "Owners and API keys with data:read may select rows of the organization they act for.",
+        ),
+        (
+            "for select to member using (tenancy.current_org_for('owner') = organization_id and kind = 'open')",
+            "Owners may select rows of the organization they act for, where kind = 'open'.",
+        ),
+        (
             f"for select to member using (tenancy.current_role_in('auditor') and {ORG})",
             "People with role auditor may select rows of the organization they act for.",
         ),
@@ -211,7 +219,10 @@ def test_what_does_not_count_is_said(shared_database: Database) -> None:
         f"create policy reads on app.notes for select to member using ({ORG})",
         f"create policy changes on app.notes for update to member using ({ORG})",
         "create policy staff on app.notes to platform_admin using (true)",
+        "create policy kernel on app.notes to goldleaves_kernel using (true)",
     ) as conn:
+        of_kernel = "A policy that counts for goldleaves_migrator alone, by membership: no right to "
+        assert told(conn, "goldleaves_kernel")[0] == of_kernel + "select, insert, update or delete."
         assert "Without a right to select, it cannot say which rows to update." in told(conn)
         assert [s.policies for s in sentences(conn) if s.text == "A policy that never counts: no right to select."] == [
             ("reads",)

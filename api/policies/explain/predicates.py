@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import product
 
 _NAME = r'(?:[a-z_][\w$]*|"(?:[^"]|"")+")'
-_CALL = r"tenancy\.{0}\(\)|\( ?SELECT tenancy\.{0}\(\) AS {0}\)"
+_ARGUMENTS = r"VARIADIC ARRAY\[(?P<{0}>(?:'[^']*'::text(?:, )?)+)\]"
 
 
 def _comparison(operator: str, function: str) -> re.Pattern[str]:
-    call = _CALL.format(function)
+    call = rf"tenancy\.{function}\(\)|\( ?SELECT tenancy\.{function}\(\) AS {function}\)"
     return re.compile(rf"(?P<left>{_NAME}) {operator} (?:{call})|(?:{call}) {operator} (?P<right>{_NAME})")
 
 
@@ -20,7 +20,11 @@ _CURRENT_ORGANIZATION = _comparison("=", "current_org")
 _OWN = _comparison("=", "current_user_id")
 _NOT_OWN = _comparison("<>", "current_user_id")
 _MINE = re.compile(rf"(?P<left>{_NAME}) = ANY \(tenancy\.my_organizations\(\)\)(?P<right>)")
-_ROLES = re.compile(r"tenancy\.current_role_in\(VARIADIC ARRAY\[(?P<names>(?:'[^']*'::text(?:, )?)+)\]\)")
+_ROLES = re.compile(rf"tenancy\.current_role_in\({_ARGUMENTS.format('names')}\)")
+_ROLES_THERE = re.compile(
+    rf"(?P<left>{_NAME}) = tenancy\.current_org_for\({_ARGUMENTS.format('names')}\)|"
+    rf"tenancy\.current_org_for\({_ARGUMENTS.format('turned')}\) = (?P<right>{_NAME})"
+)
 
 _TEXT_LITERAL = re.compile(r"('(?:[^']|'')*')::text\b")
 
@@ -119,7 +123,9 @@ def _atom(text: str) -> Clause:
     if match := _CURRENT_ORGANIZATION.fullmatch(text):
         return Clause(tenant_column=_column(match))
     if match := _ROLES.fullmatch(text):
-        return Clause(who=frozenset(re.findall(r"'([^']*)'", match["names"])))
+        return Clause(who=_quoted(match["names"]))
+    if match := _ROLES_THERE.fullmatch(text):
+        return Clause(who=_quoted(match["names"] or match["turned"]), tenant_column=_column(match))
     if match := _OWN.fullmatch(text):
         return Clause(conditions=(f"{_OWN_ROWS} ({_column(match)})",))
     if match := _NOT_OWN.fullmatch(text):
@@ -128,6 +134,10 @@ def _atom(text: str) -> Clause:
         return Clause(conditions=(f"{_MY_ORGANIZATIONS} ({_column(match)})",))
     plain = _TEXT_LITERAL.sub(r"\1", text)
     return Clause(conditions=(f"where {plain}",))
+
+
+def _quoted(names: str) -> frozenset[str]:
+    return frozenset(re.findall(r"'([^']*)'", names))
 
 
 def _column(match: re.Match[str]) -> str:

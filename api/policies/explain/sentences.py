@@ -100,14 +100,26 @@ def say_of(table: Table, role: Role) -> Iterator[Sentence]:
     if missing := [verb for verb in VERBS if not any(right.privilege == verb for right in rights)]:
         yield Sentence(f"No right to {listed(missing, 'or')}.")
     yield from _rights_past_rows(table, role, rights)
-    for policy in policies:
+    yield from _policies_without_rights(table, role, rights)
+
+
+def _policies_without_rights(table: Table, role: Role, rights: list[Right]) -> Iterator[Sentence]:
+    """Policies that name the role, for what it may not do. Who inherits from it may have the right from elsewhere."""
+    for policy in table.policies:
         verbs = VERBS if policy.verb == "all" else (policy.verb,)
-        if not any(right.privilege in verbs for right in rights) and policy.roles != (PUBLIC,):
-            yield Sentence(
-                f"A policy that never counts: no right to {listed(list(verbs), 'or')}.",
-                policies=(policy.name,),
-                alarming=True,
-            )
+        if role.name not in policy.roles or any(right.privilege in verbs for right in rights):
+            continue
+        heirs = [
+            heir.name
+            for heir in table.roles
+            if role.name in heir.inherits and any(right.privilege in verbs for right in _rights(table, heir))
+        ]
+        counts = f"counts for {listed(heirs)} alone, by membership" if heirs else "never counts"
+        yield Sentence(
+            f"A policy that {counts}: no right to {listed(list(verbs), 'or')}.",
+            policies=(policy.name,),
+            alarming=not heirs,
+        )
 
 
 @dataclass(frozen=True)
