@@ -9,9 +9,10 @@ select
     coalesce(pg_get_constraintdef(k.oid), pg_get_indexdef(i.indexrelid))) as what,
   case
     when t.tenant_column = 'id' then
-      format('comment on %s is %L;',
+      format(E'%s;\n-- or, when one tenant learns nothing of another by it: comment on %s is %L;',
+        coalesce('alter table ' || t.name || ' drop constraint ' || quote_ident(k.conname), 'drop index ' || i.indexrelid::regclass),
         coalesce('constraint ' || quote_ident(k.conname) || ' on ' || t.name, 'index ' || i.indexrelid::regclass),
-        'goldleaves lint key_without_organization: why one tenant learns nothing of another by it')
+        'goldleaves lint key_without_organization: <why not>')
     when k.oid is not null then
       format('alter table %s drop constraint %I, add %s;', t.name, k.conname,
         regexp_replace(pg_get_constraintdef(k.oid), '\(', '(' || t.tenant_column || ', '))

@@ -8,8 +8,9 @@ select 'pg_constraint'::regclass as class, k.oid as id, format('%I on %s', k.con
       format('alter table %s drop constraint %I, add %s; -- %s needs a unique key of these columns', t.name, k.conname,
         regexp_replace(pg_get_constraintdef(k.oid), '\(([^()]*\)[^()]*)\(', '(organization_id, \1(organization_id, '), k.confrelid::regclass)
     else
-      format('comment on constraint %I on %s is %L;', k.conname, k.conrelid::regclass,
-        'goldleaves lint reference_without_organization: why one tenant learns nothing of another by it')
+      format(
+        E'alter table %s drop constraint %I;\n-- or, when one tenant learns nothing of another by it: comment on constraint %2$I on %1$s is %3$L;',
+        k.conrelid::regclass, k.conname, 'goldleaves lint reference_without_organization: <why not>')
   end as mend
 from pg_constraint k
 left join tenant_tables t on t.oid = k.conrelid

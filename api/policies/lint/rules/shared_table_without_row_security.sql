@@ -3,12 +3,15 @@
 -- rest.
 -- Level: warning
 select 'pg_class'::regclass as class, r.oid as id, r.name as object,
-  format('%s has no organization_id and no row security, and %s may reach it', r.name,
-    (select string_agg(distinct g.grantee_name, ', ') from grants g
-     where g.relation = r.oid and g.grantee in (select oid from request_roles))) as what,
-  format(E'comment on table %s is %L;\n-- or revoke what they do not need', r.name, concat_ws(E'\n', obj_description(r.oid, 'pg_class'),
-    'goldleaves lint shared_table_without_row_security: why every tenant may read all of it')) as mend
+  format('%s has no organization_id and no row security, and %s may reach it', r.name, g.grantees) as what,
+  format(E'revoke all on table %s from %s cascade;\n-- or, when it is the same for everybody: comment on table %1$s is %L;', r.name, g.grantees,
+    'goldleaves lint shared_table_without_row_security: <why every tenant may read it>') as mend
 from relations r
+join (
+  select relation, string_agg(distinct grantee_name, ', ') as grantees
+  from grants
+  where grantee in (select oid from request_roles)
+  group by relation
+) as g on g.relation = r.oid
 where r.kind in ('r', 'p') and not r.has_row_security
   and r.oid not in (select oid from tenant_tables)
-  and r.oid in (select relation from grants where grantee in (select oid from request_roles))
