@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import accumulate
 from typing import Any
 
 from rich.console import Console
@@ -44,7 +45,7 @@ def show(console: Console, proof: Proof, *, in_detail: bool, only_differences: b
     grid = Grid(proof)
     wide = Console(width=max(console.width, _WIDTH))  # also where there is no terminal
     if not only_differences:
-        tables = [_detail(grid, table) for table in proof.tables] if in_detail else [_overview(grid)]
+        tables = [_detail(grid, table) for table in proof.tables] if in_detail else _overview(grid)
         for table in tables:
             wide.print(table)
             wide.print()
@@ -59,12 +60,22 @@ def show(console: Console, proof: Proof, *, in_detail: bool, only_differences: b
     console.print(Text(grid.summary(), style="green" if proof.holds else "bold red"), soft_wrap=True)
 
 
-def _overview(grid: Grid) -> Table:
-    actors = grid.busy_actors()
-    table = _grid(*(_broken(actor.name) for actor in actors))
-    for name in grid.proof.tables:
-        table.add_row(grid.name(name), *(_text(grid.marks(name, actor.name)) for actor in actors))
-    return table
+def _overview(grid: Grid) -> Iterator[Table]:
+    """All tables and roles; when the roles do not fit beside each other, some of them below the others."""
+    columns = [
+        (_broken(actor.name), [_text(grid.marks(table, actor.name)) for table in grid.proof.tables])
+        for actor in grid.busy_actors()
+    ]
+    names = [grid.name(table) for table in grid.proof.tables]
+    room = _WIDTH - max(map(len, names), default=0) - 1
+    while columns:
+        widths = accumulate(max(*map(len, head.split("\n")), *map(len, cells)) + 1 for head, cells in columns)
+        fitting = max(1, sum(width <= room for width in widths))
+        table = _grid(*(head for head, _ in columns[:fitting]))
+        for row, name in enumerate(names):
+            table.add_row(name, *(cells[row] for _, cells in columns[:fitting]))
+        yield table
+        columns = columns[fitting:]
 
 
 def _detail(grid: Grid, name: str) -> Table:
