@@ -16,6 +16,7 @@ from typing import Final
 from api.settings import ENV_FILE, PROJECT
 from api.stack.installations import binaries
 from tests.guides.blocks import Block
+from tests.own_tables import own_migrations, own_tables
 
 PATIENCE_SECONDS: Final = 30.0
 _HERE: Final = Path(__file__).parent
@@ -125,13 +126,21 @@ class Reader:
 
 
 def copy_project(target: Path) -> None:
-    """A clone in which everything is installed: the code is a copy, what was installed is shared."""
+    """A clone in which everything is installed: the code is a copy, what was installed is shared.
+
+    Without tables of your own, since the guides speak of a project that has none yet.
+    """
     for name in _COPIED:
         source = PROJECT / name
         if source.is_dir():
             shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, target / name)
+    for path in (
+        *(f"migrations/{path.name}" for path in own_migrations()),
+        *(f for t in own_tables() for f in t.files),
+    ):
+        (target / path).unlink()
     for name in _INSTALLED:
         (target / name).mkdir()
         for installed in (PROJECT / name).iterdir():
