@@ -9,11 +9,10 @@ select 'pg_proc'::regclass as class, f.oid as id, f.name as object,
     case when f.is_definer then 'security definer' end,
     case when f.is_strict then 'strict' end,
     case when f.config is not null then 'set ' || array_to_string(f.config, ', ') end)) as what,
-  case when f.language = 'sql' then
+  concat(
+    case when f.language <> 'sql' then E'-- Write it again in language sql, as one select.\n' end,
     format('alter function %s stable called on null input security invoker reset all;', f.name)
-  else
-    format(E'-- Write it in language sql: its policies are %s\nalter function %1$s stable called on null input security invoker reset all;', f.name)
-  end as mend
+  ) as mend
 from (
   select p.oid, p.oid::regprocedure::text as name, p.prosecdef as is_definer, p.proconfig as config, p.provolatile as volatility,
     p.proisstrict as is_strict, language.lanname as language

@@ -4,7 +4,7 @@
 -- Level: warning
 select 'pg_class'::regclass as class, r.oid as id, r.name as object,
   format('%s has no organization_id and no row security, and %s may reach it', r.name, g.grantees) as what,
-  format(E'revoke all on table %s from %s cascade;\n-- or, when it is the same for everybody: comment on table %1$s is %L;', r.name, g.grantees,
+  format(E'revoke all on table %s from %s cascade;\n-- or, when it is the same for everybody: comment on table %1$s is %3$L;', r.name, g.grantees,
     'goldleaves lint shared_table_without_row_security: <why every tenant may read it>') as mend
 from relations r
 join (
