@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from api.adopt import Adoption, adopt, report
 from api.cli import app
 from api.migrations import MigrationError, MigrationReport, migrate, rollback
+from api.numbering import next_number
 from api.release import PolicyConflict
 from api.settings import PROJECT, Settings
 from tests.catalogs import catalog_of
@@ -37,18 +38,20 @@ from tests.test_role_grid import VERBS as GRID_VERBS
 
 _number = count(1)
 
+MIGRATION = f"{next_number(PROJECT):04}_adopt_old_comments_and_2_more"
+
 # Three tables as somebody else would make them: numbers and UUIDs as keys, values unique over all rows, an index on an
 # expression, generated columns, references to each other and to itself, one of them deferrable.
 FAMILY = """
-create table app.projects (
+create table app.old_projects (
   id bigint generated always as identity primary key,
   code text not null unique,
   name text
 );
-create table app.tasks (
+create table app.old_tasks (
   id uuid primary key default gen_random_uuid(),
-  project_id bigint not null references app.projects on delete cascade deferrable initially deferred,
-  parent_id uuid references app.tasks on delete set null,
+  project_id bigint not null references app.old_projects on delete cascade deferrable initially deferred,
+  parent_id uuid references app.old_tasks on delete set null,
   title text not null,
   assignee text unique,
   done boolean not null default false,
@@ -57,24 +60,24 @@ create table app.tasks (
   created_at timestamptz not null default now(),
   changed_at timestamptz
 );
-create unique index tasks_open on app.tasks (lower(title) desc) include (assignee) where not done;
-create table app.comments (
+create unique index old_tasks_open on app.old_tasks (lower(title) desc) include (assignee) where not done;
+create table app.old_comments (
   number bigserial primary key,
-  task_id uuid references app.tasks match full on update cascade on delete cascade,
+  task_id uuid references app.old_tasks match full on update cascade on delete cascade,
   body text
 );
 create function app.touch() returns trigger language plpgsql as $$ begin new.changed_at := now(); return new; end $$;
-create trigger touch before update on app.tasks for each row execute function app.touch();
+create trigger touch before update on app.old_tasks for each row execute function app.touch();
 
-insert into app.projects (code, name) values ('a', 'Ävä'), ('b', null);
-insert into app.tasks (id, project_id, parent_id, title, assignee, created_by) values
+insert into app.old_projects (code, name) values ('a', 'Ävä'), ('b', null);
+insert into app.old_tasks (id, project_id, parent_id, title, assignee, created_by) values
   ('00000000-0000-4000-8000-000000000001', 1, null, E'One\\n', 'x', 'me'),
   ('00000000-0000-4000-8000-000000000002', 2, '00000000-0000-4000-8000-000000000001', 'Two', 'y', 'you');
-insert into app.comments (task_id, body) values
+insert into app.old_comments (task_id, body) values
   ('00000000-0000-4000-8000-000000000001', 'yes'), ('00000000-0000-4000-8000-000000000002', ''), (null, null);
 set constraints all immediate;
 """
-TABLES = ("app.projects", "app.tasks", "app.comments")
+TABLES = ("app.old_projects", "app.old_tasks", "app.old_comments")
 OWNED = "".join(f"alter table {table} owner to goldleaves_owner;" for table in TABLES)
 # The rows, each with its place: a table that was written anew would have them elsewhere.
 ROWS = " union all ".join(
@@ -145,21 +148,22 @@ def test_a_family_is_adopted_and_keeps_every_byte(project: Project, acme: Organi
         assert project.query(ROWS) == rows
         owners = " union all ".join(f"select distinct organization_id from {table}" for table in TABLES)
         assert project.query(owners) == [(acme.id,)] * 3
-        migration = "migrations/9001_adopt_comments_and_2_more"
         assert project.files() - files == {
-            f"{migration}.sql",
-            f"{migration}.rollback.sql",
+            f"migrations/{MIGRATION}.sql",
+            f"migrations/{MIGRATION}.rollback.sql",
             *(f"policies/{table}.sql" for table in TABLES),
             *(f"sql/adopted/{table}.sql" for table in TABLES),
         }
-        assert str(acme.id) not in (project.root / f"{migration}.sql").read_text()
-        assert found.migrated and found.migrated.applied == ("9001_adopt_comments_and_2_more",)
+        assert str(acme.id) not in (project.root / f"migrations/{MIGRATION}.sql").read_text()
+        assert found.migrated and found.migrated.applied == (MIGRATION,)
 
         # There is nothing left to do, here or by another adoption.
         again = project.adopt(*TABLES)
         assert (again.steps, again.files) == ((), {})
-        assert report(again) == ["app.comments, app.projects, app.tasks: tenants' tables already, nothing to do"]
-        nothing = MigrationReport((), (), (), "9001_adopt_comments_and_2_more")
+        assert report(again) == [
+            "app.old_comments, app.old_projects, app.old_tasks: tenants' tables already, nothing to do"
+        ]
+        nothing = MigrationReport((), (), (), MIGRATION)
         assert project.migrate() == again.migrated == nothing
 
         # The next environment gets the same by its own migrate, and where it goes back it is as it was.
@@ -167,8 +171,8 @@ def test_a_family_is_adopted_and_keeps_every_byte(project: Project, acme: Organi
         assert catalog_of(production).splitlines() == catalog_of(project.database).splitlines()
         with production.connect() as superuser:
             assert sorted(superuser.execute(ROWS.encode()).fetchall()) == rows
-        last = sorted(path.stem for path in (project.root / "migrations").glob("0*[a-z].sql"))[-1]
-        rollback(production.migrator, last.removesuffix(".rollback"), project.root)
+        stems = {path.name.partition(".")[0] for path in (project.root / "migrations").glob("[0-9]*.sql")}
+        rollback(production.migrator, max(stems - {MIGRATION}), project.root)
         for path in found.files:
             (project.root / path).unlink()
         project.migrate(production)
@@ -190,9 +194,9 @@ def test_a_database_without_the_organization_has_no_rows_to_give_it(
         with pytest.raises(MigrationError, match="there is no organization acme to give the rows to"):
             project.migrate(other)
         with other.connect() as superuser:
-            superuser.execute("truncate app.projects, app.tasks, app.comments")
+            superuser.execute("truncate app.old_projects, app.old_tasks, app.old_comments")
         project.migrate(other)
-        default = "select pg_get_expr(adbin, adrelid) from pg_attrdef where adrelid = 'app.tasks'::regclass"
+        default = "select pg_get_expr(adbin, adrelid) from pg_attrdef where adrelid = 'app.old_tasks'::regclass"
         with other.connect() as superuser:
             assert ("tenancy.current_org()",) in superuser.execute(default).fetchall()
 
@@ -205,7 +209,7 @@ def test_rows_find_their_organization_where_no_policies_are_loaded(project: Proj
     assert not rollback(project.database.migrator, "0005", project.root).behaviour
 
     project.migrate()
-    assert project.query("select distinct organization_id from app.tasks") == [(acme.id,)]
+    assert project.query("select distinct organization_id from app.old_tasks") == [(acme.id,)]
     assert catalog_of(project.database).splitlines() == before.splitlines()
 
 
@@ -232,47 +236,48 @@ def test_every_key_starts_with_the_organization_and_means_what_it_meant(
     definitions = adopted[0].execute(
         """
         select conrelid::regclass::text, conname::text, pg_get_constraintdef(oid) from pg_constraint
-        where conrelid = any ('{app.projects,app.tasks,app.comments}'::regclass[]) and contype in ('p', 'u', 'f')
+        where conrelid = any ('{app.old_projects,app.old_tasks,app.old_comments}'::regclass[])
+          and contype in ('p', 'u', 'f')
         """
     )
     organization = "FOREIGN KEY (organization_id) REFERENCES tenancy.organizations(id) ON DELETE CASCADE"
     assert sorted(definitions) == [
-        ("app.comments", "comments_organization_id_fkey", organization),
-        ("app.comments", "comments_pkey", "PRIMARY KEY (organization_id, number)"),
+        ("app.old_comments", "old_comments_organization_id_fkey", organization),
+        ("app.old_comments", "old_comments_pkey", "PRIMARY KEY (organization_id, number)"),
         (
-            "app.comments",
-            "comments_task_id_fkey",
-            "FOREIGN KEY (organization_id, task_id) REFERENCES app.tasks(organization_id, id)"
+            "app.old_comments",
+            "old_comments_task_id_fkey",
+            "FOREIGN KEY (organization_id, task_id) REFERENCES app.old_tasks(organization_id, id)"
             " ON UPDATE CASCADE ON DELETE CASCADE",
         ),
-        ("app.projects", "projects_code_key", "UNIQUE (organization_id, code)"),
-        ("app.projects", "projects_organization_id_fkey", organization),
-        ("app.projects", "projects_pkey", "PRIMARY KEY (organization_id, id)"),
-        ("app.tasks", "tasks_assignee_key", "UNIQUE (organization_id, assignee)"),
-        ("app.tasks", "tasks_organization_id_fkey", organization),
+        ("app.old_projects", "old_projects_code_key", "UNIQUE (organization_id, code)"),
+        ("app.old_projects", "old_projects_organization_id_fkey", organization),
+        ("app.old_projects", "old_projects_pkey", "PRIMARY KEY (organization_id, id)"),
+        ("app.old_tasks", "old_tasks_assignee_key", "UNIQUE (organization_id, assignee)"),
+        ("app.old_tasks", "old_tasks_organization_id_fkey", organization),
         (
-            "app.tasks",
-            "tasks_parent_id_fkey",
-            "FOREIGN KEY (organization_id, parent_id) REFERENCES app.tasks(organization_id, id)"
+            "app.old_tasks",
+            "old_tasks_parent_id_fkey",
+            "FOREIGN KEY (organization_id, parent_id) REFERENCES app.old_tasks(organization_id, id)"
             " ON DELETE SET NULL (parent_id)",
         ),
-        ("app.tasks", "tasks_pkey", "PRIMARY KEY (organization_id, id)"),
+        ("app.old_tasks", "old_tasks_pkey", "PRIMARY KEY (organization_id, id)"),
         (
-            "app.tasks",
-            "tasks_project_id_fkey",
-            "FOREIGN KEY (organization_id, project_id) REFERENCES app.projects(organization_id, id)"
+            "app.old_tasks",
+            "old_tasks_project_id_fkey",
+            "FOREIGN KEY (organization_id, project_id) REFERENCES app.old_projects(organization_id, id)"
             " ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED",
         ),
     ]
     indexes = (
-        "select indexdef from pg_indexes where schemaname = 'app' and indexname ~ '^(tasks|comments)_.*(idx|open)$'"
+        "select indexdef from pg_indexes where schemaname = 'app' and indexname ~ '^old_(tasks|comments)_.*(idx|open)$'"
     )
     assert sorted(adopted[0].execute(indexes)) == [
-        ("CREATE INDEX comments_task_id_fk_idx ON app.comments USING btree (organization_id, task_id)",),
-        ("CREATE INDEX tasks_parent_id_fk_idx ON app.tasks USING btree (organization_id, parent_id)",),
-        ("CREATE INDEX tasks_project_id_fk_idx ON app.tasks USING btree (organization_id, project_id)",),
+        ("CREATE INDEX old_comments_task_id_fk_idx ON app.old_comments USING btree (organization_id, task_id)",),
+        ("CREATE INDEX old_tasks_parent_id_fk_idx ON app.old_tasks USING btree (organization_id, parent_id)",),
+        ("CREATE INDEX old_tasks_project_id_fk_idx ON app.old_tasks USING btree (organization_id, project_id)",),
         (
-            "CREATE UNIQUE INDEX tasks_open ON app.tasks USING btree (organization_id, lower(title) DESC)"
+            "CREATE UNIQUE INDEX old_tasks_open ON app.old_tasks USING btree (organization_id, lower(title) DESC)"
             " INCLUDE (assignee) WHERE (NOT done)",
         ),
     ]
@@ -291,7 +296,9 @@ def test_a_dry_run_says_the_same_and_changes_nothing(project: Project, acme: Org
 
 def test_in_psql_it_is_live_at_once_and_migrate_leaves_it_alone(project: Project, acme: Organization) -> None:
     project.execute(FAMILY)
-    project.execute(f"select * from tenancy.adopt_tables('{{app.projects,app.tasks,app.comments}}', '{acme.id}')")
+    project.execute(
+        f"select * from tenancy.adopt_tables('{{app.old_projects,app.old_tasks,app.old_comments}}', '{acme.id}')"
+    )
     adopted = catalog_of(project.database)
     project.migrate()
     assert catalog_of(project.database) == adopted
@@ -301,59 +308,60 @@ def test_in_psql_it_is_live_at_once_and_migrate_leaves_it_alone(project: Project
     assert found.steps == ()
     assert set(found.files) == {f"{folder}/{table}.sql" for folder in ("policies", "sql/adopted") for table in TABLES}
     assert catalog_of(project.database) == adopted
-    project.execute("drop policy tasks_read on app.tasks")
-    with pytest.raises(PolicyConflict, match=r"app\.tasks: policy tasks_read was dropped"):
+    project.execute("drop policy old_tasks_read on app.old_tasks")
+    with pytest.raises(PolicyConflict, match=r"app\.old_tasks: policy old_tasks_read was dropped"):
         project.migrate()
 
 
 def test_what_was_begun_by_hand_is_completed(project: Project, acme: Organization) -> None:
     project.execute(
         f"""
-        create table app.tasks (
+        create table app.old_tasks (
           title text, created_at timestamptz not null default now(), id uuid default gen_random_uuid(),
           organization_id uuid default '{acme.id}',
           case_id uuid, primary key (id, organization_id), unique (organization_id, title),
           foreign key (organization_id, case_id) references app.cases on delete set null (case_id)
         );
-        insert into app.tasks (title) values ('One');
-        alter table app.tasks owner to goldleaves_owner, enable row level security, force row level security;
-        create policy tasks_read on app.tasks for select to member
+        insert into app.old_tasks (title) values ('One');
+        alter table app.old_tasks owner to goldleaves_owner, enable row level security, force row level security;
+        create policy old_tasks_read on app.old_tasks for select to member
           using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'data:read'));
-        grant select on app.tasks to member;
+        grant select on app.old_tasks to member;
         """
     )
-    found = project.adopt("app.tasks")
+    found = project.adopt("app.old_tasks")
     assert [step.statement for step in found.steps if step.belongs_in == "migrations/"] == [
         "lock table tenancy.organizations in share row exclusive mode",
-        "lock table app.tasks in access exclusive mode",
-        "alter table app.tasks no force row level security",
-        "alter table app.tasks alter column organization_id set default tenancy.current_org()",
-        "alter table app.tasks drop constraint tasks_pkey, add constraint tasks_pkey PRIMARY KEY (organization_id, id)",
-        "alter table app.tasks add constraint tasks_organization_id_fkey foreign key (organization_id) "
+        "lock table app.old_tasks in access exclusive mode",
+        "alter table app.old_tasks no force row level security",
+        "alter table app.old_tasks alter column organization_id set default tenancy.current_org()",
+        "alter table app.old_tasks drop constraint old_tasks_pkey, "
+        "add constraint old_tasks_pkey PRIMARY KEY (organization_id, id)",
+        "alter table app.old_tasks add constraint old_tasks_organization_id_fkey foreign key (organization_id) "
         "references tenancy.organizations (id) on delete cascade",
-        "create index tasks_case_id_fk_idx on app.tasks (organization_id, case_id)",
-        "alter table app.tasks force row level security",
+        "create index old_tasks_case_id_fk_idx on app.old_tasks (organization_id, case_id)",
+        "alter table app.old_tasks force row level security",
     ]
     assert len([step for step in found.steps if step.statement.startswith("create policy")]) == 4
-    assert project.adopt("app.tasks").steps == ()
+    assert project.adopt("app.old_tasks").steps == ()
 
 
 def test_children_may_come_first(project: Project, acme: Organization, make_organization: MakeOrganization) -> None:
     """The child's row security is forced by then, and hides its rows from whoever checks the new foreign key."""
     other = make_organization(project.database, "other")
     project.execute(FAMILY + OWNED)
-    project.adopt("app.comments", organization="acme")
-    assert references(project, "app.comments") == [Reference("app.tasks", ["task_id"])]
+    project.adopt("app.old_comments", organization="acme")
+    assert references(project, "app.old_comments") == [Reference("app.old_tasks", ["task_id"])]
 
-    project.execute(f"update app.comments set organization_id = '{other.id}' where number = 2")
+    project.execute(f"update app.old_comments set organization_id = '{other.id}' where number = 2")
     with pytest.raises(
-        MigrationError, match=r"app\.comments has 1 row whose comments_task_id_fkey \(task_id\) refers to"
+        MigrationError, match=r"app\.old_comments has 1 row whose old_comments_task_id_fkey \(task_id\) refers to"
     ):
-        project.adopt("app.tasks", organization="acme")
-    project.execute(f"update app.comments set organization_id = '{acme.id}'")
-    project.adopt("app.tasks", organization="acme")
-    assert references(project, "app.comments") == [Reference("app.tasks", ["organization_id", "task_id"])]
-    project.adopt("app.projects", organization="acme")
+        project.adopt("app.old_tasks", organization="acme")
+    project.execute(f"update app.old_comments set organization_id = '{acme.id}'")
+    project.adopt("app.old_tasks", organization="acme")
+    assert references(project, "app.old_comments") == [Reference("app.old_tasks", ["organization_id", "task_id"])]
+    project.adopt("app.old_projects", organization="acme")
     assert {reference.columns[0] for table in TABLES for reference in references(project, table)} == {"organization_id"}
     assert project.adopt(*TABLES).steps == ()
 
@@ -382,13 +390,13 @@ def test_a_schema_of_their_own_is_opened_for_members(project: Project, acme: Org
         grant crm_owner to goldleaves_migrator;
         create schema crm authorization crm_owner;
         create table crm.deals (id uuid primary key default gen_random_uuid(), name text);
-        create table crm.notes (id uuid primary key, deal_id uuid references crm.deals on delete cascade);
+        create table crm.old_notes (id uuid primary key, deal_id uuid references crm.deals on delete cascade);
         alter table crm.deals owner to crm_owner;
-        alter table crm.notes owner to crm_owner;
+        alter table crm.old_notes owner to crm_owner;
         """
     )
     try:
-        project.adopt("crm.deals", "crm.notes")
+        project.adopt("crm.deals", "crm.old_notes")
         with project.database.connect("authenticator") as connection:
             with request(connection, Caller("member", acme["member"].subject)):
                 connection.execute("insert into crm.deals (name) values ('Ours')")
@@ -397,11 +405,11 @@ def test_a_schema_of_their_own_is_opened_for_members(project: Project, acme: Org
                 refused = refusal_or_count(connection, "insert into crm.deals (name) values ('Ours')")
                 assert isinstance(refused, psycopg.errors.InsufficientPrivilege)
         # Its triggers are of a file, like others: they go with it.
-        (project.root / "sql/adopted/crm.notes.sql").unlink()
+        (project.root / "sql/adopted/crm.old_notes.sql").unlink()
         assert set(project.migrate().dropped) == {
-            "trigger refuse_new_id on crm.notes",
-            "trigger watch on crm.notes",
-            "trigger watch_truncate on crm.notes",
+            "trigger refuse_new_id on crm.old_notes",
+            "trigger watch on crm.old_notes",
+            "trigger watch_truncate on crm.old_notes",
         }
     finally:
         project.execute("drop schema crm cascade; drop owned by crm_owner; drop role crm_owner")
@@ -411,13 +419,14 @@ def test_a_change_of_an_adopted_row_is_audited_and_its_values_stay_outside_the_c
     adopted: tuple[Connection, Organization],
 ) -> None:
     connection, organization = adopted
-    connection.execute("update app.tasks set title = 'Secret' where title = 'Two'")
+    connection.execute("update app.old_tasks set title = 'Secret' where title = 'Two'")
     connection.execute("set constraints all immediate")  # as the end of the transaction does
     entries = connection.execute(
-        "select action, to_jsonb(l)::text from audit.log l where organization_id = %s and target_type = 'app_tasks'",
+        "select action, to_jsonb(l)::text from audit.log l"
+        " where organization_id = %s and target_type = 'app_old_tasks'",
         [organization.id],
     ).fetchall()
-    assert [action for action, _ in entries] == ["app_tasks.changed"]
+    assert [action for action, _ in entries] == ["app_old_tasks.changed"]
     assert "Secret" not in entries[0][1]
     personal = connection.execute(
         "select string_agg(data::text, '') from audit.personal where organization_id = %s", [organization.id]
@@ -427,113 +436,117 @@ def test_a_change_of_an_adopted_row_is_audited_and_its_values_stay_outside_the_c
 
 # What is in the way
 
-PLAIN = "create table app.tasks (id uuid primary key, title text);"
+PLAIN = "create table app.old_tasks (id uuid primary key, title text);"
 
 OBSTACLES: Mapping[str, tuple[str, str]] = {
-    "a view": ("create view app.tasks as select 1 as id;", "is a view"),
-    "a materialized view": ("create materialized view app.tasks as select 1 as id;", "is a materialized view"),
-    "a partitioned table": ("create table app.tasks (id int) partition by list (id);", "is a partitioned table"),
+    "a view": ("create view app.old_tasks as select 1 as id;", "is a view"),
+    "a materialized view": ("create materialized view app.old_tasks as select 1 as id;", "is a materialized view"),
+    "a partitioned table": ("create table app.old_tasks (id int) partition by list (id);", "is a partitioned table"),
     "a partition": (
-        "create table app.all_tasks (id int primary key) partition by list (id);"
-        "create table app.tasks partition of app.all_tasks default;",
+        "create table app.all_old_tasks (id int primary key) partition by list (id);"
+        "create table app.old_tasks partition of app.all_old_tasks default;",
         "is a partition,",
     ),
     "a typed table": (
-        "create type app.task as (id int); create table app.tasks of app.task (primary key (id));",
+        "create type app.task as (id int); create table app.old_tasks of app.task (primary key (id));",
         "typed",
     ),
-    "no primary key": ("create table app.tasks (id uuid unique);", "has no primary key: alter table app.tasks add"),
-    "another owner": (f"{PLAIN} alter table app.tasks owner to postgres;", "belongs to postgres"),
-    "a child": (f"{PLAIN} create table app.more () inherits (app.tasks);", "inherits"),
+    "no primary key": (
+        "create table app.old_tasks (id uuid unique);",
+        "has no primary key: alter table app.old_tasks add",
+    ),
+    "another owner": (f"{PLAIN} alter table app.old_tasks owner to postgres;", "belongs to postgres"),
+    "a child": (f"{PLAIN} create table app.more () inherits (app.old_tasks);", "inherits"),
     "rows of nobody": (
-        f"{PLAIN} insert into app.tasks select gen_random_uuid() from generate_series(1, 1204);",
+        f"{PLAIN} insert into app.old_tasks select gen_random_uuid() from generate_series(1, 1204);",
         "has 1,204 rows and no organization_id: say whose they are",
     ),
     "text as organization_id": (
-        "create table app.tasks (id uuid primary key, organization_id text);",
+        "create table app.old_tasks (id uuid primary key, organization_id text);",
         "has organization_id, but as text and not as uuid",
     ),
     "a generated organization_id": (
-        "create table app.tasks (id uuid primary key, organization_id uuid generated always as (id) stored);",
+        "create table app.old_tasks (id uuid primary key, organization_id uuid generated always as (id) stored);",
         "has organization_id, but as a generated column",
     ),
     "rows without organization_id": (
-        "create table app.tasks (id uuid primary key, organization_id uuid);"
-        "insert into app.tasks values (gen_random_uuid(), null);",
-        "has 1 of 1 rows without organization_id: update app.tasks set organization_id",
+        "create table app.old_tasks (id uuid primary key, organization_id uuid);"
+        "insert into app.old_tasks values (gen_random_uuid(), null);",
+        "has 1 of 1 rows without organization_id: update app.old_tasks set organization_id",
     ),
     "rows of organizations that are not there": (
-        "create table app.tasks (id uuid primary key, organization_id uuid);"
-        "insert into app.tasks values (gen_random_uuid(), '00000000-0000-4000-8000-00000000dead');",
+        "create table app.old_tasks (id uuid primary key, organization_id uuid);"
+        "insert into app.old_tasks values (gen_random_uuid(), '00000000-0000-4000-8000-00000000dead');",
         "has 1 of 1 rows of organizations that do not exist, such as 00000000-0000-4000-8000-00000000dead",
     ),
     "the same behind row security": (
-        "create table app.tasks (id uuid primary key, organization_id uuid);"
-        "insert into app.tasks values (gen_random_uuid(), null);"
-        "alter table app.tasks enable row level security, force row level security;",
+        "create table app.old_tasks (id uuid primary key, organization_id uuid);"
+        "insert into app.old_tasks values (gen_random_uuid(), null);"
+        "alter table app.old_tasks enable row level security, force row level security;",
         "has 1 of 1 rows without organization_id",
     ),
     "a policy of somebody else": (
-        f"{PLAIN} create policy everybody on app.tasks using (true);",
-        "has policy everybody, which is not one of ours: drop policy everybody on app.tasks",
+        f"{PLAIN} create policy everybody on app.old_tasks using (true);",
+        "has policy everybody, which is not one of ours: drop policy everybody on app.old_tasks",
     ),
     "a policy of our name that says something else": (
-        "create table app.tasks (id uuid primary key, organization_id uuid not null);"
-        "create policy tasks_read on app.tasks for select to member using (true);",
-        "has policy tasks_read, which is not one of ours",
+        "create table app.old_tasks (id uuid primary key, organization_id uuid not null);"
+        "create policy old_tasks_read on app.old_tasks for select to member using (true);",
+        "has policy old_tasks_read, which is not one of ours",
     ),
-    "a rule": (f"{PLAIN} create rule nothing as on delete to app.tasks do instead nothing;", "has rule nothing"),
+    "a rule": (f"{PLAIN} create rule nothing as on delete to app.old_tasks do instead nothing;", "has rule nothing"),
     "a view with its owner's rights": (
-        f"{PLAIN} create view public.report as select title from app.tasks;",
+        f"{PLAIN} create view public.report as select title from app.old_tasks;",
         "is read by view public.report with the rights of its owner",
     ),
     "a copy": (
-        f"{PLAIN} create materialized view public.report as select title from app.tasks;",
+        f"{PLAIN} create materialized view public.report as select title from app.old_tasks;",
         "is read by materialized view public.report, a copy",
     ),
     "a view that groups by the key": (
-        f"{PLAIN} create view public.report with (security_invoker) as select id, title from app.tasks group by id;",
+        f"{PLAIN} create view public.report with (security_invoker)"
+        " as select id, title from app.old_tasks group by id;",
         "has a key that view public.report groups by",
     ),
-    "a publication": (f"{PLAIN} create publication feed for table app.tasks;", "is in publication feed"),
+    "a publication": (f"{PLAIN} create publication feed for table app.old_tasks;", "is in publication feed"),
     "replica identity": (
-        f"{PLAIN} alter table app.tasks replica identity using index tasks_pkey;",
+        f"{PLAIN} alter table app.old_tasks replica identity using index old_tasks_pkey;",
         "has an index for replica identity",
     ),
     "an exclusion constraint": (
-        "create table app.tasks (id uuid primary key, at tstzrange, exclude using gist (at with &&));",
-        "has exclusion constraint tasks_at_excl without organization_id",
+        "create table app.old_tasks (id uuid primary key, at tstzrange, exclude using gist (at with &&));",
+        "has exclusion constraint old_tasks_at_excl without organization_id",
     ),
     "a unique index that names organization_id later": (
-        "create table app.tasks (id uuid primary key, organization_id uuid not null, title text);"
-        "create unique index odd on app.tasks (lower(title), organization_id);",
+        "create table app.old_tasks (id uuid primary key, organization_id uuid not null, title text);"
+        "create unique index odd on app.old_tasks (lower(title), organization_id);",
         "has unique index odd, which cannot be made again",
     ),
     "a reference from a table that is not adopted": (
-        f"{PLAIN} create table app.notes (id uuid primary key, task_id uuid references app.tasks);",
-        "is named by foreign key notes_task_id_fkey of app.notes, which points here from a table without "
-        "organization_id: adopt both in one call: select * from tenancy.adopt_tables('{app.notes,app.tasks}')",
+        f"{PLAIN} create table app.old_notes (id uuid primary key, task_id uuid references app.old_tasks);",
+        "is named by foreign key old_notes_task_id_fkey of app.old_notes, which points here from a table without "
+        "organization_id: adopt both in one call: select * from tenancy.adopt_tables('{app.old_notes,app.old_tasks}')",
     ),
     "a reference to a table that is half adopted": (
-        "create table app.projects (id uuid primary key, organization_id uuid);"
-        "create table app.tasks (id uuid primary key, project_id uuid references app.projects);",
+        "create table app.old_projects (id uuid primary key, organization_id uuid);"
+        "create table app.old_tasks (id uuid primary key, project_id uuid references app.old_projects);",
         "which points at a table with organization_id, but no key (organization_id, id): "
-        "adopt both in one call: select * from tenancy.adopt_tables('{app.projects,app.tasks}')",
+        "adopt both in one call: select * from tenancy.adopt_tables('{app.old_projects,app.old_tasks}')",
     ),
     "a reference over several columns that is MATCH FULL": (
-        "create table app.tasks (id uuid, part int, p_id uuid, p_part int, primary key (id, part),"
-        " foreign key (p_id, p_part) references app.tasks match full);",
+        "create table app.old_tasks (id uuid, part int, p_id uuid, p_part int, primary key (id, part),"
+        " foreign key (p_id, p_part) references app.old_tasks match full);",
         "MATCH FULL over several columns",
     ),
     "a reference that sets null on update": (
-        "create table app.tasks (id uuid primary key, parent_id uuid references app.tasks on update set null);",
+        "create table app.old_tasks (id uuid primary key, parent_id uuid references app.old_tasks on update set null);",
         "sets columns on update",
     ),
     "a name with capitals": ('create table app."Tasks" (id uuid primary key);', "has a name that needs quotes"),
     "a long name": (f"create table app.{'t' * 57} (id uuid primary key);", "has a name of 57 bytes"),
     "a closed schema": (
         "create schema crm authorization postgres; grant usage on schema crm to goldleaves_migrator;"
-        "create table crm.tasks (id uuid primary key);",
+        "create table crm.old_tasks (id uuid primary key);",
         "lies in schema crm of postgres, where goldleaves_owner may not create, or member not enter: "
         "as its owner: grant usage, create on schema crm to goldleaves_owner",
     ),
@@ -542,7 +555,7 @@ OBSTACLES: Mapping[str, tuple[str, str]] = {
 NAMES = {
     "a name with capitals": 'app."Tasks"',
     "a long name": f"app.{'t' * 57}",
-    "a closed schema": "crm.tasks",
+    "a closed schema": "crm.old_tasks",
     "one of ours": "tenancy.users",
 }
 
@@ -559,7 +572,7 @@ def blocked(connection: Connection, tables: str, organization: UUID | None = Non
 @pytest.mark.parametrize("name", OBSTACLES)
 def test_what_is_in_the_way_is_named_with_what_to_do(shared_database: Database, name: str) -> None:
     setup, said = OBSTACLES[name]
-    table = NAMES.get(name, "app.tasks")
+    table = NAMES.get(name, "app.old_tasks")
     with shared_database.connect() as connection, connection.transaction(force_rollback=True):
         run(connection, setup or "select")
         if name not in ("another owner", "one of ours"):
@@ -574,14 +587,14 @@ def test_all_that_is_in_the_way_is_said_at_once(shared_database: Database) -> No
     with shared_database.connect() as connection, connection.transaction(force_rollback=True):
         connection.execute(
             """
-            create table app.tasks (id uuid primary key, at int4range, exclude using gist (at with &&));
-            create table app.notes (id uuid primary key, task_id uuid references app.tasks);
-            insert into app.tasks values (gen_random_uuid());
-            create policy everybody on app.tasks using (true);
+            create table app.old_tasks (id uuid primary key, at int4range, exclude using gist (at with &&));
+            create table app.old_notes (id uuid primary key, task_id uuid references app.old_tasks);
+            insert into app.old_tasks values (gen_random_uuid());
+            create policy everybody on app.old_tasks using (true);
             """
         )
-        assert len(blocked(connection, "{app.tasks}")) == 4
-        assert connection.execute("select count(*) from app.tasks").fetchone() == (1,)
+        assert len(blocked(connection, "{app.old_tasks}")) == 4
+        assert connection.execute("select count(*) from app.old_tasks").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -593,22 +606,22 @@ def test_references_across_organizations_are_counted(
         run(
             connection,
             """
-            create table app.projects (id int primary key, organization_id uuid not null);
-            create table app.tasks (
-              id int primary key, organization_id uuid not null, project_id int references app.projects
+            create table app.old_projects (id int primary key, organization_id uuid not null);
+            create table app.old_tasks (
+              id int primary key, organization_id uuid not null, project_id int references app.old_projects
             );
-            insert into app.projects values (1, %(one)s), (2, %(two)s);
-            insert into app.tasks values (1, %(one)s, 1), (2, %(one)s, 2), (3, %(two)s, 1), (4, %(two)s, null);
+            insert into app.old_projects values (1, %(one)s), (2, %(two)s);
+            insert into app.old_tasks values (1, %(one)s, 1), (2, %(one)s, 2), (3, %(two)s, 1), (4, %(two)s, null);
             """.replace("%(one)s", f"'{one.id}'").replace("%(two)s", f"'{two.id}'"),
         )
-        for table in ("projects", "tasks"):
+        for table in ("old_projects", "old_tasks"):
             run(connection, f"alter table app.{table} owner to goldleaves_owner")
             if hidden:
                 run(connection, f"alter table app.{table} enable row level security, force row level security")
         connection.execute("set local role goldleaves_migrator")
-        assert blocked(connection, "{app.projects,app.tasks}") == [
-            "app.tasks has 2 rows whose tasks_project_id_fkey (project_id) refers to a row of another organization in "
-            "app.projects: give both rows to one organization, or set the reference to null"
+        assert blocked(connection, "{app.old_projects,app.old_tasks}") == [
+            "app.old_tasks has 2 rows whose old_tasks_project_id_fkey (project_id) refers to a row of another "
+            "organization in app.old_projects: give both rows to one organization, or set the reference to null"
         ]
 
 
@@ -616,11 +629,11 @@ def test_an_organization_that_is_not_there_gets_no_rows(project: Project, shared
     with shared_database.connect() as connection, connection.transaction(force_rollback=True):
         run(connection, PLAIN)
         nobody = uuid4()
-        assert blocked(connection, "{app.tasks}", nobody) == [
+        assert blocked(connection, "{app.old_tasks}", nobody) == [
             f"there is no organization {nobody}: name one that exists"
         ]
     with pytest.raises(MigrationError, match=r"^there is no organization nobody: name one by its slug or id$"):
-        project.adopt("app.tasks", organization="nobody")
+        project.adopt("app.old_tasks", organization="nobody")
 
 
 def test_only_the_migrator_and_superusers_adopt(shared_database: Database) -> None:
@@ -629,21 +642,23 @@ def test_only_the_migrator_and_superusers_adopt(shared_database: Database) -> No
         for role in ("member", "service", "platform_admin", "anon", "sidecar", "goldleaves_kernel"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
                 run(connection, f"set local role {role}")
-                connection.execute("select tenancy.adopt_table('app.tasks'::regclass)")
+                connection.execute("select tenancy.adopt_table('app.old_tasks'::regclass)")
 
 
 def test_other_grants_go_and_are_named(shared_database: Database) -> None:
     with shared_database.connect() as connection, connection.transaction(force_rollback=True):
         run(
             connection,
-            f"{PLAIN} grant select, truncate on app.tasks to public; grant update (title) on app.tasks to anon;",
+            f"{PLAIN} grant select, truncate on app.old_tasks to public;grant update (title) on app.old_tasks to anon;",
         )
-        notes = connection.execute("select note from tenancy.adopt_table('app.tasks') where note ~ 'could'").fetchall()
+        notes = connection.execute(
+            "select note from tenancy.adopt_table('app.old_tasks') where note ~ 'could'"
+        ).fetchall()
         assert sorted(note.partition(".")[0] for (note,) in notes) == [
             "anon could update",
             "public could select, truncate",
         ]
-        grantees = "select distinct grantee from tenancy.grants_on('app.tasks') order by 1"
+        grantees = "select distinct grantee from tenancy.grants_on('app.old_tasks') order by 1"
         assert connection.execute(grantees).fetchall() == [("member",), ("platform_admin",)]
 
 
@@ -651,12 +666,12 @@ def test_a_command_that_is_blocked_says_why_in_a_line_each(database: Database, m
     monkeypatch.setenv("MIGRATION_DATABASE_URL", database.migrator)
     with database.connect() as superuser:
         superuser.execute(FAMILY.encode())
-    result = CliRunner().invoke(app, ["adopt", "app.tasks", "tenancy.users", "--dry-run"])
+    result = CliRunner().invoke(app, ["adopt", "app.old_tasks", "tenancy.users", "--dry-run"])
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
         "ADOPTION_BLOCKED: 2 things are in the way",
-        "  - app.tasks belongs to postgres, and goldleaves_migrator may not act as that role: as a superuser: "
-        "alter table app.tasks owner to goldleaves_owner",
+        "  - app.old_tasks belongs to postgres, and goldleaves_migrator may not act as that role: as a superuser: "
+        "alter table app.old_tasks owner to goldleaves_owner",
         "  - tenancy.users is one of those that Goldleaves or Postgres itself has made: name a table of your own",
         "Nothing was changed. Do what each line says, then adopt again.",
     ]
@@ -682,7 +697,7 @@ def test_an_adoption_that_fails_leaves_no_files(project: Project, acme: Organiza
         create event trigger refuse on ddl_command_start when tag in ('ALTER TABLE') execute function public.refuse();
         """
     )
-    with pytest.raises(MigrationError, match=r"migrations/9001_adopt_comments_and_2_more\.sql: not today"):
+    with pytest.raises(MigrationError, match=rf"migrations/{MIGRATION}\.sql: not today"):
         project.adopt(*TABLES, organization="acme")
     assert project.files() == files
     project.execute("drop event trigger refuse")
@@ -702,14 +717,14 @@ def test_nobody_is_caught_in_a_deadlock(project: Project, acme: Organization) ->
             while not stop.is_set():
                 try:
                     connection.execute("select set_config('app.current_org', %s, true)", [str(acme.id)])
-                    connection.execute("select count(*) from app.tasks join app.comments on task_id = id")
+                    connection.execute("select count(*) from app.old_tasks join app.old_comments on task_id = id")
                     connection.execute(
                         """
-                        with p as (insert into app.projects (code) values (gen_random_uuid()) returning id)
-                        insert into app.tasks (project_id, title) select id, gen_random_uuid() from p
+                        with p as (insert into app.old_projects (code) values (gen_random_uuid()) returning id)
+                        insert into app.old_tasks (project_id, title) select id, gen_random_uuid() from p
                         """
                     )
-                    connection.execute("update app.comments set body = 'x' where number = %s", [client])
+                    connection.execute("update app.old_comments set body = 'x' where number = %s", [client])
                     connection.commit()
                     done[client] += 1
                     stop.wait(0.05)  # nobody works all the time, and adopting gives way to whoever does
@@ -734,14 +749,14 @@ def test_nobody_is_caught_in_a_deadlock(project: Project, acme: Organization) ->
 # An adopted table among the others: the same invariants, by the same tests
 
 VIEW = """
-create view api.tasks with (security_invoker) as
-select id, organization_id, project_id, parent_id, title, assignee, done, created_by, created_at from app.tasks;
-comment on view api.tasks is 'Tasks of a project.';
-grant select, delete on api.tasks to member;
+create view api.old_tasks with (security_invoker) as
+select id, organization_id, project_id, parent_id, title, assignee, done, created_by, created_at from app.old_tasks;
+comment on view api.old_tasks is 'Tasks of a project.';
+grant select, delete on api.old_tasks to member;
 grant insert (organization_id, id, project_id, parent_id, title, assignee, done, created_by, created_at),
   update (organization_id, id, project_id, parent_id, title, assignee, done, created_by, created_at)
-  on api.tasks to member;
-grant select on api.tasks to platform_admin;
+  on api.old_tasks to member;
+grant select on api.old_tasks to platform_admin;
 """
 
 
@@ -752,14 +767,14 @@ def world(stack: RunningStack, make_organization: MakeOrganization, tmp_path_fac
     project = Project(tmp_path_factory.mktemp("project"), stack.database)
     project.execute(FAMILY + OWNED)
     project.adopt(*TABLES, organization="victim")
-    project.write("sql/api/tasks.sql", VIEW)
+    project.write("sql/api/old_tasks.sql", VIEW)
     project.migrate()
     with stack.database.connect() as superuser:
-        superuser.execute("delete from app.tasks where title = 'Two'")
+        superuser.execute("delete from app.old_tasks where title = 'Two'")
         row = superuser.execute(
             """
-            insert into app.projects (organization_id, id, code, name) overriding system value
-            select %(attacker)s, id, code, name from app.projects where organization_id = %(victim)s
+            insert into app.old_projects (organization_id, id, code, name) overriding system value
+            select %(attacker)s, id, code, name from app.old_projects where organization_id = %(victim)s
             returning 1
             """,
             {"attacker": attacker.id, "victim": victim.id},
@@ -767,12 +782,12 @@ def world(stack: RunningStack, make_organization: MakeOrganization, tmp_path_fac
         assert len(row) == 2
         superuser.execute(
             """
-            insert into app.tasks (organization_id, id, project_id, title, assignee)
-            select %(attacker)s, id, project_id, title, assignee from app.tasks where organization_id = %(victim)s
+            insert into app.old_tasks (organization_id, id, project_id, title, assignee)
+            select %(attacker)s, id, project_id, title, assignee from app.old_tasks where organization_id = %(victim)s
             """,
             {"attacker": attacker.id, "victim": victim.id},
         )
-        relations = tuple(r for r in tenant_relations(superuser) if r.name in ("app.tasks", "api.tasks"))
+        relations = tuple(r for r in tenant_relations(superuser) if r.name in ("app.old_tasks", "api.old_tasks"))
         assert len(relations) == 2
         row_id = UUID("00000000-0000-4000-8000-000000000001")
         superuser.execute(
@@ -812,7 +827,7 @@ def test_roles_may_do_what_they_may_with_the_tenants_own_tables(
     with request(connection, Caller("member", world.attacker[role].subject)):
         for letter, verbs in GRID_VERBS.items():
             for verb in verbs:
-                for table in ("app.tasks", "api.tasks"):
+                for table in ("app.old_tasks", "api.old_tasks"):
                     outcome = refusal_or_count(connection, STATEMENTS[verb].format(table))
                     refused = outcome == 0 or isinstance(outcome, psycopg.errors.InsufficientPrivilege)
                     assert refused or isinstance(outcome, int), outcome
@@ -823,22 +838,24 @@ def test_postgrest_serves_it_like_a_table_of_ours(stack: RunningStack, world: Wo
     with stack.client(world.attacker["owner"].subject) as client:
         ask: Callable[..., httpx.Response] = client.request
         answer = eventually(
-            lambda: ask("GET", "/api/v1/tasks?select=title,assignee"), lambda found: found.status_code == 200
+            lambda: ask("GET", "/api/v1/old_tasks?select=title,assignee"), lambda found: found.status_code == 200
         )
         assert answer.json() == [{"title": "One\n", "assignee": "x"}]
-        row = ask("GET", "/api/v1/tasks").json()[0]
+        row = ask("GET", "/api/v1/old_tasks").json()[0]
         upsert = {"Prefer": "resolution=merge-duplicates,return=representation"}
         sent = {**row, "title": "Mine", "created_by": "somebody"}
-        for path in ("/api/v1/tasks", "/api/v1/tasks?on_conflict=organization_id,id"):
+        for path in ("/api/v1/old_tasks", "/api/v1/old_tasks?on_conflict=organization_id,id"):
             answer = ask("POST", path, json=sent, headers=upsert)
             assert answer.json() == [{**row, "title": "Mine"}], answer.text
         for other in (uuid4(), world.victim.id):
-            answer = ask("POST", "/api/v1/tasks", json={**sent, "organization_id": str(other)})
+            answer = ask("POST", "/api/v1/old_tasks", json={**sent, "organization_id": str(other)})
             assert answer.status_code == 403, answer.text
-        answer = ask("PATCH", f"/api/v1/tasks?id=eq.{row['id']}", json={"id": str(uuid4())})
+        answer = ask("PATCH", f"/api/v1/old_tasks?id=eq.{row['id']}", json={"id": str(uuid4())})
         assert answer.json()["message"].startswith("ID_IS_FIXED: "), answer.text
     with world.database.connect() as superuser:
-        kept = superuser.execute("select title from app.tasks where organization_id = %s", [world.victim.id]).fetchall()
+        kept = superuser.execute(
+            "select title from app.old_tasks where organization_id = %s", [world.victim.id]
+        ).fetchall()
     assert kept == [("One\n",)]
 
 
