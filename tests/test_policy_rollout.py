@@ -73,6 +73,22 @@ def test_a_plan_says_what_would_change_and_changes_nothing(checkout: Checkout) -
     assert json.loads(printed) == json.loads((checkout.root / "other.json").read_text())
 
 
+def test_for_comments_alone_no_table_is_locked(checkout: Checkout) -> None:
+    path = checkout.root / "policies/app.cases.sql"
+    path.write_text(f"-- Much is said here.\n{path.read_text()}/* and here */\n")
+    with checkout.database.connect(autocommit=False) as reader:
+        reader.execute("select from app.cases")
+        assert checkout.policies("plan").exit_code == 0
+        assert json.loads((checkout.root / "plan.json").read_text())["locks"] == []
+        assert checkout.policies("apply", "--apply").exit_code == 0
+    assert releases_of(checkout)[-1][3] == "app.cases"
+
+    # But what was changed by hand meanwhile is not taken for what the file says.
+    checkout.execute("drop policy cases_delete on app.cases")
+    path.write_text(f"-- And more.\n{path.read_text()}")
+    assert checkout.policies("apply", "--apply").exit_code == 3
+
+
 def test_a_plan_names_the_holes_that_it_would_open(checkout: Checkout) -> None:
     with (checkout.root / "policies/app.cases.sql").open("a") as file:
         file.write("create policy open_door on app.cases for select to anon using (true);\n")

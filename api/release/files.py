@@ -81,6 +81,11 @@ def refuse_transaction_commands(path: str, text: str) -> None:
         raise MigrationError(f"{path}: it says {found[1]}, but a file must not begin or end a transaction")
 
 
+def without_comments(text: str) -> str:
+    """What the server is told by a file."""
+    return _QUOTED.sub(lambda found: "" if found[0].startswith(("--", "/*")) else found[0], text).strip()
+
+
 def _refuse_grants_on_schemas(path: str, text: str) -> None:
     """Only schema api goes with its files. A grant on another one would stay when the file is gone."""
     if _SCHEMA_GRANT.search(_QUOTED.sub(" ", text)):

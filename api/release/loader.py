@@ -25,7 +25,7 @@ from api.release import catalog, definitions, drift, objects, policies, states
 from api.release.catalog import Connection, Ref
 from api.release.drift import Drift
 from api.release.errors import MigrationError, ReleaseTableMissing, explain
-from api.release.files import API, Tree, table_of
+from api.release.files import API, Tree, table_of, without_comments
 from api.release.states import Live
 
 MIGRATION_LOCK = 0x601D1EAF  # advisory, one number for all that migrates or loads, per database
@@ -373,6 +373,8 @@ class _Load:
         self.recreate = recreate
         self.order = order
         self.release = release
+        self.released = released_tree(conn)
+        self.filed = policies.recorded(conn)
         self.existing = catalog.objects(conn)
         self.loaded: list[str] = []
         self.dropped: list[str] = []
@@ -560,8 +562,19 @@ class _Load:
 
     def _changed_policies(self) -> tuple[list[str], list[str]]:
         files, given_up = policies.changed(self.conn, self.tree)
+        files = [path for path in files if not self._says_what_it_said(path)]
         again = {each.file for each in self._decided() if each.is_table_with_file} & set(self.tree.policies)
         return sorted({*files, *filter(None, again)}), given_up
+
+    def _says_what_it_said(self, path: str) -> bool:
+        """Whether only comments differ from what was released, and is there: then nobody has to wait for a lock."""
+        before = self.released.files.get(path)
+        return (
+            before is not None
+            and table_of(path) in self.filed
+            and table_of(path) not in self.found
+            and without_comments(before) == without_comments(self.tree.files[path])
+        )
 
     def _load_policies(self, files: list[str], given_up: list[str]) -> None:
         policies.clear_existing(self.conn, given_up)
