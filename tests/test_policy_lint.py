@@ -44,6 +44,12 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
     ),
     ("policies_without_row_security", "alter table tenancy.users disable row level security", "tenancy.users"),
     ("shared_table_without_row_security", "grant select on ops.releases to member", "ops.releases"),
+    ("shared_table_written", "grant update (unit) on metering.meters to member", "metering.meters"),
+    (
+        "policy_shows_everything",
+        "create policy colleagues on tenancy.users for select to member using (tenancy.current_role_in('owner'))",
+        "colleagues on tenancy.users",
+    ),
     ("shared_table_without_row_security", "grant select (id) on ops.releases to anon", "ops.releases"),
     (
         "table_without_policy",
@@ -370,6 +376,12 @@ def test_a_policy_that_binds_rows_to_the_organization_is_not(trial: Connection, 
 def test_a_definer_function_may_look_up_names_where_no_caller_writes(trial: Connection, path: str) -> None:
     run(trial, f"alter function ops.maintain() set search_path = {path}")
     assert found(trial, "definer_without_search_path") == {}
+
+
+def test_people_may_see_themselves(trial: Connection) -> None:
+    run(trial, "create policy me on tenancy.users for select to member using (id = tenancy.current_user_id())")
+    run(trial, "grant select on tenancy.users to member")
+    assert lint(trial) == []
 
 
 def test_people_see_their_own_memberships_but_do_not_change_them_everywhere(trial: Connection) -> None:
