@@ -456,6 +456,18 @@ def test_the_command_tells_it_for_people(
     assert "\x1b" not in result.stdout
 
 
+def test_what_is_alarming_has_a_sign_of_its_own(explain: Explain, shared_database: Database) -> None:
+    change = "grant truncate on app.clients to public; alter view api.clients set (security_invoker = false)"
+    undo = "revoke truncate on app.clients from public; alter view api.clients set (security_invoker = true)"
+    with shared_database.connect() as superuser:
+        run(superuser, change)
+        lines = explain("app.clients").stdout.splitlines()
+        run(superuser, undo)
+    assert "  ! May truncate it: all rows of everybody, past row security." in lines
+    assert lines[lines.index("PUBLIC (everybody)") + 1] == "  No right to select, insert, update or delete."
+    assert "  ! api.clients: NOT security_invoker, it shows what goldleaves_owner may see" in lines
+
+
 def test_json_is_of_the_role_that_was_asked_for(explain: Explain) -> None:
     found = json.loads(explain("app.cases", "--as-role", "platform_admin", "--json").stdout)
     assert [each["role"] for each in found["roles"]] == ["platform_admin"]

@@ -261,7 +261,7 @@ def test_a_whole_that_nobody_can_count_is_said_to_be_unknown(world: World, previ
         migrator = relation(preview(*arguments, "--json"), "app.cases")
         superuser = relation(preview(*arguments, "--json", url=world.database.superuser), "app.cases")
         text = preview(*arguments).output
-    why = "row security hides rows from every role that goldleaves_migrator can act as"
+    why = "no role that goldleaves_migrator can act as may see all of its rows"
     assert (migrator["shown"], migrator["whole"], migrator["why"]["whole"]) == (2, None, why)
     assert (superuser["shown"], superuser["of_organization"], superuser["whole"]) == (2, 2, 5)
     assert f"?  app.cases: {why}" in text

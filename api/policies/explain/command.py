@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from api.command_line import console, explain_errors, migration_url
-from api.policies.explain.catalog import Around, Role, Table, find_table, read_table
+from api.policies.explain.catalog import PUBLIC, Around, Role, Table, find_table, read_table
 from api.policies.explain.plan import Plan, plan_of
 from api.policies.explain.sentences import Said, Sentence, describe, say_of, say_who_may
 from api.policies.trial import trial
@@ -97,21 +97,21 @@ def _print(found: Explained) -> None:
     for sentence in describe(found.table):
         _say(sentence)
     for said in found.said:
-        _heading(", ".join(said.roles))
+        _heading(", ".join("PUBLIC (everybody)" if role == PUBLIC else role for role in said.roles))
         for sentence in said.sentences:
             _say(sentence, "  ")
     for kind, heading in (("trigger", "Triggers"), ("view", "Views that show it")):
         if lines := [each for each in found.table.around if each.kind.endswith(kind)]:
             _heading(heading)
             for each in lines:
-                _line(_around(each), "  ", "bold red" if each.alarming else "")
+                _line(_around(each), "  ", alarming=each.alarming)
     _print_plan(found)
 
 
 def _print_plan(found: Explained) -> None:
     if found.plan is None:
         _heading("No plan of a select")
-        _line(str(found.no_plan), "  ", "yellow")
+        _line(str(found.no_plan), "  ")
         return
     of = f" for {found.plan.organization}" if found.plan.organization else ""
     _heading(f"A select by {found.plan.role}{of}")
@@ -120,7 +120,7 @@ def _print_plan(found: Explained) -> None:
     if found.plan.verdict:
         _line(found.plan.verdict, "  ", "green")
     for finding in found.plan.findings:
-        _line(finding.text, "  ", "bold red")
+        _line(finding.text, "  ", alarming=True)
         for statement in finding.statements:
             _line(statement, "    ")
 
@@ -141,9 +141,10 @@ def _heading(text: str) -> None:
 
 def _say(sentence: Sentence, indent: str = "") -> None:
     names = f"  ({', '.join(sentence.policies)})" if sentence.policies else ""
-    line = Text(indent).append(sentence.text, "bold red" if sentence.alarming else "").append(names, "dim")
-    console.print(line, highlight=False, soft_wrap=True)
+    _line(sentence.text, indent, alarming=sentence.alarming, after=names)
 
 
-def _line(text: str, indent: str, style: str = "") -> None:
-    console.print(Text(indent).append(text, style), highlight=False, soft_wrap=True)
+def _line(text: str, indent: str, style: str = "", *, alarming: bool = False, after: str = "") -> None:
+    # The sign is for who sees no colours.
+    line = Text(f"{indent}! ", "bold red").append(text) if alarming else Text(indent).append(text, style)
+    console.print(line.append(after, "dim"), highlight=False, soft_wrap=True)

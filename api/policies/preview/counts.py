@@ -112,7 +112,7 @@ class Counter:
         except errors.LockNotAvailable:
             return Count(None, _LOCKED)
         if found is None:
-            return Count(None, f"row security hides rows from every role that {self._conn.info.user} can act as")
+            return Count(None, f"no role that {self._conn.info.user} can act as may see all of its rows")
         query = _counted(relation)
         if of is not None:
             query += sql.SQL(" where {} = {}").format(sql.Identifier(str(relation.tenant_column)), of)
