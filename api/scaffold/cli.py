@@ -37,7 +37,7 @@ def scaffold_table_command(
         typer.Option(
             metavar="COLUMNS",
             help="As in CREATE TABLE, with commas between. Behind a type: not null, default …, unique, check (…), "
-            "references schema.table [on delete …]. Keys get organization_id put before.",
+            "references schema.table on delete …. Keys get organization_id put before.",
         ),
     ],
     schema: Annotated[str, typer.Option(metavar="SCHEMA", help="Where it lies; a schema of your own is made.")] = HOME,
