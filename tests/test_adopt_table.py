@@ -25,6 +25,7 @@ from api.adopt import Adoption, adopt, report
 from api.cli import app
 from api.migrations import MigrationError, MigrationReport, migrate, rollback
 from api.numbering import next_number
+from api.policies.matrix.proof import prove
 from api.release import PolicyConflict
 from api.settings import PROJECT, Settings
 from tests.catalogs import catalog_of
@@ -156,6 +157,8 @@ def test_a_family_is_adopted_and_keeps_every_byte(project: Project, acme: Organi
         }
         assert str(acme.id) not in (project.root / f"migrations/{MIGRATION}.sql").read_text()
         assert found.migrated and found.migrated.applied == (MIGRATION,)
+
+        assert prove(project.database.migrator, project.root, only=TABLES).holds
 
         # There is nothing left to do, here or by another adoption.
         again = project.adopt(*TABLES)

@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from api.policies.declared import VERBS
+from api.policies.matrix.candidates import has_equality
 from api.policies.matrix.catalog import Privileges, Table
 from api.policies.matrix.cells import MOVE, NO_ROW, Context, Outcome, Tried, judge
 from api.policies.matrix.people import Actor, Kind, Organization
@@ -165,10 +166,17 @@ class Attempts:
 
 def _selection(table: Table, organization: Organization, made: Made, may: frozenset[str]) -> sql.Composed:
     """Ask for the organization's rows by its id, or where that may not be read, by all that may."""
-    conditions = {table.key: organization.id}
+    conditions: Mapping[str, str | None] = {table.key: organization.id}
     if may and table.key not in may:
         conditions = {name: value for name, value in made.values.items() if name in may and value is not None}
-    tests = (sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in conditions.items())
+    tests = (
+        sql.SQL("{}{} = {}").format(
+            sql.Identifier(name),
+            sql.SQL("" if has_equality(table.columns[name]) else "::text"),
+            sql.Literal(value),
+        )
+        for name, value in conditions.items()
+    )
     return sql.SQL("select 1 from {} where {} limit 1").format(
         table.identifier, sql.SQL(" and ").join(tests) if conditions else sql.SQL("true")
     )

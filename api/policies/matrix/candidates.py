@@ -64,6 +64,11 @@ def is_random(column: Column) -> bool:
     return not column.is_array and (column.type_name == "uuid" or column.category == "S")
 
 
+def has_equality(column: Column) -> bool:
+    """Whether its values compare with `=`: json and points do not."""
+    return column.kind in ("b", "e") and column.category in "BDENSU" and column.type_name not in ("json", "xml")
+
+
 def _of_type(column: Column, nth_time: int) -> list[str]:
     name = column.type_name
     if column.kind == "r":

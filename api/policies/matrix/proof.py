@@ -34,6 +34,7 @@ from api.policies.trial import trial
 from api.release import MigrationError, Tree
 from api.release.catalog import Connection
 from api.release.files import table_of
+from api.release.loader import retry_when_busy
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,12 @@ class Proof:
 def prove(url: str, root: Path, only: Sequence[str] = ()) -> Proof:
     """Try everything, and compare with the headers in `root`. Raises MigrationError for a table that is no tenant's."""
     tree = Tree.read(root)
-    with trial(url) as conn:
-        return prove_in(conn, tree, only)
+
+    def attempt() -> Proof:
+        with trial(url) as conn:
+            return prove_in(conn, tree, only)
+
+    return retry_when_busy(attempt)
 
 
 def prove_in(conn: Connection, tree: Tree, only: Sequence[str] = ()) -> Proof:
