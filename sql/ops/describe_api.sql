@@ -51,7 +51,7 @@ as $$
       where c.conrelid = p_table_id
         and c.contype = 'c'
         and c.conkey = array[p_attnum]
-        and pg_get_constraintdef(c.oid) ~ '^CHECK \(\("?\w+"? = ANY \(ARRAY\[(''([^'']|'''')*''::text(, )?)+\]\)\)\)$'
+        and pg_get_constraintdef(c.oid) ~ '^CHECK \(\("?\w+"? = ANY \(ARRAY\[(''([^'']|'''')*''::text(, )?)+\]\)\)\)( NOT VALID)?$'
     )
   )
 $$;
