@@ -209,6 +209,13 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
     ("role_above_row_security", "alter role member bypassrls", "member"),
     ("role_above_row_security", "alter role goldleaves_kernel superuser bypassrls", "goldleaves_kernel"),
     ("role_becomes_another", "grant pg_read_all_data to member", "member"),
+    ("role_becomes_another", "grant platform_admin to member", "member"),
+    ("role_becomes_another", "create role desk; grant desk to member; grant service to desk", "desk"),
+    (
+        "grant_without_row_security",
+        "create materialized view app.totals as select * from app.cases; grant select on app.totals to member",
+        "app.totals",
+    ),
     ("role_becomes_another", "grant goldleaves_kernel to authenticator", "authenticator"),
     ("role_becomes_another", "create role root superuser; grant root to authenticator", "authenticator"),
     ("no_row_security_in_api", "create materialized view api.totals as select count(*) from app.cases", "api.totals"),

@@ -13,6 +13,9 @@ join (
 ) as member on member.oid = m.member
 where role.rolname in ('goldleaves_owner', 'goldleaves_kernel', 'goldleaves_migrator')
   or role.rolsuper or role.rolbypassrls or role.rolcreaterole
+  or role.rolname in ('authenticator', 'sidecar', 'monitor')
+  -- Policies for the staff hold for whoever is a member of theirs. PostgREST's login has to become it, and inherits nothing.
+  or (role.rolname in ('platform_admin', 'service') and member.name <> 'authenticator')
   or role.rolname in (
     'pg_read_all_data', 'pg_write_all_data', 'pg_maintain', 'pg_database_owner',
     'pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program'
