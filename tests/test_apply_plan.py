@@ -133,6 +133,18 @@ def test_a_link_does_not_lead_out_of_the_project(project: Path, link: str) -> No
     assert (files(project), files(elsewhere)) == ({}, {})
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(project: Path) -> None:
+    (project / "sql").mkdir()
+    (project / "sql/app").write_text("mine")
+    for options in ((), ("--apply",)):
+        result = run(plan_file(project, {ONE: "x", TWO: "x"}), *options)
+        assert (result.exit_code, result.stderr) == (
+            1,
+            f"{TWO}: sql/app is a file and no folder, nothing was written\n",
+        )
+    assert files(project) == {"sql/app": "mine"}
+
+
 def test_a_link_in_the_place_of_a_file_is_not_written_through(project: Path) -> None:
     (project / "policies").mkdir()
     (project / ONE).symlink_to("nothing.sql")
@@ -161,7 +173,9 @@ def test_what_is_no_plan_for_files_is_named(project: Path, name: str) -> None:
     assert (result.exit_code, result.stderr) == (1, f"{project.parent}/plan.json: {said}\n")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "\xff", "[" * 100_000], ids=["nothing", "a list", "half", "bytes", "deep"]
+)
 def test_a_file_that_is_something_else_is_named(project: Path, text: str) -> None:
     path = project.parent / "plan.json"
     path.write_bytes(text.encode("latin-1"))

@@ -50,7 +50,7 @@ class Report:
 
 def apply_plan(plan: FilesPlan, root: Path, *, write: bool) -> Report:
     """Say what becomes of each file, and with `write` do it. Raises MigrationError before anything is written when a
-    path leads out of the project.
+    path leads out of the project, or through a file.
     """
     for action in plan.actions:
         _require_inside(root, action.path)
@@ -63,6 +63,9 @@ def _require_inside(root: Path, path: str) -> None:
     folder = root.resolve() / path.partition("/")[0]
     if not (root / path).resolve().is_relative_to(folder):
         raise MigrationError(f"{path}: a symbolic link leads out of {folder}, nothing was written")
+    for above in (root / path).parents:
+        if above != root and above.is_relative_to(root) and above.exists() and not above.is_dir():
+            raise MigrationError(f"{path}: {above.relative_to(root)} is a file and no folder, nothing was written")
 
 
 def _look(root: Path, action: CreateFile) -> Outcome:

@@ -69,7 +69,7 @@ def read_plan(path: Path) -> FilesPlan:
     """Raises MigrationError, in one line, when the file holds no plan for files."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MigrationError(f"{path}: this is no JSON: {error}") from error
     kind = found.get("kind") if isinstance(found, dict) else None
     if kind == "policies":
@@ -92,7 +92,7 @@ def write_plan(path: Path, plan: FilesPlan) -> None:
 def _require_a_plan(path: Path) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or "kind" not in found:
         raise MigrationError(f"{path} is there and is no plan: name another file with --plan")
