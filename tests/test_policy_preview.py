@@ -301,7 +301,8 @@ def test_nothing_of_it_stays(world: World, preview: Preview) -> None:
         migrator.execute("set role member")
 
 
-def test_the_table_for_people(world: World, preview: Preview) -> None:
+def test_the_table_for_people(world: World, preview: Preview, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # too narrow, but nothing is left out
     lines = preview("--as", world.fjord["billing"].subject, "--org", "fjord").output.splitlines()
     assert lines[0] == (
         "fjord|billing (billing@fjord.example), billing of fjord: the rows that each table shows to role member. "

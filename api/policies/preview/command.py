@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -137,7 +138,9 @@ def _print(found: Preview) -> None:
         if found.organization:
             cells += [_alarming(each, found.caller), _cell(each.of_organization)]
         table.add_row(Text(each.relation.name), *cells, _cell(each.whole))
-    console.print(table)
+    # A narrow terminal breaks lines; rich would leave out digits instead.
+    table.width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.print(table, soft_wrap=True)
     notes = _notes(found)
     if notes:
         say("")
