@@ -303,7 +303,7 @@ def adopted(shared_database: Database, tree: Tree) -> Proof:
     }
     with trial(shared_database.superuser) as conn:
         run(conn, ADOPTED + "".join(PROTECTED.format(name) for name in ("odd", "accounts", "payments")))
-        return prove_in(conn, Tree({**tree.files, **headers}))
+        return prove_in(conn, Tree({**tree.files, **headers}), ["crm.odd", "crm.accounts", "crm.payments"])
 
 
 def test_a_row_is_made_of_any_table(adopted: Proof) -> None:
