@@ -234,6 +234,14 @@ def test_a_new_role_is_a_column(holed: tuple[Proof, str]) -> None:
     assert cell(proof, "audit.log", "select", "auditor", Context.OWN).outcome is Outcome.REFUSED
 
 
+def test_whoever_inherits_from_a_role_is_tried_too(shared_database: Database, tree: Tree) -> None:
+    """They connect themselves, and set what settings they like."""
+    with trial(shared_database.migrator) as conn:
+        run(conn, "create role matrix_heir; grant member to matrix_heir")
+        proof = prove_in(conn, tree, ["audit.log"])
+    assert differing(proof, "audit.log") == {("select", "matrix_heir"): {Context.OWN}}
+
+
 # Tables of an adopter.
 
 ADOPTED = """
