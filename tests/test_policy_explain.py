@@ -24,19 +24,19 @@ from tests.sql_requests import run
 Explain = Callable[..., Result]
 
 NOTES = """
-    create table app.notes (
+    create table app.memos (
       organization_id uuid not null, id uuid not null, user_id uuid, kind text not null,
       primary key (organization_id, id)
     );
-    alter table app.notes enable row level security;
-    alter table app.notes force row level security;
+    alter table app.memos enable row level security;
+    alter table app.memos force row level security;
 """
 ORG = "organization_id = tenancy.current_org()"
 
 
 @contextmanager
 def notes(database: Database, *statements: str) -> Iterator[Connection]:
-    """A table app.notes with what the statements do to it, in a transaction of the migrator that is rolled back."""
+    """A table app.memos with what the statements do to it, in a transaction of the migrator that is rolled back."""
     with trial(database.migrator) as conn:
         conn.execute("set local role goldleaves_owner")
         for statement in (NOTES, *statements):
@@ -45,11 +45,11 @@ def notes(database: Database, *statements: str) -> Iterator[Connection]:
         yield conn
 
 
-def told(conn: Connection, role: str = "member", table: str = "app.notes") -> list[str]:
+def told(conn: Connection, role: str = "member", table: str = "app.memos") -> list[str]:
     return [sentence.text for sentence in sentences(conn, role, table)]
 
 
-def sentences(conn: Connection, role: str = "member", table: str = "app.notes") -> list[Sentence]:
+def sentences(conn: Connection, role: str = "member", table: str = "app.memos") -> list[Sentence]:
     found = [said for said in say_who_may(read_table(conn, *find_table(conn, table))) if role in said.roles]
     return [sentence for said in found for sentence in said.sentences]
 
@@ -119,7 +119,7 @@ def sentences(conn: Connection, role: str = "member", table: str = "app.notes") 
 )
 def test_a_policy_in_words(shared_database: Database, policy: str, expected: str) -> None:
     with notes(
-        shared_database, "grant select on app.notes to member", f"create policy p on app.notes {policy}"
+        shared_database, "grant select on app.memos to member", f"create policy p on app.memos {policy}"
     ) as conn:
         assert expected in told(conn)
         assert "No right to insert, update or delete." in told(conn)
@@ -128,12 +128,12 @@ def test_a_policy_in_words(shared_database: Database, policy: str, expected: str
 def test_each_way_in_is_a_sentence(shared_database: Database) -> None:
     with notes(
         shared_database,
-        "grant select on app.notes to member",
-        f"""create policy p on app.notes for select to member using (
+        "grant select on app.memos to member",
+        f"""create policy p on app.memos for select to member using (
           {ORG} and (tenancy.current_role_in('owner') or (tenancy.current_role_in('admin') and kind = 'open'))
           or user_id = tenancy.current_user_id()
         )""",
-        "create policy q on app.notes for select to member using (tenancy.current_role_in('data:read') and "
+        "create policy q on app.memos for select to member using (tenancy.current_role_in('data:read') and "
         + ORG
         + ")",
     ) as conn:
@@ -149,9 +149,9 @@ def test_each_way_in_is_a_sentence(shared_database: Database) -> None:
 def test_a_restrictive_policy_limits_every_way_in(shared_database: Database) -> None:
     with notes(
         shared_database,
-        "grant select on app.notes to member",
-        "create policy wide on app.notes for select to member using (true)",
-        f"create policy narrow on app.notes as restrictive to member using ({ORG})",
+        "grant select on app.memos to member",
+        "create policy wide on app.memos for select to member using (true)",
+        f"create policy narrow on app.memos as restrictive to member using ({ORG})",
     ) as conn:
         assert sentences(conn)[0].text == "May select rows of the organization they act for."
         assert sentences(conn)[0].policies == ("wide", "narrow")
@@ -172,9 +172,9 @@ def test_a_restrictive_policy_limits_every_way_in(shared_database: Database) -> 
 )
 def test_what_an_update_may_make_of_a_row(shared_database: Database, check: str, afterwards: str) -> None:
     policy = (
-        f"create policy p on app.notes for update to member using ({ORG} and tenancy.current_role_in('owner')) {check}"
+        f"create policy p on app.memos for update to member using ({ORG} and tenancy.current_role_in('owner')) {check}"
     )
-    with notes(shared_database, "grant select, update (kind) on app.notes to member", policy) as conn:
+    with notes(shared_database, "grant select, update (kind) on app.memos to member", policy) as conn:
         expected = f"Owners may update rows of the organization they act for, in column kind{afterwards}."
         assert expected in told(conn)
 
@@ -183,30 +183,30 @@ def test_what_an_update_may_make_of_a_row(shared_database: Database, check: str,
     ("grant", "expected"),
     [
         (
-            "grant select (id, kind) on app.notes to member",
+            "grant select (id, kind) on app.memos to member",
             "rows of the organization they act for, in columns id and kind.",
         ),
         (
-            "grant select (organization_id, id, kind) on app.notes to member",
+            "grant select (organization_id, id, kind) on app.memos to member",
             "rows of the organization they act for, in every column but user_id.",
         ),
         (
-            "grant select on app.notes to member with grant option",
+            "grant select on app.memos to member with grant option",
             "rows of the organization they act for, and give that right to others.",
         ),
-        ("grant select on app.notes to public", "rows of the organization they act for."),
+        ("grant select on app.memos to public", "rows of the organization they act for."),
     ],
 )
 def test_a_right_in_words(shared_database: Database, grant: str, expected: str) -> None:
-    with notes(shared_database, grant, f"create policy p on app.notes for select to member using ({ORG})") as conn:
+    with notes(shared_database, grant, f"create policy p on app.memos for select to member using ({ORG})") as conn:
         assert f"May select {expected}" in told(conn)
 
 
 def test_public_is_everybody(shared_database: Database) -> None:
     with notes(
         shared_database,
-        "grant select on app.notes to public",
-        "create policy p on app.notes for select to public using (true)",
+        "grant select on app.memos to public",
+        "create policy p on app.memos for select to public using (true)",
     ) as conn:
         first = sentences(conn, "PUBLIC")[0]
     assert (first.text, first.alarming) == ("May select rows of all organizations.", True)
@@ -215,11 +215,11 @@ def test_public_is_everybody(shared_database: Database) -> None:
 def test_what_does_not_count_is_said(shared_database: Database) -> None:
     with notes(
         shared_database,
-        "grant update on app.notes to member",
-        f"create policy reads on app.notes for select to member using ({ORG})",
-        f"create policy changes on app.notes for update to member using ({ORG})",
-        "create policy staff on app.notes to platform_admin using (true)",
-        "create policy kernel on app.notes to goldleaves_kernel using (true)",
+        "grant update on app.memos to member",
+        f"create policy reads on app.memos for select to member using ({ORG})",
+        f"create policy changes on app.memos for update to member using ({ORG})",
+        "create policy staff on app.memos to platform_admin using (true)",
+        "create policy kernel on app.memos to goldleaves_kernel using (true)",
     ) as conn:
         of_kernel = "A policy that counts for goldleaves_migrator alone, by membership: no right to "
         assert told(conn, "goldleaves_kernel")[1] == of_kernel + "select, insert, update or delete."
@@ -241,7 +241,7 @@ def test_what_does_not_count_is_said(shared_database: Database) -> None:
     ],
 )
 def test_rights_past_row_security_are_said(shared_database: Database, right: str, text: str) -> None:
-    with notes(shared_database, f"grant {right} on app.notes to member") as conn:
+    with notes(shared_database, f"grant {right} on app.memos to member") as conn:
         assert any(text in each for each in told(conn))
 
 
@@ -252,13 +252,13 @@ def test_the_owner_is_held_by_forced_row_security_alone(shared_database: Databas
                 "May select, insert, update and delete by right, but no policy lets it: no row is there for it."
                 in told(conn, role)
             )
-        run(conn, "alter table app.notes no force row level security")
+        run(conn, "alter table app.memos no force row level security")
         for role in ("goldleaves_owner", "goldleaves_migrator"):
             found = [s for s in sentences(conn, role) if s.alarming]
             assert [s.text for s in found] == [
                 "May select, insert, update and delete every row: row security is not forced."
             ]
-        about = describe(read_table(conn, *find_table(conn, "app.notes")))
+        about = describe(read_table(conn, *find_table(conn, "app.memos")))
         assert about[1] == Sentence(
             "Row security is on, but NOT FORCED: it does not hold for the owner.", alarming=True
         )
@@ -268,12 +268,12 @@ def test_the_owner_is_held_by_forced_row_security_alone(shared_database: Databas
 def test_row_security_that_is_off_is_loud(shared_database: Database) -> None:
     with notes(
         shared_database,
-        "grant select on app.notes to member",
-        f"create policy p on app.notes for select to member using ({ORG})",
-        "alter table app.notes disable row level security",
+        "grant select on app.memos to member",
+        f"create policy p on app.memos for select to member using ({ORG})",
+        "alter table app.memos disable row level security",
     ) as conn:
         assert sentences(conn)[0] == Sentence("May select every row: row security is off.", ("select",), (), True)
-        about = [s.text for s in describe(read_table(conn, *find_table(conn, "app.notes"))) if s.alarming]
+        about = [s.text for s in describe(read_table(conn, *find_table(conn, "app.memos"))) if s.alarming]
         assert about == [
             "Row security is OFF: whoever has a right has it on every row.",
             "Its policies do not count: p.",
@@ -316,18 +316,18 @@ def test_a_condition_that_falls_into_too_many_ways_is_shown_as_it_is() -> None:
 
 
 def planned(conn: Connection) -> Plan:
-    table = read_table(conn, *find_table(conn, "app.notes"))
+    table = read_table(conn, *find_table(conn, "app.memos"))
     return plan_of(conn, table, next(role for role in table.roles if role.name == "member"))
 
 
-MEMBERS = ("grant select on app.notes to member", f"create policy p on app.notes for select to member using ({ORG})")
+MEMBERS = ("grant select on app.memos to member", f"create policy p on app.memos for select to member using ({ORG})")
 
 
 def test_the_index_that_serves_is_named(shared_database: Database) -> None:
     with notes(shared_database, *MEMBERS) as conn:
         plan = planned(conn)
         assert plan.verdict is not None
-        assert plan.verdict.startswith("Index notes_pkey serves the tenant predicate on organization_id.")
+        assert plan.verdict.startswith("Index memos_pkey serves the tenant predicate on organization_id.")
         assert plan.findings == ()
 
 
@@ -335,10 +335,10 @@ def test_the_index_that_serves_is_named(shared_database: Database) -> None:
     ("index", "why"),
     [
         ("", ""),
-        ("create index notes_kind on app.notes (kind, organization_id)", ""),
+        ("create index memos_kind on app.memos (kind, organization_id)", ""),
         (
-            "create index notes_open on app.notes (organization_id) where kind = 'open'",
-            " Index notes_open begins with it, but holds only a part of the rows.",
+            "create index memos_open on app.memos (organization_id) where kind = 'open'",
+            " Index memos_open begins with it, but holds only a part of the rows.",
         ),
     ],
 )
@@ -347,15 +347,15 @@ def test_a_missing_index_is_found_and_its_statement_given(shared_database: Datab
     with notes(
         shared_database,
         *MEMBERS,
-        "alter table app.notes drop constraint notes_pkey, add primary key (id)",
+        "alter table app.memos drop constraint memos_pkey, add primary key (id)",
         index or "select 1",
     ) as conn:
         (finding,) = planned(conn).findings
         assert finding.text == (
-            "The tenant predicate on organization_id is no index condition in app.notes: "
+            "The tenant predicate on organization_id is no index condition in app.memos: "
             f"each request reads the rows of everybody.{why}"
         )
-        assert finding.statements == ("create index concurrently on app.notes (organization_id, id);",)
+        assert finding.statements == ("create index concurrently on app.memos (organization_id, id);",)
         run(conn, finding.statements[0].replace("concurrently", ""))
         assert planned(conn).findings == ()
 
@@ -363,35 +363,35 @@ def test_a_missing_index_is_found_and_its_statement_given(shared_database: Datab
 def test_a_partitioned_table_gets_its_index_partition_by_partition(shared_database: Database) -> None:
     with notes(
         shared_database,
-        "drop table app.notes",
-        "create table app.notes (organization_id uuid, kind text) partition by list (kind)",
-        "create table app.notes_a partition of app.notes for values in ('a')",
-        "create table app.notes_b partition of app.notes for values in ('b')",
-        "alter table app.notes enable row level security",
+        "drop table app.memos",
+        "create table app.memos (organization_id uuid, kind text) partition by list (kind)",
+        "create table app.memos_a partition of app.memos for values in ('a')",
+        "create table app.memos_b partition of app.memos for values in ('b')",
+        "alter table app.memos enable row level security",
         *MEMBERS,
     ) as conn:
         (finding,) = planned(conn).findings
         assert finding.statements[:2] == (
-            "create index notes_by_organization on only app.notes (organization_id);",
-            "create index concurrently notes_a_by_organization on app.notes_a (organization_id);",
+            "create index memos_by_organization on only app.memos (organization_id);",
+            "create index concurrently memos_a_by_organization on app.memos_a (organization_id);",
         )
         for statement in finding.statements:
             run(conn, statement.replace("concurrently", ""))
         plan = planned(conn)
         assert plan.findings == ()
-        assert str(plan.verdict).startswith("Indexes such as notes_a_by_organization, one a partition, serve")
-        amiss = [sentence.text for sentence in describe(read_table(conn, *find_table(conn, "app.notes")))]
-        assert "Partition app.notes_a has row security off." in amiss
+        assert str(plan.verdict).startswith("Indexes such as memos_a_by_organization, one a partition, serve")
+        amiss = [sentence.text for sentence in describe(read_table(conn, *find_table(conn, "app.memos")))]
+        assert "Partition app.memos_a has row security off." in amiss
 
 
 def test_a_way_in_without_the_tenant_needs_an_index_too(shared_database: Database) -> None:
     with notes(
         shared_database,
         *MEMBERS,
-        "create policy own on app.notes for select to member using (user_id = tenancy.current_user_id())",
+        "create policy own on app.memos for select to member using (user_id = tenancy.current_user_id())",
     ) as conn:
         assert "a way in without it" in planned(conn).findings[0].text
-        run(conn, "create index on app.notes (user_id)")
+        run(conn, "create index on app.memos (user_id)")
         assert planned(conn).findings == ()
 
 
@@ -417,8 +417,8 @@ def test_a_helper_that_is_not_inlined_is_found(shared_database: Database, change
 def test_a_select_that_has_no_tenant_predicate_is_not_judged(shared_database: Database) -> None:
     with notes(
         shared_database,
-        "grant select on app.notes to member",
-        "create policy p on app.notes for select to member using (true)",
+        "grant select on app.memos to member",
+        "create policy p on app.memos for select to member using (true)",
     ) as conn:
         plan = planned(conn)
     assert str(plan.verdict).startswith("No policy compares a column with tenancy.current_org()")

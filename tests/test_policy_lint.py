@@ -25,7 +25,7 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
         "alter table metering.usage_events_2020_01 disable row level security",
         "metering.usage_events_2020_01",
     ),
-    ("row_security_off", "create table app.tasks (organization_id uuid)", "app.tasks"),
+    ("row_security_off", "create table app.chore (organization_id uuid)", "app.chore"),
     (
         "row_security_off",
         "create schema shop; create table shop.orders (organization_id uuid); grant select on shop.orders to member",
@@ -53,9 +53,9 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
     ("shared_table_without_row_security", "grant select (id) on ops.releases to anon", "ops.releases"),
     (
         "table_without_policy",
-        "create table app.tasks (organization_id uuid); alter table app.tasks enable row level security;"
-        "grant select on app.tasks to member",
-        "app.tasks",
+        "create table app.chore (organization_id uuid); alter table app.chore enable row level security;"
+        "grant select on app.chore to member",
+        "app.chore",
     ),
     (
         "table_without_policy",
@@ -156,8 +156,8 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "key_without_organization",
-        "create table app.tasks (id uuid primary key, organization_id uuid)",
-        "tasks_pkey on app.tasks",
+        "create table app.chore (id uuid primary key, organization_id uuid)",
+        "chore_pkey on app.chore",
     ),
     ("key_without_organization", "create unique index names on tenancy.organizations (name)", "tenancy.names"),
     (
@@ -247,7 +247,7 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
         "default privileges of goldleaves_kernel",
     ),
     ("no_primary_key", "create table app.notes (note text)", "app.notes"),
-    ("no_primary_key", "create table app.tasks (organization_id uuid)", "app.tasks"),
+    ("no_primary_key", "create table app.chore (organization_id uuid)", "app.chore"),
     ("duplicate_index", "create index again on app.cases (organization_id, client_id)", "app.again"),
     ("duplicate_index", "create index again on app.cases (organization_id, id)", "app.again"),
     (
