@@ -187,6 +187,7 @@ def test_what_is_live_can_be_accepted_and_put_back_by_loading_it_anew(checkout: 
         "create policy extra on app.clients as restrictive for all to public "
         "using (not (email is null)) with check (true)"
     )
+    checkout.execute("comment on policy extra on app.clients is 'for the 100% of it''s \\ sake'")
     changed = checkout.state()
     header = (checkout.root / "policies/app.clients.sql").read_text().split("alter table")[0]
 

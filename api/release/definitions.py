@@ -97,6 +97,9 @@ def _statements(names: _Names, unit: str, state: Live) -> Iterator[str]:
         yield f"alter {_KINDS[kind] if kind != 'view' else 'view'} {name} owner to {names.role(state['owner'])}"
     for policy, parts in sorted(state.get("policies", {}).items(), key=_by_command):
         yield _policy(names, policy, name, parts)
+        if "comment" in parts:
+            text = sql.Literal(parts["comment"]).as_string(None)
+            yield f"comment on policy {names.quoted(policy)} on {name} is {text}"
     if kind == "function":
         yield f"revoke all on routine {name} from public"
     yield from _grants(

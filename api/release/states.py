@@ -75,8 +75,9 @@ select n.nspname || '.' || c.relname, root_in.nspname || '.' || root.relname, js
       ),
       'using', pg_get_expr(p.polqual, p.polrelid),
       'check', pg_get_expr(p.polwithcheck, p.polrelid)
-    )), '{{}}')
+    ) || case when d.description is null then '{{}}' else jsonb_build_object('comment', d.description) end), '{{}}')
     from pg_policy p
+    left join pg_description d on d.objoid = p.oid and d.classoid = 'pg_policy'::regclass
     where p.polrelid = c.oid
   ),
   'grants', ({_OF_RELATION})
@@ -181,13 +182,16 @@ class Change:
         """As a plan calls it: create, change or drop."""
         return "create" if self.before is None else "drop" if self.after is None else "change"
 
+    def parts(self) -> list[tuple[str, Any, Any]]:
+        """Of what is there before and after, and has parts: those that differ, as they were and as they are."""
+        if not isinstance(self.before, dict) or not isinstance(self.after, dict):
+            return []
+        both = ((part, self.before.get(part), self.after.get(part)) for part in {**self.before, **self.after})
+        return [(part, was, now) for part, was, now in both if was != now]
+
     def sentences(self) -> list[str]:
-        if isinstance(self.before, dict) and isinstance(self.after, dict):
-            return [
-                f"{self.what}: {part} was {word(was)}, is {word(self.after.get(part))}"
-                for part, was in self.before.items()
-                if was != self.after.get(part)
-            ]
+        if parts := self.parts():
+            return [f"{self.what}: {part} was {word(was)}, is {word(now)}" for part, was, now in parts]
         if self.what.startswith("partition "):
             state = self.after or self.before
             told = ", ".join(f"{key} is {word(value)}" for key, value in state.items())

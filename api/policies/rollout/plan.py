@@ -252,13 +252,8 @@ def _will(change: Change) -> str:
     """What will be done, where `Change.sentences` tells what was done."""
     if change.what.startswith("partition "):
         return f"{change.what}: protected as its table is"
-    if isinstance(change.before, dict) and isinstance(change.after, dict):
-        parts = [
-            f"{part}: {states.word(was)} → {states.word(change.after.get(part))}"
-            for part, was in change.before.items()
-            if was != change.after.get(part)
-        ]
-        return f"{change.what}, {'; '.join(parts)}"
+    if parts := change.parts():
+        return "; ".join(f"{change.what}, {part}: {states.word(was)} → {states.word(now)}" for part, was, now in parts)
     if change.before is None or change.after is None or change.what == "definition":
         return change.what
     return f"{change.what}: {states.word(change.before)} → {states.word(change.after)}"
