@@ -283,6 +283,13 @@ create table crm.accounts (
   iban text not null check (iban ~ '^DE[0-9]{20}$'),
   primary key (organization_id, id)
 );
+create table crm.kinds (code text primary key check (code ~ '^K-[a-z]{3}-[0-9]{3}$'));
+create table crm.entries (
+  organization_id uuid not null,
+  id uuid not null,
+  kind text not null references crm.kinds (code),
+  primary key (organization_id, id)
+);
 create table crm.payments (
   organization_id uuid not null,
   account_id uuid not null,
@@ -310,8 +317,10 @@ def adopted(shared_database: Database, tree: Tree) -> Proof:
         "policies/crm.accounts.sql": HEADER + "-- a row: (iban) values ('DE' || repeat('0', 20))\n",
     }
     with trial(shared_database.superuser) as conn:
-        run(conn, ADOPTED + "".join(PROTECTED.format(name) for name in ("odd", "accounts", "payments")))
-        return prove_in(conn, Tree({**tree.files, **headers}), ["crm.odd", "crm.accounts", "crm.payments"])
+        run(conn, ADOPTED + "".join(PROTECTED.format(name) for name in ("odd", "accounts", "payments", "entries")))
+        return prove_in(
+            conn, Tree({**tree.files, **headers}), ["crm.odd", "crm.accounts", "crm.payments", "crm.entries"]
+        )
 
 
 def test_a_row_is_made_of_any_table(adopted: Proof) -> None:
@@ -323,7 +332,9 @@ def test_a_row_is_made_of_any_table(adopted: Proof) -> None:
 
 
 def test_where_no_row_can_be_made_nothing_is_proved(adopted: Proof) -> None:
-    assert {each.table for each in adopted.unproved} == {"crm.payments"}
+    assert {each.table for each in adopted.unproved} == {"crm.payments", "crm.entries"}
+    entry = cell(adopted, "crm.entries", "select", "viewer", Context.OTHER).message
+    assert entry and "entries_kind_fkey" in entry
     reason = cell(adopted, "crm.payments", "select", "viewer", Context.OTHER).message
     assert (
         reason
@@ -335,7 +346,7 @@ def test_where_no_row_can_be_made_nothing_is_proved(adopted: Proof) -> None:
 
 
 def test_headers_that_are_wrong_are_told(adopted: Proof) -> None:
-    assert adopted.silent == ("crm.payments",)
+    assert adopted.silent == ("crm.entries", "crm.payments")
     assert adopted.problems == (
         "policies/crm.odd.sql declares ownr, which is no role, no scope and no role of the database",
     )

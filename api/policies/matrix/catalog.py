@@ -66,7 +66,6 @@ class Table:
 
     name: str
     key: str
-    owner: str
     root: str | None
     columns: Mapping[str, Column]
     checks: tuple[Check, ...]
@@ -172,13 +171,10 @@ def privileges(conn: Connection, tables: Iterable[str], roles: Iterable[str]) ->
     }
 
 
-def _table(
-    name: str, key: str, owner: str, root: str | None, columns: Any, checks: Any, unique: Any, foreign_keys: Any
-) -> Table:
+def _table(name: str, key: str, root: str | None, columns: Any, checks: Any, unique: Any, foreign_keys: Any) -> Table:
     return Table(
         name,
         key,
-        owner,
         root,
         {column["name"]: Column(**{**column, "labels": tuple(column["labels"])}) for column in columns},
         tuple(Check(check["name"], tuple(check["columns"]), check["definition"]) for check in checks),

@@ -45,7 +45,7 @@ class RowMaker:
     tables: Mapping[str, Table]
     declarations: Mapping[str, Declared | None]
     made: dict[tuple[str, str], Made] = field(default_factory=dict)
-    others: dict[str, Values] = field(default_factory=dict)
+    others: dict[str, Values | None] = field(default_factory=dict)
 
     def make(self, table: Table, organization: str, pinned: Mapping[str, str] | None = None) -> Made:
         """The organization's row: one that is there already, else a new one with the `pinned` values."""
@@ -92,9 +92,7 @@ class RowMaker:
                 return values
             except psycopg.Error as error:
                 self._amend(table, values, fixed, error, odometers)
-        raise NoRow(
-            f"{_TRIES} guesses at a row were refused; say one in its policy file: -- a row: (column) values (…)"
-        )
+        raise NoRow(f"{_TRIES} guesses at its values were refused")
 
     def _first_guess(self, table: Table, fixed: Values, organization: str) -> Values:
         values: Values = {}
@@ -124,12 +122,19 @@ class RowMaker:
 
     def _any_row(self, name: str) -> Values | None:
         """A row of a table that is no tenant's."""
-        if name not in self.others and (table := catalog.other_table(self.conn, name)):
-            found = self.conn.execute(selection(table, sql.SQL("true"))).fetchone()
-            self.others[name] = (
-                _by_name(table, found) if found else self._insert(table, self._first_guess(table, {}, ""), {})
-            )
-        return self.others.get(name)
+        if name not in self.others:
+            self.others[name] = self._found_or_made(catalog.other_table(self.conn, name))
+        return self.others[name]
+
+    def _found_or_made(self, table: Table | None) -> Values | None:
+        if table is None:
+            return None
+        try:
+            with self.conn.transaction():
+                found = self.conn.execute(selection(table, sql.SQL("true"))).fetchone()
+            return _by_name(table, found) if found else self._insert(table, self._first_guess(table, {}, ""), {})
+        except (NoRow, psycopg.errors.InsufficientPrivilege):
+            return None  # the foreign key then says what is missing
 
     # Other values
 

@@ -2,7 +2,6 @@
 select
   format('%%I.%%I', n.nspname, c.relname),
   coalesce(tenant.attname, ''),
-  pg_catalog.pg_get_userbyid(c.relowner),
   case when c.relispartition then (
     select format('%%I.%%I', (select n.nspname from pg_catalog.pg_namespace n where n.oid = r.relnamespace), r.relname) from pg_catalog.pg_class r where r.oid = pg_catalog.pg_partition_root(c.oid)
   ) end,
