@@ -497,6 +497,8 @@ def test_what_is_built_on_api_is_listed_and_kept(loaded: Project) -> None:
             r"sql/app/count_notes\.sql: a grant on a schema would outlive",
         ),
         (COUNT_NOTES + "/* now */ COMMIT ;", r"sql/app/count_notes\.sql: it says COMMIT, but a file must not"),
+        (COUNT_NOTES + "END\n;", r"sql/app/count_notes\.sql: it says end, but a file must not"),
+        (COUNT_NOTES + "prepare transaction 'x';", r"sql/app/count_notes\.sql: it says prepare transaction, but a"),
     ],
 )
 def test_a_broken_file_is_named_and_the_old_release_stays(loaded: Project, text: str, said: str) -> None:
@@ -515,6 +517,7 @@ def test_a_broken_file_is_named_and_the_old_release_stays(loaded: Project, text:
 
 def test_words_that_only_look_like_transaction_commands_are_fine(loaded: Project) -> None:
     body = "create or replace procedure app.p() language plpgsql as $body$ begin commit; rollback; end $body$;"
+    body += "create or replace function app.q() returns int begin atomic; select case when true then 1 end; end;\n"
     loaded.write("sql/app/words.sql", f"-- ;commit\n{body}\ncomment on procedure app.p() is 'it''s; commit; done';")
     assert "sql/app/words.sql" in loaded.migrate().loaded
 

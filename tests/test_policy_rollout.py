@@ -89,6 +89,28 @@ def test_for_comments_alone_no_table_is_locked(checkout: Checkout) -> None:
     assert checkout.policies("apply", "--apply").exit_code == 3
 
 
+def test_what_looks_like_a_comment_in_a_name_is_none(checkout: Checkout) -> None:
+    policy = 'create policy "ours -- it\'s" on app.cases for select to service using ({});\n'
+    path = checkout.root / "policies/app.cases.sql"
+    text = path.read_text()
+    path.write_text(text + policy.format("true"))
+    assert checkout.policies("apply", "--apply").exit_code == 0
+    path.write_text(text + policy.format("false"))
+    assert checkout.policies("plan").exit_code == 0
+    assert [action["object"] for action in checkout.actions()] == ["policy ours -- it's"]
+
+
+def test_files_from_other_editors_are_read_or_named(checkout: Checkout) -> None:
+    path = checkout.root / "policies/app.cases.sql"
+    text = path.read_text()
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert checkout.policies("plan").exit_code == 0
+    assert checkout.actions() == []
+    path.write_bytes(f"-- caf\u00e9\n{text}".encode("latin-1"))
+    refused = checkout.policies("plan")
+    assert refused.exit_code == 1 and "app.cases.sql: byte 7 is not UTF-8" in refused.stderr
+
+
 def test_a_plan_names_the_holes_that_it_would_open(checkout: Checkout) -> None:
     with (checkout.root / "policies/app.cases.sql").open("a") as file:
         file.write("create policy open_door on app.cases for select to anon using (true);\n")

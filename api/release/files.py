@@ -14,11 +14,14 @@ from api.release.errors import MigrationError
 API = "sql/api/"
 POLICIES = "policies/"
 
-# What may hide words that look like commands: bodies, strings, comments.
-_QUOTED = re.compile(r"(\$\w*\$).*?\1|'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", re.DOTALL)
+# What may hide words that look like commands: bodies, strings, quoted names, comments.
+_QUOTED = re.compile(r"""(\$\w*\$).*?\1|'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/""", re.DOTALL)
 _TRANSACTION = re.compile(
-    r"(?:^|;)\s*(begin(?!\s+atomic)|start\s+transaction|commit|rollback|abort|savepoint)\b", re.IGNORECASE
+    r"(?:^|;)\s*(begin(?!\s+atomic)|start\s+transaction|commit|rollback|abort|savepoint|prepare\s+transaction)\b",
+    re.IGNORECASE,
 )
+# END is COMMIT, too, but for the one that ends a body.
+_END = re.compile(r"\bbegin\s+atomic\b|(?:^|;)\s*end\b(?=\s*(?:work\b|transaction\b|and\b|;|$))", re.IGNORECASE)
 _SCHEMA_GRANT = re.compile(r"(?:^|;)\s*(?:grant|revoke)\b[^;]*\bon\s+schema\b", re.IGNORECASE)
 
 
@@ -43,7 +46,7 @@ class Tree:
         )
         if not found:
             raise MigrationError(f"there is nothing in {root / 'sql'}: is this the project's directory?")
-        tree = cls({path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in found})
+        tree = cls({path.relative_to(root).as_posix(): _read(path) for path in found})
         for path, text in tree.files.items():
             refuse_transaction_commands(path, text)
             if not path.startswith(API):
@@ -77,8 +80,27 @@ class Tree:
 
 def refuse_transaction_commands(path: str, text: str) -> None:
     """Raise MigrationError when a file begins or ends a transaction: a COMMIT would leave a release half loaded."""
-    if found := _TRANSACTION.search(_QUOTED.sub(" ", text)):
-        raise MigrationError(f"{path}: it says {found[1]}, but a file must not begin or end a transaction")
+    bare = _QUOTED.sub(" ", text)
+    word = found[1] if (found := _TRANSACTION.search(bare)) else "end" if _ends_a_transaction(bare) else None
+    if word is not None:
+        raise MigrationError(f"{path}: it says {word}, but a file must not begin or end a transaction")
+
+
+def _ends_a_transaction(bare: str) -> bool:
+    bodies = 0
+    for found in _END.finditer(bare):
+        bodies += 1 if found[0].lower().startswith("begin") else -1
+        if bodies < 0:
+            return True
+    return False
+
+
+def _read(path: Path) -> str:
+    """Its text, without the mark that some editors begin a file with."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MigrationError(f"{path}: byte {error.start + 1} is not UTF-8") from error
 
 
 def without_comments(text: str) -> str:
