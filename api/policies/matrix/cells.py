@@ -107,9 +107,9 @@ def settle(tried: Tried, verb: str, declared: bool) -> Tried:
 def is_declared(declaration: Declared | None, actor: Actor, verb: str, context: Context) -> bool:
     if declaration is None or verb not in VERBS:
         return False
-    if actor.name in declaration.everywhere.get(verb, ()):
+    if actor.declared_as in declaration.everywhere.get(verb, ()):
         return True
-    names = {actor.name}
+    names = {actor.declared_as}
     if actor.kind is Kind.ROLE:
         names.add(EVERY_ROLE)
     elif actor.kind is Kind.KEY:
@@ -119,7 +119,7 @@ def is_declared(declaration: Declared | None, actor: Actor, verb: str, context: 
 
 def unknown_names(declarations: Mapping[str, Declared | None], actors: list[Actor]) -> list[str]:
     """Names in headers that are nobody's."""
-    known = {actor.name for actor in actors} | {EVERY_ROLE, EVERY_KEY}
+    known = {actor.declared_as for actor in actors} | {EVERY_ROLE, EVERY_KEY}
     return [
         f"policies/{table}.sql declares {name}, which is no role, no scope and no role of the database"
         for table, declaration in sorted(declarations.items())

@@ -20,6 +20,7 @@ REQUEST_ROLES = ("anon", "service", "platform_admin")
 DIRECT_ROLES = ("sidecar", "monitor", "authenticator", "goldleaves_kernel", "goldleaves_owner")
 STRANGER = "stranger"
 PUBLIC = "public"
+OF_DATABASE = " (database)"
 
 
 class Kind(StrEnum):
@@ -39,6 +40,11 @@ class Actor:
     database_role: str
     claims: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
+
+    @property
+    def declared_as(self) -> str:
+        """What headers call them. A role of the database may be called like one in organizations."""
+        return self.name.removesuffix(OF_DATABASE)
 
     @property
     def is_of_organization(self) -> bool:

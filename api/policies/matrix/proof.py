@@ -28,7 +28,16 @@ from api.policies.matrix.cells import (
     unknown_names,
     worst,
 )
-from api.policies.matrix.people import Actor, Kind, Organization, allow, database_actors, enter_as_owner, make_people
+from api.policies.matrix.people import (
+    OF_DATABASE,
+    Actor,
+    Kind,
+    Organization,
+    allow,
+    database_actors,
+    enter_as_owner,
+    make_people,
+)
 from api.policies.matrix.rows import RowMaker, in_order_of_references
 from api.policies.trial import trial
 from api.release import MigrationError, Tree
@@ -96,6 +105,8 @@ class _Proving:
         roots = {name: table for name, table in self._tenant_tables().items() if table.root is None}
         actors = self._actors_of_database([*roots])
         own, other, people = make_people(self.conn)
+        taken = {actor.name for actor in people}
+        actors = [replace(each, name=each.name + OF_DATABASE) if each.name in taken else each for each in actors]
         actors = [self._able(actor) for actor in (*people, *actors)]
         subjects, alike = self._subjects(roots, own, other)
         subjects = _chosen(subjects, alike, only)
@@ -191,7 +202,7 @@ class _Proving:
 def _is_meaningless(declaration: Declared | None, actor: Actor, verb: str, context: Context) -> bool:
     if verb == MOVE:  # who updates everywhere may do it
         return context is not Context.OWN or (
-            declaration is not None and actor.name in declaration.everywhere.get("update", ())
+            declaration is not None and actor.declared_as in declaration.everywhere.get("update", ())
         )
     return actor.kind is Kind.STRANGER and context is Context.OWN
 
