@@ -15,6 +15,8 @@ from api.policies.lint.rules import catalogue
 from tests.harness import Database
 from tests.sql_requests import Connection, run
 
+THIS = "this database"  # whatever it is called
+
 # A rule, how to break it, and the object that it has to name.
 BREAKS: tuple[tuple[str, str, str], ...] = (
     ("row_security_off", "alter table app.cases disable row level security", "app.cases"),
@@ -273,6 +275,97 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
         "update pg_index set indisvalid = false where indexrelid = 'app.cases_of_client'::regclass",
         "app.cases_of_client",
     ),
+    ("helper_replaced", "alter function tenancy.current_org_for(text[]) immutable", "tenancy.current_org_for(text[])"),
+    (
+        "key_without_organization",
+        "alter table app.cases add constraint titles exclude using btree (title with =)",
+        "titles on app.cases",
+    ),
+    ("another_owner", "alter function tenancy.current_org() owner to member", "routine tenancy.current_org()"),
+    ("create_in_schema", "create schema theirs authorization member", "theirs"),
+    (
+        "create_in_schema",
+        "do $$ begin execute format('grant create on database %I to member', current_database()); end $$",
+        THIS,
+    ),
+    ("role_above_row_security", "alter role authenticator replication createrole", "authenticator"),
+    ("role_becomes_another", "grant member to service", "service"),
+    ("role_becomes_another", "grant pg_read_all_stats to member", "member"),
+    ("role_becomes_another", "grant pg_signal_backend to monitor", "monitor"),
+    ("role_logs_in", "alter role member login", "member"),
+    ("role_logs_in", "alter role goldleaves_kernel login", "goldleaves_kernel"),
+    (
+        "role_logs_in",
+        "create role analyst login; create role desk; grant member to desk; grant desk to analyst",
+        "analyst",
+    ),
+    ("role_logs_in", "grant member to monitor", "monitor"),
+    ("setting_of_role", "alter role authenticator set app.current_org_role = 'owner'", "authenticator"),
+    ("setting_of_role", "alter role authenticator set pgrst.db_pre_request = ''", "authenticator"),
+    (
+        "setting_of_role",
+        "do $$ begin execute format("
+        "'alter database %I set pgrst.db_schemas = %L', current_database(), 'api,app'); end $$",
+        THIS,
+    ),
+    (
+        "setting_of_role",
+        "do $$ begin execute format("
+        "'alter role member in database %I set app.current_org_role = %L', current_database(), 'owner'); end $$",
+        "member",
+    ),
+    (
+        "leakproof_function",
+        "create function public.tell(text) returns boolean leakproof language plpgsql as 'begin raise; end'",
+        "public.tell(text)",
+    ),
+    (
+        "rule_on_table",
+        "create rule tell as on insert to app.cases do also notify cases",
+        "tell on app.cases",
+    ),
+    (
+        "function_sets_context",
+        "create function api.switch(text) returns text language sql"
+        " as $$ select set_config('app.current_org', $1, true) $$",
+        "api.switch(text)",
+    ),
+    (
+        "function_sets_context",
+        "create function public.all_cases() returns setof app.cases language sql"
+        " set app.current_org_role = 'owner' as 'select * from app.cases'",
+        "public.all_cases()",
+    ),
+    (
+        "function_sets_context",
+        "create function api.switch() returns void language plpgsql"
+        " as $$ begin set local app.current_org = 'x'; end $$",
+        "api.switch()",
+    ),
+    (
+        "sequence_granted",
+        "create sequence app.case_numbers; grant usage on sequence app.case_numbers to member",
+        "app.case_numbers",
+    ),
+    (
+        "definer_to_public",
+        "create function public.invoices() returns setof billing.invoices security definer language sql"
+        " as 'select * from billing.invoices'",
+        "public.invoices()",
+    ),
+    (
+        "owned_by_superuser",
+        "create function public.invoices() returns setof billing.invoices security definer language sql"
+        " as 'select * from billing.invoices'; alter function public.invoices() owner to platform_admin;"
+        "grant usage on schema public to member",
+        "public.invoices()",
+    ),
+    (
+        "policy_shows_everything",
+        "create policy colleagues on tenancy.users for select to member"
+        " using (id = tenancy.current_user_id() or email like '%@example.com')",
+        "colleagues on tenancy.users",
+    ),
 )
 
 SAFE = (
@@ -354,6 +447,8 @@ def test_every_rule_is_broken_below() -> None:
 
 @pytest.mark.parametrize(("rule", "broken_by", "name"), BREAKS)
 def test_a_break_is_found_and_mended(trial: Connection, rule: str, broken_by: str, name: str) -> None:
+    if name == THIS:
+        name = f"database {trial.info.dbname}"
     before = found(trial, rule)
     assert name not in before
     run(trial, broken_by)

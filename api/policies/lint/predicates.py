@@ -21,7 +21,8 @@ Tree: TypeAlias = "str | list[Tree] | Node"
 _UUID_EQUALS = "2972"  # pg_catalog.=(uuid, uuid), by an oid that Postgres never changes
 _TOKEN = re.compile(r"[{}()]|(?:\\.|[^\s{}()\\])+", re.DOTALL)
 
-# Two tables show a caller more than the current organization: all of their own memberships and organizations.
+# Two tables show a caller more than the current organization: all of their own memberships and organizations. People
+# have no organization, and see themselves.
 _POLICIES = """
 select p.oid, p.polqual::text, p.polwithcheck::text, comparison.kind, comparison.columns, comparison.functions
 from pg_policy p
@@ -35,7 +36,8 @@ cross join lateral (
       ('OPEXPR', 'tenancy.organizations', 'id', to_regprocedure('tenancy.current_org()'), false),
       ('OPEXPR', 'tenancy.organizations', 'id', to_regprocedure('tenancy.current_org_for(text[])'), false),
       ('SCALARARRAYOPEXPR', 'tenancy.organizations', 'id', to_regprocedure('tenancy.my_organizations()'), true),
-      ('OPEXPR', 'tenancy.memberships', 'user_id', to_regprocedure('tenancy.current_user_id()'), true)
+      ('OPEXPR', 'tenancy.memberships', 'user_id', to_regprocedure('tenancy.current_user_id()'), true),
+      ('OPEXPR', 'tenancy.users', 'id', to_regprocedure('tenancy.current_user_id()'), false)
   ) as c (kind, only_on, column_name, function, only_read)
   join pg_attribute a on a.attrelid = p.polrelid and a.attname = c.column_name and not a.attisdropped
   where (c.only_on is null or to_regclass(c.only_on) = p.polrelid)

@@ -89,4 +89,15 @@ functions as materialized (
   join pg_language language on language.oid = p.prolang
   where p.pronamespace in (select oid from ours)
     or p.proowner in (to_regrole('goldleaves_owner')::oid, to_regrole('goldleaves_kernel')::oid)
+    -- Also what lies in other schemas, when it has rights of its own, and a request reaches it.
+    or (
+      p.prosecdef
+      and p.pronamespace not in (select oid from pg_namespace where nspname ~ '^(pg_|information_schema$)')
+      and not exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
+      and exists (
+        select from request_roles r
+        where r.oid <> 0 and r.oid <> p.proowner
+          and has_function_privilege(r.oid, p.oid, 'execute') and has_schema_privilege(r.oid, p.pronamespace, 'usage')
+      )
+    )
 )

@@ -1,10 +1,11 @@
 -- A function that says whose request this is does something else than it was made to.
--- Why: every policy asks it. One that answers from elsewhere opens all tables at once, and no policy looks any different.
+-- Why: every policy asks it. One that answers from elsewhere opens all tables at once, and no policy looks any different. One that is
+-- immutable is asked once for a plan that is kept, and answers the next request with the organization of the one before.
 -- Level: error
 select 'pg_proc'::regclass as class, p.oid as id, p.oid::regprocedure::text as object,
   format('%s is not the one that the migrations made', p.oid::regprocedure) as what,
   format(E'create or replace function %s returns %s language sql stable parallel safe as $$%s$$;\n'
-    'alter function %s called on null input security invoker reset all;',
+    'alter function %s stable called on null input security invoker reset all;',
     m.signature, m.result, m.body, p.oid::regprocedure) as mend
 from (
   values
@@ -41,3 +42,4 @@ join pg_proc p on p.oid = m.id
 -- Whoever pastes a function indents it.
 where regexp_replace(p.prosrc, '\s+', ' ', 'g') <> regexp_replace(m.body, '\s+', ' ', 'g')
   or p.prolang <> (select oid from pg_language where lanname = 'sql')
+  or p.provolatile <> 's'

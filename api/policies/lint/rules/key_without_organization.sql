@@ -1,4 +1,4 @@
--- A primary key or unique index of a table with rows of tenants does not start with the organization.
+-- A primary key, unique index or exclusion constraint of a table with rows of tenants does not start with the organization.
 -- Why: "already exists" then tells one tenant what another has, and the table cannot be distributed by organization.
 -- Level: error
 select
@@ -15,7 +15,7 @@ select
         'goldleaves lint key_without_organization: <why not>')
     when k.oid is not null then
       format('alter table %s drop constraint %I, add %s;', t.name, k.conname,
-        regexp_replace(pg_get_constraintdef(k.oid), '\(', '(' || t.tenant_column || ', '))
+        regexp_replace(pg_get_constraintdef(k.oid), '\(', '(' || t.tenant_column || case when i.indisexclusion then ' with =' else '' end || ', '))
     else
       format(E'drop index %s;\n%s;', i.indexrelid::regclass,
         regexp_replace(pg_get_indexdef(i.indexrelid), '\(', '(' || t.tenant_column || ', '))
@@ -23,5 +23,5 @@ select
 from pg_index i
 join tenant_tables t on t.oid = i.indrelid and not t.is_partition
 left join pg_constraint k on k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x')
-where i.indisunique
+where (i.indisunique or i.indisexclusion)
   and (i.indkey[0] <> t.tenant_number or t.tenant_column = 'id')

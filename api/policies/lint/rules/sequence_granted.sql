@@ -1,0 +1,12 @@
+-- A role that serves requests is granted a sequence.
+-- Why: all organizations draw their numbers from it, so each sees how many the others make, and who may update it sets it back. Columns
+-- that are generated as identity need no grant.
+-- Level: warning
+select 'pg_class'::regclass as class, c.oid as id, c.oid::regclass::text as object,
+  format('%s may use %s', string_agg(distinct r.name, ', '), c.oid::regclass) as what,
+  format('revoke all on sequence %s from %s cascade;', c.oid::regclass, string_agg(distinct r.name, ', ')) as mend
+from pg_class c
+cross join lateral aclexplode(c.relacl) as a
+join request_roles r on r.oid = a.grantee
+where c.relkind = 'S' and a.grantee <> c.relowner
+group by c.oid
