@@ -100,6 +100,14 @@ def sentences(conn: Connection, role: str = "member", table: str = "app.memos") 
             "May select rows of all organizations, where kind = 'shared'.",
         ),
         (
+            "for select to member using (user_id = tenancy.current_org())",
+            "May select rows of all organizations, where user_id = tenancy.current_org().",
+        ),
+        (
+            "for select to member using (user_id = tenancy.current_org_for('owner'))",
+            "May select rows of all organizations, where user_id = tenancy.current_org_for(VARIADIC ARRAY['owner']).",
+        ),
+        (
             "for select to member using (tenancy.current_role_in('owner'))",
             "Owners may select rows of all organizations.",
         ),
@@ -123,6 +131,23 @@ def test_a_policy_in_words(shared_database: Database, policy: str, expected: str
     ) as conn:
         assert expected in told(conn)
         assert "No right to insert, update or delete." in told(conn)
+
+
+@pytest.mark.parametrize(
+    ("using", "alarming"),
+    [
+        ("true", True),
+        ("kind = 'shared'", True),
+        ("user_id = tenancy.current_org()", True),
+        (f"{ORG} and kind = 'shared'", False),
+        ("user_id = tenancy.current_user_id()", False),
+        ("organization_id = any (tenancy.my_organizations())", False),
+    ],
+)
+def test_what_reaches_other_organizations_is_alarming(shared_database: Database, using: str, alarming: bool) -> None:
+    policy = f"create policy p on app.memos for select to member using ({using})"
+    with notes(shared_database, "grant select on app.memos to member", policy) as conn:
+        assert sentences(conn)[0].alarming is alarming
 
 
 def test_each_way_in_is_a_sentence(shared_database: Database) -> None:
@@ -308,7 +333,7 @@ def test_a_role_has_what_it_inherits(database: Database) -> None:
 
 def test_a_condition_that_falls_into_too_many_ways_is_shown_as_it_is() -> None:
     either = " AND ".join(f"((a = {n}) OR (b = {n}))" for n in range(6))
-    (only,) = clauses(f"({either})")
+    (only,) = clauses(f"({either})", "organization_id")
     assert only.rows("every row") == f"every row, where {either}"
 
 

@@ -147,8 +147,13 @@ class Table:
         return self.name.split(".", 1)[1]
 
     @property
+    def tenant_column(self) -> str:
+        """The column that says whose a row is, where the table has it."""
+        return "id" if self.name == "tenancy.organizations" else "organization_id"
+
+    @property
     def has_tenants(self) -> bool:
-        return "organization_id" in self.columns or self.name == "tenancy.organizations"
+        return self.tenant_column in self.columns
 
 
 def find_table(conn: Connection, named: str) -> tuple[str, int]:

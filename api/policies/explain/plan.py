@@ -151,7 +151,11 @@ def _judge(conn: Connection, table: Table, role: Role, root: dict[str, Any], fin
     """What serves the tenant predicate. What is missing is added to the findings."""
     if not is_held_back(table, role):
         return "No policy is in it: row security does not hold here."
-    ways = [way for policy in reading_policies(table, role) for way in clauses(policy.condition("select"))]
+    ways = [
+        way
+        for policy in reading_policies(table, role)
+        for way in clauses(policy.condition("select"), table.tenant_column)
+    ]
     if not ways:
         return "No policy lets it see a row."
     column = next((way.tenant_column for way in ways if way.tenant_column), None)

@@ -53,6 +53,11 @@ class Clause:
     def is_everything(self) -> bool:
         return self == Clause()
 
+    @property
+    def is_unbound(self) -> bool:
+        """Whether rows of any organization satisfy it, also such as have nothing to do with who asks."""
+        return not self.tenant_column and not any(each.startswith(_PERSONAL) for each in self.conditions)
+
     def rows(self, everything: str) -> str:
         """Which rows, as in `may select …`; `everything` is what to call all there are."""
         if self.tenant_column == "id":
@@ -82,9 +87,9 @@ _PERSONAL = (_OWN_ROWS, _MY_ORGANIZATIONS)
 EVERYTHING = Clause()
 
 
-def clauses(expression: str) -> tuple[Clause, ...]:
+def clauses(expression: str, tenant_column: str) -> tuple[Clause, ...]:
     """The ways to satisfy a condition; none when nothing does."""
-    found = tuple(dict.fromkeys(_clauses(expression.strip())))
+    found = tuple(dict.fromkeys(_clauses(expression.strip(), tenant_column)))
     if EVERYTHING in found:
         return (EVERYTHING,)
     return found if len(found) <= _MOST_CLAUSES else (Clause(conditions=(f"where {unwrapped(expression)}",)),)
@@ -100,32 +105,32 @@ def listed(words: list[str], conjunction: str = "and") -> str:
     return words[0] if len(words) == 1 else f" {conjunction} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def _clauses(expression: str) -> Iterator[Clause]:
+def _clauses(expression: str, tenant_column: str) -> Iterator[Clause]:
     bare = unwrapped(expression)
     if len(parts := _split(bare, " OR ")) > 1:
         for part in parts:
-            yield from _clauses(part)
+            yield from _clauses(part, tenant_column)
     elif len(parts := _split(bare, " AND ")) > 1:
         found: tuple[Clause, ...] = (EVERYTHING,)
         for part in parts:
-            found = both(found, tuple(_clauses(part)))
+            found = both(found, tuple(_clauses(part, tenant_column)))
             if len(found) > _MOST_CLAUSES:
                 found = (Clause(conditions=(f"where {bare}",)),)
                 break
         yield from found
     elif bare != "false":
-        yield _atom(bare)
+        yield _atom(bare, tenant_column)
 
 
-def _atom(text: str) -> Clause:
+def _atom(text: str, tenant_column: str) -> Clause:
     if text == "true":
         return EVERYTHING
-    if match := _CURRENT_ORGANIZATION.fullmatch(text):
-        return Clause(tenant_column=_column(match))
+    if (match := _CURRENT_ORGANIZATION.fullmatch(text)) and _column(match) == tenant_column:
+        return Clause(tenant_column=tenant_column)
     if match := _ROLES.fullmatch(text):
         return Clause(who=_quoted(match["names"]))
-    if match := _ROLES_THERE.fullmatch(text):
-        return Clause(who=_quoted(match["names"] or match["turned"]), tenant_column=_column(match))
+    if (match := _ROLES_THERE.fullmatch(text)) and _column(match) == tenant_column:
+        return Clause(who=_quoted(match["names"] or match["turned"]), tenant_column=tenant_column)
     if match := _OWN.fullmatch(text):
         return Clause(conditions=(f"{_OWN_ROWS} ({_column(match)})",))
     if match := _NOT_OWN.fullmatch(text):

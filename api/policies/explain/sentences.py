@@ -190,28 +190,28 @@ def _ways_in(
     restrictive = [policy for policy in applying if not policy.permissive]
     limits: tuple[Clause, ...] = (EVERYTHING,)
     for policy in restrictive:
-        limits = both(limits, clauses(policy.condition(verb)))
+        limits = both(limits, clauses(policy.condition(verb), table.tenant_column))
     everything = "rows of all organizations" if table.has_tenants else "every row"
     found = False
     for policy in permissive:
-        for clause in both(clauses(policy.condition(verb)), limits):
+        for clause in both(clauses(policy.condition(verb), table.tenant_column), limits):
             found = True
             people = clause.people()
             way = _Way(
                 f"{people[0].upper()}{people[1:]} may" if people else "May",
-                f"{clause.rows(everything)}{tail}{_afterwards(policy, clause) if verb == 'update' else ''}",
-                table.has_tenants and _is_tenants(role) and not clause.tenant_column and not clause.conditions,
+                f"{clause.rows(everything)}{tail}{_afterwards(table, policy, clause) if verb == 'update' else ''}",
+                table.has_tenants and _is_tenants(role) and clause.is_unbound,
             )
             yield verb, way, (policy.name, *(each.name for each in restrictive))
     if permissive and not found:
         yield verb, _Way("May", f"nothing{tail}: no row meets the policies"), tuple(each.name for each in applying)
 
 
-def _afterwards(policy: Policy, before: Clause) -> str:
+def _afterwards(table: Table, policy: Policy, before: Clause) -> str:
     """What an updated row has to be, where that is more or less than what it was."""
     if policy.check is None or policy.check == policy.using:
         return ""
-    ways = both(clauses(policy.check), (Clause(before.who),))
+    ways = both(clauses(policy.check, table.tenant_column), (Clause(before.who),))
     if any(way.is_everything or way == Clause(before.who) for way in ways):
         return "" if not before.tenant_column and not before.conditions else "; what they become is not checked"
     if any(way.tenant_column == before.tenant_column and set(way.conditions) <= set(before.conditions) for way in ways):
