@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from api.release import PolicyConflict
+from api.migrations import rollback
+from api.release import PolicyConflict, catalog
 from tests.harness import Database
 from tests.rollout import Checkout
 
@@ -272,3 +275,137 @@ def test_a_table_that_was_dropped_by_hand_is_given_up_with_its_file(checkout: Ch
     assert applied.exit_code == 0, applied.output
     assert checkout.policies("verify").exit_code == 0
     checkout.migrate()
+
+
+def test_what_is_not_lost_by_a_rollback_is_not_taken_for_released_either(checkout: Checkout) -> None:
+    checkout.execute("grant select on ops.releases to anon")
+    checkout.execute("grant create on schema app to member")
+    checkout.execute("alter function tenancy.current_org() volatile")
+    before = checkout.policies("verify").stdout
+    assert before.count("! ") == 3
+    rollback(checkout.database.migrator, "0009", checkout.root)
+    checkout.migrate()
+    assert checkout.policies("verify").stdout == before
+
+
+def test_a_new_file_does_not_overwrite_what_its_table_was_given_before(checkout: Checkout) -> None:
+    checkout.execute("grant select on ops.releases to monitor")
+    path = checkout.root / "policies/ops.releases.sql"
+    path.write_text("-- Releases.\ngrant select on ops.releases to goldleaves_kernel;\n")
+    changed = checkout.state()
+    with pytest.raises(PolicyConflict, match=r"table ops\.releases: grant select to monitor was added"):
+        checkout.migrate()
+    planned = checkout.policies("plan")
+    assert planned.exit_code == 3
+    assert {(action["action"], action["file"]) for action in checkout.actions()} == {
+        ("conflict", "policies/ops.releases.sql")
+    }
+    assert checkout.policies("apply", "--apply").exit_code == 3
+    assert checkout.state() == changed
+    assert "to monitor" in (checkout.root / "policies/ops.releases.sql.new").read_text()
+
+    accepted = checkout.policies("apply", "--apply", "--accept-live", "ops.releases")
+    assert accepted.exit_code == 0, accepted.output
+    assert checkout.state() == changed
+    assert path.read_text().startswith("-- Releases.\n") and "to monitor" in path.read_text()
+    assert checkout.policies("verify").exit_code == 0
+
+    # Or the file counts, or it says the same.
+    checkout.execute("grant select on ops.released_objects to monitor")
+    path = checkout.root / "policies/ops.released_objects.sql"
+    path.write_text("grant select on ops.released_objects to goldleaves_kernel;\n")
+    assert checkout.policies("apply", "--apply", "--overwrite", "ops.released_objects").exit_code == 0
+    assert checkout.query("select has_table_privilege('monitor', 'ops.released_objects', 'select')") == [(False,)]
+    assert checkout.policies("verify").exit_code == 0
+
+
+def test_a_new_file_may_say_what_is_live_already(checkout: Checkout) -> None:
+    checkout.execute("grant select on ops.releases to monitor")
+    (grants,) = [checkout.state()["table ops.releases"]["grants"]]
+    (checkout.root / "policies/ops.releases.sql").write_text(
+        "".join(f"grant {line.replace(' to ', ' on ops.releases to ')};\n" for line in grants)
+    )
+    assert checkout.migrate().loaded == ("policies/ops.releases.sql",)
+    assert checkout.policies("verify").exit_code == 0
+
+
+@contextmanager
+def committed_while_locks_are_taken(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, table: str, statement: str
+) -> Iterator[None]:
+    """Somebody commits this after it was found that nothing was changed by hand, before the table is locked."""
+    lock = catalog.lock
+    left = [statement]
+
+    def late(conn: catalog.Connection, name: str, mode: str) -> None:
+        if name == table and left:
+            checkout.execute(left.pop())
+        lock(conn, name, mode)
+
+    monkeypatch.setattr(catalog, "lock", late)
+    yield
+    assert not left
+
+
+@pytest.mark.parametrize("with_behaviour", [False, True])
+def test_what_is_changed_while_a_release_waits_for_locks_is_found(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, with_behaviour: bool
+) -> None:
+    with (checkout.root / "policies/app.cases.sql").open("a") as file:
+        file.write("grant select on app.cases to service;\n")
+    if with_behaviour:
+        (checkout.root / "sql/api/more.sql").write_text("-- api is rebuilt\n")
+    with committed_while_locks_are_taken(checkout, monkeypatch, "app.cases", "grant delete on app.cases to service"):
+        if with_behaviour:
+            with pytest.raises(PolicyConflict, match="grant delete to service was added"):
+                checkout.migrate()
+        else:
+            assert checkout.policies("apply", "--apply").exit_code == 3
+    assert checkout.query("select has_table_privilege('service', 'app.cases', 'delete')") == [(True,)]
+
+
+def test_a_view_that_somebody_has_just_changed_is_not_dropped(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout.root / "sql/api/more.sql").write_text("-- api is rebuilt\n")
+    hold, left = catalog.hold_views, ["alter view api.cases set (security_barrier)"]
+
+    def late(conn: catalog.Connection, schema: str) -> None:
+        if left:
+            checkout.execute(left.pop())
+        hold(conn, schema)
+
+    monkeypatch.setattr(catalog, "hold_views", late)
+    with pytest.raises(PolicyConflict, match=r"view api\.cases"):
+        checkout.migrate()
+    assert not left
+
+
+def test_names_that_need_quotes_are_rolled_out_like_others(checkout: Checkout) -> None:
+    (checkout.root / "migrations/9001_create_order_lines.sql").write_text(
+        'set local role goldleaves_owner; create table app."Order Lines" (organization_id uuid, "a b" int); reset role;'
+    )
+    path = checkout.root / "policies/app.Order Lines.sql"
+    path.write_text(
+        'alter table app."Order Lines" enable row level security;\n'
+        'alter table app."Order Lines" force row level security;\n'
+        'create policy "it\'s ""odd"" -- one" on app."Order Lines" for select to member\n'
+        "  using (organization_id = tenancy.current_org());\n"
+        'grant select ("a b") on app."Order Lines" to member;\n'
+    )
+    checkout.migrate()
+    checkout.edit("policies/app.Order Lines.sql", "for select to member", "for select to member, service")
+    assert checkout.policies("apply", "--apply").exit_code == 0
+    checkout.execute('grant update ("a b") on app."Order Lines" to service with grant option')
+    checkout.execute('create table app."../../x/y" (id int)')
+    assert checkout.policies("apply", "--apply").exit_code == 3
+    assert {path.name for path in (checkout.root / "policies").glob("*.new")} == {
+        "app.Order Lines.sql.new",
+        "app..._.._x_y.sql.new",
+    }
+    checkout.execute('drop table app."../../x/y"')
+    changed = checkout.state()
+    accepted = checkout.policies("apply", "--apply", "--accept-live", "app.Order Lines")
+    assert accepted.exit_code == 0, accepted.output
+    assert checkout.state() == changed
+    assert checkout.policies("verify").exit_code == 0

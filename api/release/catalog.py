@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 Connection = psycopg.Connection[Any]
 
@@ -91,6 +92,13 @@ from pg_trigger t
 join pg_class c on c.oid = t.tgrelid
 where c.relispartition and t.tgparentid = 0 and t.tgfoid::regprocedure::text = any(%(functions)s)
 order by 2
+"""
+
+_LOCKABLE_VIEWS = """
+select c.oid::regclass::text
+from pg_class c
+where c.relnamespace = to_regnamespace(%s) and c.relkind = 'v' and c.relowner = 'goldleaves_owner'::regrole
+order by 1
 """
 
 _API_MEMBERS = """
@@ -274,8 +282,19 @@ def let_kernel_create(conn: Connection, allowed: bool) -> None:
 
 
 def lock(conn: Connection, table: str, mode: str) -> None:
-    """Lock a table and its partitions. `table` is as the catalog writes it."""
-    conn.execute(f"lock table {table} in {mode} mode".encode())
+    """Lock a table and its partitions. `table` is `schema.table` without quotes."""
+    name = sql.Identifier(*table.split(".", 1)).as_string(None)
+    conn.execute(f"lock table {name} in {mode} mode".encode())
+
+
+def hold_views(conn: Connection, schema: str) -> None:
+    """Let nobody change a view of this schema from now on, nor what it reads. Readers and writers do not mind.
+
+    Only of those that are ours to lock.
+    """
+    rows = conn.execute(_LOCKABLE_VIEWS, [schema]).fetchall()
+    if rows:
+        conn.execute(f"lock table {', '.join(name for (name,) in rows)} in access share mode".encode())
 
 
 def _execute_all(conn: Connection, query: str, parameters: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from api.release.catalog import Connection
 from api.release.drift import Drift
-from api.release.states import Live, readable
+from api.release.states import WHOLE, Live, readable
 
 _COMMANDS = {"r": "select", "a": "insert", "w": "update", "d": "delete"}
 _GRANT = re.compile(r"(\w+)(?: \((.*)\))? to (.+?)( with grant option)?")
@@ -70,7 +70,7 @@ class _Names:
 
 def _kind_and_name(names: _Names, unit: str) -> tuple[str, str]:
     kind, _, name = unit.partition(" ")
-    if not name:
+    if kind not in WHOLE:  # a table with a policy file, whose name may hold spaces, too
         return "table", names.table(unit)
     return kind, names.table(name) if kind == "table" else name
 

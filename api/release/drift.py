@@ -7,7 +7,7 @@ by now what is live: then the two agree, and the file takes over.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api.release import objects, policies, states
 from api.release.catalog import Connection
@@ -33,6 +33,11 @@ class Drift:
 
     def __str__(self) -> str:
         return f"{self.unit}: {'; '.join(states.sentences(self.unit, self.released, self.live))}"
+
+    @property
+    def name(self) -> str:
+        """Of a table, as its file is named."""
+        return self.unit.removeprefix("table ")
 
     @property
     def is_table_with_file(self) -> bool:
@@ -74,12 +79,7 @@ class Drift:
 def find(conn: Connection, made_by: Mapping[str, Iterable[str]]) -> dict[str, Drift]:
     """Everything that differs, by unit. `made_by` tells which file made which objects."""
     filed = policies.recorded(conn)
-    now = states.tables(conn, list(filed))
-    found = {
-        table: Drift(table, left.live, now.get(table), f"{POLICIES}{table}.sql")
-        for table, left in filed.items()
-        if states.changes(table, left.live, now.get(table))
-    }
+    found = _of_files(conn, filed)
     known = objects.recorded(conn)
     if not known:
         return found
@@ -90,6 +90,31 @@ def find(conn: Connection, made_by: Mapping[str, Iterable[str]]) -> dict[str, Dr
         for unit in sorted({*known, *others})
         if states.changes(unit, known.get(unit), others.get(unit))
     }
+
+
+def find_in_policies(conn: Connection) -> dict[str, Drift]:
+    """Only the tables with a policy file."""
+    return _of_files(conn, policies.recorded(conn))
+
+
+def _of_files(conn: Connection, filed: Mapping[str, policies.Recorded]) -> dict[str, Drift]:
+    now = states.tables(conn, list(filed))
+    return {
+        table: Drift(table, left.live, now.get(table), f"{POLICIES}{table}.sql")
+        for table, left in filed.items()
+        if states.changes(table, left.live, now.get(table))
+    }
+
+
+def with_new_files(found: Mapping[str, Drift], tree: Tree) -> dict[str, Drift]:
+    """Also with the files that tables without one have got by now: loading those would undo what was changed there."""
+    return {unit: _with_new_file(each, tree) for unit, each in found.items()}
+
+
+def _with_new_file(each: Drift, tree: Tree) -> Drift:
+    path = f"{POLICIES}{each.name}.sql"
+    is_new = each.file is None and each.unit.startswith("table ") and path in tree.files
+    return replace(each, file=path) if is_new else each
 
 
 def in_the_way(found: Mapping[str, Drift], tree: Tree, hashes: Mapping[str, str]) -> tuple[list[Drift], list[Drift]]:

@@ -187,7 +187,8 @@ def unload(conn: Connection) -> tuple[str, ...]:
     if not has_releases(conn):
         return ()
     release = current_release(conn)
-    drift.refuse_losses(drift.find(conn, release.objects))
+    found = drift.find(conn, release.objects)
+    drift.refuse_losses(found)
     existing = catalog.objects(conn)
     _drop_api(conn)
     policies.clear_existing(conn, list(policies.recorded(conn)))
@@ -196,7 +197,7 @@ def unload(conn: Connection) -> tuple[str, ...]:
     _refuse_blocked(conn, [existing[name] for name in dropped])
     catalog.drop(conn, dropped)
     policies.forget(conn)
-    objects.record(conn, [])
+    objects.record(conn, [], keep=[unit for unit, each in found.items() if each.file is None])
     _record(conn, Tree({}), {}, fingerprint="")
     conn.execute("notify pgrst, 'reload schema'")
     return tuple(dropped)
@@ -273,7 +274,7 @@ def _load_once(
         raise ReleaseTableMissing("ops.releases does not exist at this migration, so nothing can be loaded")
     release = current_release(conn)
     filed = policies.recorded(conn)
-    found = drift.find(conn, release.objects)
+    found = drift.with_new_files(drift.find(conn, release.objects), tree)
     _refuse_owners_out_of_reach(conn, [found[unit] for unit in found.keys() & choices.overwrite])
     undecided = {unit: each for unit, each in found.items() if unit not in choices.overwrite | choices.accept}
     certain, unclear = drift.in_the_way(undecided, tree, drift.hashes_of(release.hashes, filed))
@@ -315,7 +316,9 @@ def _still_drifted(conn: Connection, unclear: list[Drift], after: Mapping[str, L
     return [
         each
         for each in unclear
-        if states.changes(each.unit, each.live, (after if each.is_table_with_file else others).get(each.unit))
+        if states.changes(
+            each.unit, each.live, after.get(each.name) if each.is_table_with_file else others.get(each.unit)
+        )
     ]
 
 
@@ -444,10 +447,22 @@ class _Load:
         for table in before_api:
             catalog.lock(self.conn, table, modes[table])
         if with_api:
+            catalog.hold_views(self.conn, "api")
+            self._start_over_if_changed(drift.find(self.conn, self.release.objects), self.found)
             _drop_api(self.conn)
         for table in tables:
             if table not in before_api:
                 catalog.lock(self.conn, table, modes[table])
+        if with_api:
+            before = {unit: each for unit, each in self.found.items() if unit in self.filed}
+            self._start_over_if_changed(drift.find_in_policies(self.conn), before)
+        else:
+            self._start_over_if_changed(drift.find(self.conn, self.release.objects), self.found)
+
+    def _start_over_if_changed(self, now: Mapping[str, Drift], before: Mapping[str, Drift]) -> None:
+        """Raise _Again when whoever held a lock that we waited for has changed by hand what we are about to replace."""
+        if {unit: each.live for unit, each in now.items()} != {unit: each.live for unit, each in before.items()}:
+            raise _Again
 
     def _tables_with_triggers(self, paths: Iterable[str]) -> set[str]:
         made = {name for path in paths for name in self.release.objects.get(path, [])}

@@ -151,7 +151,7 @@ def _write(conn: Connection, table: str, fingerprint: str, state: Live | None) -
 
 
 def _identifier(table: str) -> sql.Identifier:
-    return sql.Identifier(*table.split("."))
+    return sql.Identifier(*table.split(".", 1))
 
 
 def _quoted(name: sql.Identifier) -> str:

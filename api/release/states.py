@@ -196,7 +196,7 @@ class Change:
             state = self.after or self.before
             told = ", ".join(f"{key} is {word(value)}" for key, value in state.items())
             return [f"{self.what} {'is' if self.after else 'was'} not as its table: {told}"]
-        if self.what in _WHOLE:
+        if self.what in WHOLE:
             return [f"the {self.what} {'is gone' if self.after is None else 'was added'}"]
         if self.what == "definition":
             return ["its definition was changed"]
@@ -207,14 +207,14 @@ class Change:
         return [f"{self.what} was {word(self.before)}, is {word(self.after)}"]
 
 
-_WHOLE = ("table", "function", "view", "trigger", "schema")
+WHOLE = ("table", "function", "view", "trigger", "schema")
 
 
 def changes(unit: str, before: Live | None, after: Live | None) -> list[Change]:
     """What it takes to come from one state to the other, the most telling first. None: it is not there."""
     if before is None or after is None:
         kind = unit.partition(" ")[0]
-        return [] if before is after else [Change(kind if kind in _WHOLE else "table", before, after)]
+        return [] if before is after else [Change(kind if kind in WHOLE else "table", before, after)]
     same_major = before["postgres"] == after["postgres"]
     left, right = _flat(before, same_major), _flat(after, same_major)
     return [

@@ -17,7 +17,7 @@ from api.policies.rollout.plan import (
 )
 from api.release.catalog import Connection
 from api.release.definitions import definition
-from api.release.drift import Drift
+from api.release.drift import Drift, with_new_files
 from api.release.errors import MigrationError
 from api.release.files import Tree
 from api.release.loader import Choices, begin
@@ -47,7 +47,7 @@ def apply(
     """
     with locked(url) as conn:
         sign(conn, root, operator=operator)
-        found = find_drift(conn)
+        found = with_new_files(find_drift(conn), Tree.read(root))
         accepted = resolve(found, accept_live)
         overwritten = resolve(found, overwrite)
         if both := sorted(accepted & overwritten):
@@ -58,7 +58,7 @@ def apply(
         # An accepted table is released again from the file that now says what is live.
         tables = {unit for unit in accepted if found[unit].is_table_with_file}
         choices = Choices(overwrite=overwritten | tables, accept=accepted - tables, leave=True)
-        wanted = {unit: found[unit].live for unit in tables}
+        wanted = {found[unit].name: found[unit].live for unit in tables}
         before = {path: (root / path).read_text(encoding="utf-8") if (root / path).exists() else None for path in files}
         try:
             if write:

@@ -7,6 +7,7 @@ is taken back.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -262,7 +263,7 @@ def _will(change: Change) -> str:
 def _conflict(conn: Connection, each: Drift) -> Conflict:
     text = None if each.live is None else definition(conn, each.unit, each.live)
     _, _, name = each.unit.partition(" ")
-    without_file = POLICIES + name.partition("(")[0].replace(" ", "_") + ".sql"
+    without_file = POLICIES + re.sub(r"[^\w.$-]+", "_", name.partition("(")[0]) + ".sql"
     new = f"{each.file or without_file}.new"
     return Conflict(each.unit, each.file, new, tuple(states.sentences(each.unit, each.released, each.live)), text)
 
@@ -272,7 +273,7 @@ def _taken_over(report: LoadReport, choices: Choices) -> Iterator[str]:
         if unit in choices.accept or (
             each.is_table_with_file
             and unit not in report.conflicts
-            and not states.changes(unit, report.before.get(unit), report.after.get(unit))
+            and not states.changes(unit, report.before.get(each.name), report.after.get(each.name))
         ):
             yield unit
 
