@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from psycopg.errors import LockNotAvailable
 from typer.testing import CliRunner
 
 from api.cli import app
+from api.policies.rollout import plan
+from api.release import drift
+from api.release.catalog import Connection
+from api.release.drift import Drift
 from tests.harness import Database
 from tests.rollout import Checkout
 
@@ -207,6 +213,68 @@ def test_rollback_stops_at_a_change_by_hand(checkout: Checkout) -> None:
     assert stopped.exit_code == 3
     assert "app.cases: grant insert to service was added" in stopped.stdout
     assert checkout.state() == changed
+
+
+def test_conflicts_that_stop_everything_are_json_too(checkout: Checkout) -> None:
+    change_cases(checkout)
+    assert checkout.policies("apply", "--apply").exit_code == 0
+    checkout.execute("grant insert on app.cases to service")
+    stopped = checkout.policies("rollback", "--json")
+    assert stopped.exit_code == 3
+    (conflict,) = json.loads(stopped.stdout)["conflicts"]
+    assert conflict["unit"] == "app.cases" and conflict["says"] == ["grant insert to service was added"]
+
+    # A view that went missing is made again with the whole of api, in which another was added.
+    checkout.execute("drop view api.clients")
+    checkout.execute("create view api.shortcut with (security_invoker) as select title from app.cases")
+    for command in (("plan",), ("apply", "--apply")):
+        stopped = checkout.policies(*command, "--json")
+        assert stopped.exit_code == 3
+        assert [each["unit"] for each in json.loads(stopped.stdout)["conflicts"]] == ["view api.shortcut"]
+
+
+def test_a_release_meanwhile_is_no_change_by_hand(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_cases(checkout)
+    find, left = drift.find, [None]
+
+    def late(conn: Connection, made_by: Mapping[str, Iterable[str]]) -> dict[str, Drift]:
+        found = find(conn, made_by)
+        return found if not left else {"app.cases": Drift("app.cases", None, left.pop() or {})}
+
+    monkeypatch.setattr(drift, "find", late)
+    monkeypatch.setattr(plan, "_latest", lambda conn: bool(left))
+    assert checkout.policies("verify").exit_code == 0
+
+
+def test_verify_waits_for_who_changes_something_just_now(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = iter((True, False))
+    find = drift.find
+
+    def busy(conn: Connection, made_by: Mapping[str, Iterable[str]]) -> dict[str, Drift]:
+        if next(tries, False):
+            raise LockNotAvailable
+        return dict(find(conn, made_by))
+
+    monkeypatch.setattr(drift, "find", busy)
+    assert checkout.policies("verify").exit_code == 0
+
+
+def test_files_of_others_are_neither_overwritten_nor_removed(checkout: Checkout) -> None:
+    change_cases(checkout)
+    for name, command in (("plan.json", ("plan",)), ("conflicts.json", ("apply", "--apply"))):
+        path = checkout.root / name
+        victim = checkout.root.parent / "victim.new"
+        victim.write_text("keep me")
+        for text in ('{"kind": "flights"}', "?", f'[{{"new": "{victim}"}}]', '[{"new": "policies/../../victim.new"}]'):
+            path.write_text(text)
+            before = checkout.state()
+            refused = checkout.policies(*command)
+            assert refused.exit_code == 1
+            assert f"{name} " in refused.stderr and "is not overwritten" in refused.stderr
+            assert path.read_text() == text and victim.exists() and checkout.state() == before
+        path.unlink()
+        path.mkdir()
+        assert checkout.policies(*command).exit_code == 1
 
 
 def test_a_conflict_is_left_alone_while_the_rest_is_applied(checkout: Checkout) -> None:

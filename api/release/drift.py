@@ -129,7 +129,8 @@ def refuse(conflicts: Collection[Drift]) -> None:
         listed = "".join(f"\n  {conflict}" for conflict in conflicts)
         raise PolicyConflict(
             f"changed by hand since the last release, nothing was overwritten:{listed}\n"
-            "Put it back as it was, or let its file say the same, or resolve it with `goldleaves policies apply`."
+            "Put it back as it was, or let its file say the same, or resolve it with `goldleaves policies apply`.",
+            [(each.unit, each.file, states.sentences(each.unit, each.released, each.live)) for each in conflicts],
         )
 
 

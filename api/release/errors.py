@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import psycopg
 
 
@@ -10,7 +12,14 @@ class MigrationError(Exception):
 
 
 class PolicyConflict(MigrationError):
-    """Somebody changed row security or grants by hand since the last release. Nothing was overwritten."""
+    """Somebody changed row security or grants by hand since the last release. Nothing was overwritten.
+
+    `conflicts` are those that stood in the way: unit, file and sentences.
+    """
+
+    def __init__(self, message: str, conflicts: Iterable[tuple[str, str | None, list[str]]] = ()) -> None:
+        super().__init__(message)
+        self.conflicts = tuple(conflicts)
 
 
 class ReleaseTableMissing(MigrationError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,9 @@ def plan(as_json: AsJson = False, out: Out = Path(paperwork.PLAN)) -> None:
 
     Example:  goldleaves policies plan
     """
-    made = make_plan(migration_url(load_settings()), PROJECT)
+    paperwork.refuse_others_plan(out)
+    with _explained_conflicts(as_json):
+        made = make_plan(migration_url(load_settings()), PROJECT)
     paperwork.write_plan(made, out)
     _print(made, applied=False, as_json=as_json)
 
@@ -65,14 +68,16 @@ def apply(
     settings = load_settings()
     if write:
         refuse_closed_gate(settings)
-    made = apply_policies(
-        migration_url(settings),
-        PROJECT,
-        overwrite=overwrite or [],
-        accept_live=accept_live or [],
-        write=write,
-        operator=by,
-    )
+    paperwork.refuse_others_conflicts(Path(paperwork.CONFLICTS))
+    with _explained_conflicts(as_json):
+        made = apply_policies(
+            migration_url(settings),
+            PROJECT,
+            overwrite=overwrite or [],
+            accept_live=accept_live or [],
+            write=write,
+            operator=by,
+        )
     written = paperwork.write_conflicts(made.conflicts, PROJECT, Path(paperwork.CONFLICTS))
     _print(made, applied=write, as_json=as_json, written=written)
 
@@ -119,11 +124,8 @@ def rollback(
     settings = load_settings()
     if not dry_run:
         refuse_closed_gate(settings)
-    try:
+    with _explained_conflicts(as_json):
         target, made = roll_back(migration_url(settings), PROJECT, to, write=not dry_run, operator=by)
-    except PolicyConflict as error:
-        say(str(error))
-        raise typer.Exit(CONFLICT_EXIT) from error
     if as_json:
         typer.echo(made.as_json(), nl=False)
         return
@@ -157,6 +159,20 @@ def _as_json(release: history.PolicyRelease) -> dict[str, object]:
         "restores": release.restores,
         "changed": release.changed,
     }
+
+
+@contextmanager
+def _explained_conflicts(as_json: bool) -> Iterator[None]:
+    """What was changed by hand and stops everything: nothing is done then."""
+    try:
+        yield
+    except PolicyConflict as error:
+        if as_json:
+            conflicts = [{"unit": unit, "file": file, "says": says} for unit, file, says in error.conflicts]
+            typer.echo(json.dumps({"kind": "policies", "actions": [], "conflicts": conflicts}, indent=2))
+        else:
+            say(str(error))
+        raise typer.Exit(CONFLICT_EXIT) from error
 
 
 def _print(made: Plan, *, applied: bool, as_json: bool, written: Iterable[Path] = ()) -> None:

@@ -149,7 +149,7 @@ def carry_out(
         conflicts[:] = [_conflict(conn, report.drifted[unit]) for unit in sorted(report.conflicts)]
         findings[:] = lint(conn)
 
-    known = _findings(conn)
+    known = loader.retry_when_busy(lambda: _findings(conn))
     report = loader.load(conn, tree, choices, dry_run=dry_run, look=look)
     return Plan(
         database=_name(conn),
@@ -185,9 +185,25 @@ def released_files(conn: Connection) -> Tree:
 def find_drift(conn: Connection) -> dict[str, Drift]:
     """What differs from the last release. Raises MigrationError where nothing is loaded."""
     released_files(conn)
+    while True:
+        before = _latest(conn)
+        found = loader.retry_when_busy(lambda: _find_drift(conn))
+        # What a release brought meanwhile was changed by nobody.
+        if not found or _latest(conn) == before:
+            return found
+
+
+def _find_drift(conn: Connection) -> dict[str, Drift]:
     with conn.transaction():
         loader.begin(conn)
         return drift.find(conn, loader.current_release(conn).objects)
+
+
+def _latest(conn: Connection) -> tuple[object, ...] | None:
+    return conn.execute(
+        "select (select max(id) from ops.releases), (select max(id) from ops.policy_releases), "
+        "(select max(migration_id) from yoyo._yoyo_migration)"
+    ).fetchone()
 
 
 def resolve(found: Mapping[str, Drift], names: list[str]) -> frozenset[str]:
