@@ -259,6 +259,49 @@ def test_what_was_added_by_hand_is_kept_unless_it_is_named(checkout: Checkout) -
     assert checkout.query(query) == [(None, None, "app.left_over")]
 
 
+def test_whatever_is_added_to_api_is_kept_unless_it_is_named(checkout: Checkout) -> None:
+    added = {
+        "matview": ("numbers", "create materialized view api.numbers as select 1 as n"),
+        "sequence": ("counter", "create sequence api.counter"),
+        "type": ("color", "create type api.color as enum ('green')"),
+        "foreign_table": (
+            "elsewhere",
+            "create foreign data wrapper nothing; create server nowhere foreign data wrapper nothing; "
+            "create foreign table api.elsewhere (id int) server nowhere",
+        ),
+        "aggregate": ("total(integer)", "create aggregate api.total(int) (sfunc = int4pl, stype = int)"),
+    }
+    for _, statement in added.values():
+        checkout.execute(statement)
+    units = {f"{kind} api.{name}" for kind, (name, _) in added.items()}
+    verified = checkout.policies("verify", "--json")
+    assert {each["unit"] for each in json.loads(verified.stdout)["differences"]} == units
+    (checkout.root / "sql/api/more.sql").write_text("-- api is rebuilt as a whole\n")
+    with pytest.raises(PolicyConflict, match=r"matview api\.numbers: the matview was added"):
+        checkout.migrate()
+    assert checkout.policies("apply", "--apply").exit_code == 3
+    assert "create materialized view api.numbers as" in (checkout.root / "policies/api.numbers.sql.new").read_text()
+
+    overwrite = [argument for unit in sorted(units) for argument in ("--overwrite", unit)]
+    resolved = checkout.policies("apply", "--apply", *overwrite)
+    assert resolved.exit_code == 0, resolved.output
+    assert checkout.policies("verify").exit_code == 0
+    assert "sql/api/more.sql" in checkout.migrate().loaded
+
+
+def test_a_view_that_got_a_column_is_put_back_by_its_file(checkout: Checkout) -> None:
+    released = checkout.state()
+    query = "select obj_description('api.clients'::regclass)"
+    comment = checkout.query(query)
+    ((definition,),) = checkout.query("select rtrim(pg_get_viewdef('api.clients'::regclass), ';')")
+    checkout.execute(
+        f"create or replace view api.clients with (security_invoker) as select c.*, 1 as extra from ({definition}) as c"
+    )
+    resolved = checkout.policies("apply", "--apply", "--overwrite", "view api.clients")
+    assert resolved.exit_code == 0, resolved.output
+    assert checkout.state() == released and checkout.query(query) == comment
+
+
 def test_a_table_that_was_dropped_by_hand_is_given_up_with_its_file(checkout: Checkout) -> None:
     (checkout.root / "migrations/9001_create_notes.sql").write_text(
         "set local role goldleaves_owner; create table app.notes (organization_id uuid not null); reset role;"

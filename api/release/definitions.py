@@ -14,7 +14,19 @@ from api.release.states import WHOLE, Live, readable
 
 _COMMANDS = {"r": "select", "a": "insert", "w": "update", "d": "delete"}
 _GRANT = re.compile(r"(\w+)(?: \((.*)\))? to (.+?)( with grant option)?")
-_KINDS = {"table": "table", "view": "table", "function": "routine", "schema": "schema"}
+# What ALTER and DROP call it, and what GRANT and REVOKE do.
+_KINDS = {
+    "table": ("table", "table"),
+    "view": ("view", "table"),
+    "matview": ("materialized view", "table"),
+    "foreign_table": ("foreign table", "table"),
+    "function": ("routine", "routine"),
+    "aggregate": ("routine", "routine"),
+    "trigger": ("trigger", ""),
+    "schema": ("schema", "schema"),
+    "sequence": ("sequence", "sequence"),
+    "type": ("type", "type"),
+}
 _PUBLIC = "public"
 _LINE = "\n"
 
@@ -35,17 +47,19 @@ def restoring(conn: Connection, drifted: Drift) -> list[str]:
     names = _Names(conn)
     kind, name = _kind_and_name(names, drifted.unit)
     if drifted.released is None:
-        return [f"drop {'routine' if kind == 'function' else kind} {name}"]
+        return [f"drop {_KINDS[kind][0]} {name}"]
     statements = []
     if drifted.live is not None and kind != "trigger":
         statements += [
-            f"revoke all on {_KINDS[kind]} {name} from {grantee} cascade"
+            f"revoke all on {_KINDS[kind][1]} {name} from {grantee} cascade"
             for grantee in sorted({names.role(_parsed(line)[2]) for line in drifted.live.get("grants", [])})
         ]
         for policy in drifted.live.get("policies", {}):
             statements.append(f"drop policy {names.quoted(policy)} on {name}")
     elif kind == "trigger" and drifted.live is not None:
         statements.append(f"drop trigger {name}")
+    if kind == "matview" and drifted.live is not None:
+        statements.append(f"drop materialized view {name}")
     return [*statements, *_statements(names, drifted.unit, drifted.released)]
 
 
@@ -91,20 +105,22 @@ def _statements(names: _Names, unit: str, state: Live) -> Iterator[str]:
         yield f"create or replace view {name}{options} as\n{state['definition'].rstrip().rstrip(';')}"
         if not state["options"]:
             yield f"alter view {name} reset (security_invoker, security_barrier, check_option)"
+    if kind == "matview":
+        yield f"create materialized view {name} as\n{state['definition'].rstrip().rstrip(';')}"
     if kind == "table":
         yield from _switches(name, state)
     if state["owner"] != "goldleaves_owner" or kind != "table":
-        yield f"alter {_KINDS[kind] if kind != 'view' else 'view'} {name} owner to {names.role(state['owner'])}"
+        yield f"alter {_KINDS[kind][0]} {name} owner to {names.role(state['owner'])}"
     for policy, parts in sorted(state.get("policies", {}).items(), key=_by_command):
         yield _policy(names, policy, name, parts)
         if "comment" in parts:
             text = sql.Literal(parts["comment"]).as_string(None)
             yield f"comment on policy {names.quoted(policy)} on {name} is {text}"
-    if kind == "function":
-        yield f"revoke all on routine {name} from public"
+    if kind in ("function", "aggregate", "type"):
+        yield f"revoke all on {_KINDS[kind][1]} {name} from public"
     yield from _grants(
         names,
-        f"{'routine' if kind == 'function' else 'schema' if kind == 'schema' else ''} {name}".strip(),
+        name if _KINDS[kind][1] == "table" else f"{_KINDS[kind][1]} {name}",
         state["grants"],
     )
     for partition, strange in sorted(state.get("partitions", {}).items()):

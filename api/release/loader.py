@@ -602,8 +602,16 @@ class _Load:
         """Put back what no policy file speaks of, as it was released; what no release knows goes."""
         for each in self._decided():
             if each.unit in self.choices.overwrite and not each.is_table_with_file:
-                for statement in definitions.restoring(self.conn, each):
-                    self.conn.execute(statement.encode())
+                self._put_back(each)
+
+    def _put_back(self, each: Drift) -> None:
+        try:
+            for statement in definitions.restoring(self.conn, each):
+                self.conn.execute(statement.encode())
+        except _CANNOT_REPLACE as error:  # a view that has got a column, say: then it goes first
+            if each.file is None or each.file not in self.tree.files or each.file in self.recreate:
+                raise
+            raise _Recreate([each.file]) from error
 
     # The pass that check_function_bodies = off left out
 

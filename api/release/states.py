@@ -1,7 +1,8 @@
 """What the live database is, as documents that can be kept, compared and said in words.
 
 A table's has its owner, row security, policies and grants, and those of its partitions that are not as they should be.
-A function's, view's, trigger's or schema's has its definition, owner and grants. All of it needs an empty search_path,
+A function's, view's, trigger's or schema's has its definition, owner and grants; that of a type, sequence, foreign
+table or aggregate has its owner and grants. All of it needs an empty search_path,
 as expressions are compared.
 """
 
@@ -37,6 +38,9 @@ _OF_RELATION = _GRANTS.format(
 )
 _OF_FUNCTION = _GRANTS.format(
     acls="select null::name as name, coalesce(p.proacl, acldefault('f', p.proowner)) as acl", owner="p.proowner"
+)
+_OF_TYPE = _GRANTS.format(
+    acls="select null::name as name, coalesce(t.typacl, acldefault('T', t.typowner)) as acl", owner="t.typowner"
 )
 _OF_SCHEMA = _GRANTS.format(acls="select null::name as name, n.nspacl as acl", owner="n.nspowner")
 _VERSION = "current_setting('server_version_num')::int / 10000"
@@ -105,6 +109,31 @@ select 'function ' || p.oid::regprocedure::text, jsonb_build_object(
 from pg_proc p
 where p.prokind <> 'a' and p.pronamespace in (select oid from pg_namespace where nspname = any(%(schemas)s))
 union all
+select 'aggregate ' || p.oid::regprocedure::text, jsonb_build_object(
+  'postgres', {_VERSION}, 'owner', pg_get_userbyid(p.proowner), 'grants', ({_OF_FUNCTION})
+)
+from pg_proc p
+where p.prokind = 'a' and p.pronamespace in (select oid from pg_namespace where nspname = any(%(schemas)s))
+union all
+select 'type ' || t.oid::regtype::text, jsonb_build_object(
+  'postgres', {_VERSION}, 'owner', pg_get_userbyid(t.typowner), 'grants', ({_OF_TYPE})
+)
+from pg_type t
+left join pg_class c on c.oid = t.typrelid
+where (t.typtype in ('d', 'e', 'r') or c.relkind = 'c')
+  and t.typnamespace in (select oid from pg_namespace where nspname = any(%(schemas)s))
+union all
+select kind.name || ' ' || c.oid::regclass::text, jsonb_build_object(
+  'postgres', {_VERSION}, 'owner', pg_get_userbyid(c.relowner), 'grants', ({_OF_RELATION})
+) || case c.relkind when 'm' then jsonb_build_object('definition', pg_get_viewdef(c.oid)) else '{{}}' end
+from pg_class c
+join (values ('m', 'matview'), ('f', 'foreign_table'), ('S', 'sequence')) as kind (letter, name)
+  on kind.letter = c.relkind::text
+where c.relnamespace in (select oid from pg_namespace where nspname = any(%(schemas)s))
+  and not exists (  -- a sequence that belongs to a column
+    select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype in ('a', 'i')
+  )
+union all
 select 'view ' || c.oid::regclass::text, jsonb_build_object(
   'postgres', {_VERSION}, 'owner', pg_get_userbyid(c.relowner), 'definition', pg_get_viewdef(c.oid),
   'options', coalesce(to_jsonb(c.reloptions), '[]'), 'grants', ({_OF_RELATION})
@@ -139,7 +168,7 @@ def tables(conn: Connection, names: Iterable[str]) -> dict[str, Live]:
 
 
 def everything_else(conn: Connection, schemas: Iterable[str], but: Iterable[str]) -> dict[str, Live]:
-    """Schemas, functions, views, triggers and tables in the schemas of goldleaves_owner and in `schemas`.
+    """All there is in the schemas of goldleaves_owner and in `schemas`, and these schemas themselves.
 
     But not the tables that are named. A table's name begins with `table ` here.
     """
@@ -207,7 +236,10 @@ class Change:
         return [f"{self.what} was {word(self.before)}, is {word(self.after)}"]
 
 
-WHOLE = ("table", "function", "view", "trigger", "schema")
+WHOLE = (
+    *("table", "function", "view", "trigger", "schema"),
+    *("aggregate", "type", "matview", "foreign_table", "sequence"),
+)
 
 
 def changes(unit: str, before: Live | None, after: Live | None) -> list[Change]:
