@@ -343,6 +343,25 @@ BREAKS: tuple[tuple[str, str, str], ...] = (
         "api.switch()",
     ),
     (
+        "function_sets_context",
+        "create function api.become(text) returns void language plpgsql security definer"
+        " as $$ begin perform tenancy.enter($1, 'member', null, null); end $$",
+        "api.become(text)",
+    ),
+    (
+        "key_without_organization",
+        "create unique index names on metering.usage_events_2020_01 (event_name)",
+        "metering.names",
+    ),
+    (
+        "organization_by_another_name",
+        "create table app.tasks (id uuid primary key, org uuid references tenancy.organizations (id));"
+        "alter table app.tasks enable row level security; grant select on app.tasks to member;"
+        "create policy tasks_read on app.tasks for select to member using (org is not null)",
+        "app.tasks",
+    ),
+    ("role_logs_in", "create role analyst login; grant goldleaves_kernel to analyst", "analyst"),
+    (
         "sequence_granted",
         "create sequence app.case_numbers; grant usage on sequence app.case_numbers to member",
         "app.case_numbers",

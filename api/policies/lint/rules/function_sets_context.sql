@@ -12,5 +12,7 @@ where p.pronamespace not in (select oid from pg_namespace where nspname ~ '^(pg_
     array_to_string(p.proconfig, ' ') ~* '(^| )app\.(current_|my_organizations)'
     or concat(p.prosrc, pg_get_function_sqlbody(p.oid)) ~* 'set_config\s*\(\s*''app\.(current_|my_organizations)'
     or p.prosrc ~* '\mset\s+((local|session)\s+)?app\.(current_|my_organizations)'
+    -- The one that PostgREST calls asks for those who the token and the headers name.
+    or (p.prosrc ~* '\mtenancy\.(set_context|enter|enter_with_key)\s*\(' and p.oid is distinct from to_regprocedure('tenancy.pre_request()'))
   )
 group by p.oid

@@ -21,7 +21,9 @@ select
         regexp_replace(pg_get_indexdef(i.indexrelid), '\(', '(' || t.tenant_column || ', '))
   end as mend
 from pg_index i
-join tenant_tables t on t.oid = i.indrelid and not t.is_partition
+join tenant_tables t on t.oid = i.indrelid
 left join pg_constraint k on k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x')
 where (i.indisunique or i.indisexclusion)
   and (i.indkey[0] <> t.tenant_number or t.tenant_column = 'id')
+  -- Those that a partition has of its table are that one's.
+  and not exists (select from pg_inherits h where h.inhrelid = i.indexrelid)
