@@ -58,7 +58,7 @@ class Checkout:
         self._write(f"migrations/{name}.rollback.sql", f"alter table app.cases drop column {column};")
         policies = ("app.cases", "app.documents", "metering.usage_events", "tenancy.memberships")
         for path in (*self.root.glob("sql/*/*.sql"), *(self.root / f"policies/{table}.sql" for table in policies)):
-            path.write_text(f"{path.read_text()}\n-- release {self.release}\n")
+            path.write_text(f"{path.read_text()}\nselect 'release {self.release}';\n")
         cases = self.root / "policies/app.cases.sql"
         cases.write_text(f"{cases.read_text()}grant insert ({column}) on app.cases to member;\n")
         views = self.root / "sql/api/app.sql"

@@ -137,8 +137,11 @@ $$;
 create or replace trigger guard_conversion_insert before insert on tenancy.organizations
   for each row when (new.billing_start_at is not null) execute function tenancy.guard_conversion();
 create or replace trigger guard_conversion before update on tenancy.organizations
+  -- Not as one comparison of rows: a restored dump has that in other words, which would look like a change by hand.
   for each row when (
-    (old.kind, old.billing_start_at, old.billing_user_id) is distinct from (new.kind, new.billing_start_at, new.billing_user_id)
+    old.kind is distinct from new.kind
+    or old.billing_start_at is distinct from new.billing_start_at
+    or old.billing_user_id is distinct from new.billing_user_id
   ) execute function tenancy.guard_conversion();
 
 alter function tenancy.convert_to_organization(text, text) owner to goldleaves_kernel;

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from psycopg.rows import class_row
 
-from api.release import loader
+from api.release import loader, objects
 from api.release.catalog import Connection
 from api.release.errors import MigrationError
 from api.release.files import POLICIES, Tree
@@ -52,7 +52,9 @@ class PolicyRelease:
 
 
 def releases(conn: Connection) -> list[PolicyRelease]:
-    """Oldest first."""
+    """Oldest first. Raises MigrationError where the migration is missing that tells them apart."""
+    if not objects.is_kept(conn):
+        raise MigrationError("Releases of policies are known from migration 0008 on. Run `goldleaves migrate` first.")
     with conn.cursor(row_factory=class_row(PolicyRelease)) as cursor:
         return cursor.execute(_RELEASES).fetchall()
 

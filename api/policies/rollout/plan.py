@@ -147,10 +147,13 @@ def carry_out(
             if wrong := states.sentences(table, state, report.after.get(table)):
                 raise MigrationError(f"{table}: what is live cannot be written down: {'; '.join(wrong)}")
         conflicts[:] = [_conflict(conn, report.drifted[unit]) for unit in sorted(report.conflicts)]
-        findings[:] = lint(conn)
+        if dry_run:
+            findings[:] = lint(conn)
 
     known = loader.retry_when_busy(lambda: _findings(conn))
     report = loader.load(conn, tree, choices, dry_run=dry_run, look=look)
+    if not dry_run:  # by now, nobody waits for a lock of ours meanwhile
+        findings[:] = loader.retry_when_busy(lambda: _findings(conn))
     return Plan(
         database=_name(conn),
         actions=tuple(_actions(report, choices)),
@@ -158,7 +161,7 @@ def carry_out(
         locks=report.locks,
         taken_over=tuple(sorted(_taken_over(report, choices))),
         unloaded=tuple(_unloaded(tree, on_disk)),
-        findings=tuple(each for each in findings if (each.rule, each.object, each.what) not in known),
+        findings=tuple(each for each in findings if each not in known),
         report=report,
     )
 
@@ -233,10 +236,10 @@ def _short_names(unit: str) -> set[str]:
     return {name, name.partition("(")[0]} - {""}
 
 
-def _findings(conn: Connection) -> set[tuple[str, str, str]]:
+def _findings(conn: Connection) -> list[Finding]:
     with conn.transaction():
         loader.begin(conn)
-        return {(each.rule, each.object, each.what) for each in lint(conn)}
+        return lint(conn)
 
 
 def _name(conn: Connection) -> str:

@@ -46,7 +46,10 @@ def print_plan(plan: Plan, *, applied: bool, written: Iterable[Path] = ()) -> No
             say(f"  {lock.relation}  {lock.mode}{f' ({_BLOCKS[lock.mode]})' if lock.mode in _BLOCKS else ''}")
     if plan.unloaded:
         say(f"\nNot part of this: {len(plan.unloaded)} changed files of sql/, which goldleaves migrate brings.")
-    say(f"{chr(10) if plan.actions else ''}{_sum(plan)} {'Applied.' if applied else 'Nothing was changed.'}")
+    if plan.actions:
+        say("")
+    did_something = applied and (plan.taken_over or any(action.action != CONFLICT for action in plan.actions))
+    say(f"{_sum(plan)} {'Applied.' if did_something else 'Nothing was changed.'}")
 
 
 def _sum(plan: Plan) -> str:
