@@ -129,9 +129,8 @@ def rollback(
     if as_json:
         typer.echo(made.as_json(), nl=False)
         return
-    say(
-        f"{'It would go back' if dry_run else 'Back'} to release {target.id} of {target.released_at:%Y-%m-%d %H:%M:%S} UTC."
-    )
+    where = f"release {target.id} of {target.released_at:%Y-%m-%d %H:%M:%S} UTC"
+    say(f"It would go back to {where}." if dry_run else f"Back to {where}.")
     report.print_plan(made, applied=not dry_run)
     if files := differing_files(PROJECT, target):
         say(f"The next apply or migrate undoes this, as these files say otherwise: {', '.join(files)}")
