@@ -12,6 +12,7 @@ from psycopg.errors import LockNotAvailable
 from typer.testing import CliRunner
 
 from api.cli import app
+from api.migrations import rollback
 from api.policies.rollout import plan
 from api.release import drift
 from api.release.catalog import Connection
@@ -202,6 +203,25 @@ def test_rollback_goes_to_the_release_before_and_once_more_to_the_one_before_tha
     # The files are the truth: the next application brings what they say.
     assert checkout.policies("apply", "--apply").exit_code == 0
     assert checkout.state() == states[2]
+
+
+def test_what_was_released_before_releases_were_signed_stays_unsigned(checkout: Checkout) -> None:
+    rollback(checkout.database.migrator, "0007", checkout.root)
+    checkout.execute(
+        "insert into ops.releases (migration_head, fingerprint, files, objects) "
+        "select '0007_create_audit_log', '', files, '{}' from ops.releases where id = 1"
+    )
+    for command in ("rollback", "releases"):
+        early = checkout.policies(command)
+        assert early.exit_code == 1 and "known from migration 0008 on" in early.stderr
+    checkout.execute("delete from ops.releases where id = (select max(id) from ops.releases)")
+    query = "select id, released_by from ops.policy_releases order by id"
+    before = checkout.query(query)
+    checkout.migrate()
+    assert checkout.query(query)[: len(before)] == before
+    signed = "select from ops.{} where id <= {} and (operator is not null or git_revision is not null)"
+    assert checkout.query(signed.format("policy_releases", before[-1][0])) == []
+    assert checkout.query(signed.format("releases", 1)) == []
 
 
 def test_rollback_stops_at_a_change_by_hand(checkout: Checkout) -> None:
