@@ -499,6 +499,13 @@ def test_a_definer_function_may_look_up_names_where_no_caller_writes(trial: Conn
     assert found(trial, "definer_without_search_path") == {}
 
 
+def test_an_organization_may_be_of_a_domain(trial: Connection) -> None:
+    run(trial, "create domain app.organization as uuid; create table app.tasks (organization_id app.organization)")
+    bound = "using (organization_id = tenancy.current_org())"
+    run(trial, f"create policy tasks_read on app.tasks for select to member {bound}")
+    assert found(trial, "policy_without_tenant") == {}
+
+
 def test_people_may_see_themselves(trial: Connection) -> None:
     run(trial, "create policy me on tenancy.users for select to member using (id = tenancy.current_user_id())")
     run(trial, "grant select on tenancy.users to member")

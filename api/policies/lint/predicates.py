@@ -104,13 +104,18 @@ def binds(tree: Tree, allowed: set[Comparison]) -> bool:
 def _comparison(tree: Node) -> Comparison | None:
     if tree["opno"] != _UUID_EQUALS or (tree.kind == "SCALARARRAYOPEXPR" and tree["useOr"] != "true"):
         return None
-    arguments = {each.kind: each for each in tree.arguments if isinstance(each, Node)}
+    arguments = {each.kind: each for each in map(_bare, tree.arguments) if isinstance(each, Node)}
     if arguments.keys() != {"VAR", "FUNCEXPR"}:
         return None
     column, function = arguments["VAR"], arguments["FUNCEXPR"]
     if (column["varno"], column["varlevelsup"]) != ("1", "0"):
         return None
     return Comparison(tree.kind, column["varattno"], function["funcid"])
+
+
+def _bare(tree: Tree) -> Tree:
+    """Of a column of a domain, the column: it is compared as what the domain is made of."""
+    return tree.fields["arg"] if isinstance(tree, Node) and tree.kind == "RELABELTYPE" else tree
 
 
 def _is_false(tree: Node) -> bool:
