@@ -96,6 +96,19 @@ WAYS = {
         "is not as its table: row security is off",
         "row_security_off",
     ),
+    "trigger of a partition off": ByHand(
+        "metering.usage_events",
+        """
+        do $$ begin
+          execute format(
+            'alter table metering.usage_events_%s disable trigger user',
+            to_char(now() at time zone 'UTC', 'YYYY_MM')
+          );
+        end $$
+        """,
+        "is not as its table: triggers off is guard_delete, ",
+        None,
+    ),
     "function replaced": ByHand(
         "function billing.payer(uuid,timestamp with time zone,timestamp with time zone)",
         _PAYER.format(body="select p_billing_user_id"),

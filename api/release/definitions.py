@@ -118,6 +118,8 @@ def _statements(names: _Names, unit: str, state: Live) -> Iterator[str]:
             yield f"comment on policy {names.quoted(policy)} on {name} is {text}"
     if kind in ("function", "aggregate", "type"):
         yield f"revoke all on {_KINDS[kind][1]} {name} from public"
+    for trigger in state.get("triggers off", []):
+        yield f"alter table only {name} disable trigger {names.quoted(trigger)}"
     yield from _grants(
         names,
         name if _KINDS[kind][1] == "table" else f"{_KINDS[kind][1]} {name}",

@@ -127,6 +127,9 @@ def align_partitions(conn: Connection, table: str) -> None:
             _give_to_owner(conn, partition)
         clear(conn, partition)
         _switch(conn, partition, on=state["row security"], forced=state["forced row security"])
+        for trigger in strange.get("triggers off", []):
+            command = sql.SQL("alter table only {} enable trigger {}")
+            conn.execute(command.format(_identifier(partition), sql.Identifier(trigger)))
 
 
 def _switch(conn: Connection, table: str, *, on: bool, forced: bool) -> None:

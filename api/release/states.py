@@ -85,7 +85,13 @@ select n.nspname || '.' || c.relname, root_in.nspname || '.' || root.relname, js
     where p.polrelid = c.oid
   ),
   'grants', ({_OF_RELATION})
-)
+) || case when c.relispartition then jsonb_build_object('triggers off', (
+  select coalesce(jsonb_agg(t.tgname order by t.tgname), '[]')
+  from pg_trigger t
+  where t.tgrelid = c.oid and t.tgenabled in ('D', 'R') and (t.tgparentid = 0 or exists (
+    select from pg_trigger parent where parent.oid = t.tgparentid and parent.tgenabled <> t.tgenabled
+  ))
+)) else '{{}}' end
 from family
 join pg_class c on c.oid = family.oid
 join pg_namespace n on n.oid = c.relnamespace
@@ -190,11 +196,11 @@ def _read_tables(conn: Connection, names: list[str], *, every: bool, schemas: li
 
 def _strange(parent: Live, partition: Live) -> Live:
     """What of a partition is not as it should be: reached through its parent alone, as protected as that is."""
-    due = parent | {"policies": {}, "grants": []}
+    due = parent | {"policies": {}, "grants": [], "triggers off": []}
     return {
         key: partition[key]
-        for key in ("owner", "row security", "forced row security", "policies", "grants")
-        if partition[key] != due[key]
+        for key in ("owner", "row security", "forced row security", "policies", "grants", "triggers off")
+        if key in partition and partition[key] != due[key]
     }
 
 
