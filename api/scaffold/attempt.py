@@ -57,7 +57,7 @@ def try_files(url: str, table: Table, paths: Paths, files: Mapping[str, str], ro
 
 def _try_once(url: str, table: Table, paths: Paths, files: Mapping[str, str]) -> Attempt:
     with trial(url) as conn:
-        _require_absent(conn, table, paths)
+        _require_absent(conn, table)
         for path, text in files.items():
             if path != paths.rollback:
                 _run(conn, table, path, text)
@@ -68,21 +68,27 @@ def _try_once(url: str, table: Table, paths: Paths, files: Mapping[str, str]) ->
             if slow
         ]
         notes += [
-            f"{paths.test}: no value of {name} was found that its checks let pass. Put one into TABLE.row."
+            f"{paths.test}: no value of {name} was found that its checks let pass. Put one into TABLE.row, and for the "
+            f"matrix into the header of {paths.policies}: -- a row: ({name}) values (…)"
             for name in unknown
         ]
         _run(conn, table, paths.rollback, _WITHOUT_VIEW.format(table.name) + files[paths.rollback])
-        return Attempt(f"{conn.info.dbname} on {conn.info.host}:{conn.info.port}", row, tuple(notes))
+        return Attempt(f"{conn.info.dbname} at {conn.info.host}:{conn.info.port}", row, tuple(notes))
 
 
-def _require_absent(conn: Connection, table: Table, paths: Paths) -> None:
-    for name in (table.qualified, f"api.{table.name}"):
-        found = conn.execute("select to_regclass(%s) is not null", [name]).fetchone()
-        if found and found[0]:
-            raise MigrationError(
-                f"{name} exists already. To change it, write a migration; a table that tenants cannot use yet is "
-                f"adopted: goldleaves adopt {table.qualified}"
-            )
+def _require_absent(conn: Connection, table: Table) -> None:
+    if _exists(conn, table.qualified):
+        raise MigrationError(
+            f"{table.qualified} exists already. To change it, write a migration; a table that tenants cannot use yet "
+            f"is adopted: goldleaves adopt {table.qualified}"
+        )
+    if _exists(conn, f"api.{table.name}"):
+        raise MigrationError(f"api.{table.name} exists already, and shows something else: take another name")
+
+
+def _exists(conn: Connection, name: str) -> bool:
+    found = conn.execute("select to_regclass(%s) is not null", [name]).fetchone()
+    return bool(found and found[0])
 
 
 def _run(conn: Connection, table: Table, path: str, text: str) -> None:
