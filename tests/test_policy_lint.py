@@ -567,4 +567,6 @@ def test_the_command_prints_json_and_fails_for_errors(
     code, text = command("--list")
     assert code == 0
     assert all(rule.name in text for rule in catalogue())
+    code, text = command("--list", "--json", "--rule", "duplicate_index")
+    assert (code, [(rule["name"], rule["level"]) for rule in json.loads(text)]) == (0, [("duplicate_index", "warning")])
     assert command("--rule", "nonsense")[0] == 1

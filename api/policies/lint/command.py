@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import groupby
 from typing import Annotated
@@ -12,14 +13,14 @@ import typer
 
 from api.command_line import console, explain_errors, migration_url, say
 from api.policies.lint.linting import Report, examine
-from api.policies.lint.rules import catalogue
+from api.policies.lint.rules import Rule, named
 from api.settings import load_settings
 
 
 @explain_errors
 def lint(
     rule: Annotated[list[str] | None, typer.Option(help="Only this rule. May be repeated.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")] = False,
     show_rules: Annotated[bool, typer.Option("--list", help="Print the rules, and look at nothing.")] = False,
 ) -> None:
@@ -30,7 +31,7 @@ def lint(
     Example:  goldleaves policies lint --rule row_security_off --rule policy_without_tenant
     """
     if show_rules:
-        _print_rules()
+        _print_rules(named(rule or []), as_json)
         return
     report = _look(migration_url(load_settings()), rule or [])
     if as_json:
@@ -71,8 +72,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _print_rules() -> None:
-    for rule in catalogue():
+def _print_rules(rules: Iterable[Rule], as_json: bool) -> None:
+    if as_json:
+        listed = [{"name": rule.name, "level": rule.level, "title": rule.title, "why": rule.why} for rule in rules]
+        typer.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        return
+    for rule in rules:
         style = "red" if rule.level == "error" else "yellow"
         console.print(f"[{style}]{rule.level}[/] [bold]{rule.name}[/]", highlight=False)
         say(f"  {rule.title}\n  Why: {rule.why}")
