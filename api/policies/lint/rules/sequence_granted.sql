@@ -4,7 +4,9 @@
 -- Level: warning
 select 'pg_class'::regclass as class, c.oid as id, c.oid::regclass::text as object,
   format('%s may use %s', string_agg(distinct r.name, ', '), c.oid::regclass) as what,
-  format('revoke all on sequence %s from %s cascade;', c.oid::regclass, string_agg(distinct r.name, ', ')) as mend
+  format(E'revoke all on sequence %s from %s cascade; -- once no default needs it: ops.new_id() tells nothing\n'
+    '-- or, when they may know: comment on sequence %1$s is %3$L;', c.oid::regclass, string_agg(distinct r.name, ', '),
+    'goldleaves lint sequence_granted: <why>') as mend
 from pg_class c
 cross join lateral aclexplode(c.relacl) as a
 join request_roles r on r.oid = a.grantee
