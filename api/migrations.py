@@ -190,6 +190,11 @@ def status(url: str, root: Path = PROJECT) -> Status:
     )
 
 
+def require_known(conn: Connection, root: Path) -> None:
+    """Raises MigrationError where the database has migrations of which `root` has no file: it is behind."""
+    _refuse_unknown(_read(root), _applied(conn))
+
+
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
     """A connection in autocommit mode. Whatever the server still has to say leaves here as a MigrationError."""

@@ -80,6 +80,20 @@ def test_a_plan_says_what_would_change_and_changes_nothing(checkout: Checkout) -
     assert json.loads(printed) == json.loads((checkout.root / "other.json").read_text())
 
 
+def test_an_older_checkout_takes_back_nothing(checkout: Checkout) -> None:
+    """Its files would drop what newer migrations came with."""
+    newest = max(path.name for path in (checkout.root / "migrations").glob("*.sql") if "rollback" not in path.name)
+    for path in (checkout.root / "migrations").glob(f"{newest.partition('.')[0]}*"):
+        path.unlink()
+    change_cases(checkout)
+    before, written = checkout.state(), releases_of(checkout)
+    for command in (["plan"], ["apply", "--apply"]):
+        refused = checkout.policies(*command)
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith("the database is newer than this checkout, which has no file for "), refused
+    assert (checkout.state(), releases_of(checkout)) == (before, written)
+
+
 def test_for_comments_alone_no_table_is_locked(checkout: Checkout) -> None:
     path = checkout.root / "policies/app.cases.sql"
     path.write_text(f"-- Much is said here.\n{path.read_text()}/* and here */\n")

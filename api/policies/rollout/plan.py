@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from api.migrations import connected
+from api.migrations import connected, require_known
 from api.policies.lint import Finding, lint
 from api.release import drift, loader, states
 from api.release.catalog import Connection
@@ -167,7 +167,11 @@ def carry_out(
 
 
 def files_to_apply(conn: Connection, root: Path) -> Tree:
-    """The policies of `root`, with the sql/ that is loaded: policies are rolled out without the rest of a deploy."""
+    """The policies of `root`, with the sql/ that is loaded: policies are rolled out without the rest of a deploy.
+
+    Raises MigrationError where `root` is older than the database: it would take back what newer files brought.
+    """
+    require_known(conn, root)
     return with_policies(released_files(conn), Tree.read(root))
 
 
