@@ -145,7 +145,8 @@ def test_a_plan_names_the_holes_that_it_would_open(checkout: Checkout) -> None:
 def test_what_is_applied_is_recorded_with_who_and_from_which_files(
     checkout: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.release.provenance.git_revision", lambda root: "0123abcd-dirty")
+    revision = f"0123abcd{'0' * 32}-dirty"
+    monkeypatch.setattr("api.release.provenance.git_revision", lambda root: revision)
     change_cases(checkout)
     applied = checkout.policies("apply", "--apply", "--by", "dora")
     assert applied.exit_code == 0, applied.output
@@ -155,13 +156,14 @@ def test_what_is_applied_is_recorded_with_who_and_from_which_files(
         from ops.policy_releases order by id desc limit 1
     """
     fingerprint = sha256((checkout.root / "policies/app.cases.sql").read_bytes()).hexdigest()
-    assert checkout.query(query) == [("app.cases", "goldleaves_migrator", "dora", "0123abcd-dirty", fingerprint, True)]
+    assert checkout.query(query) == [("app.cases", "goldleaves_migrator", "dora", revision, fingerprint, True)]
+    assert "  0123abcd0000-dirty  " in checkout.policies("releases").stdout
     assert checkout.policies("verify").exit_code == 0
     assert checkout.policies("plan").stdout.endswith("as the files say. Nothing was changed.\n")
     latest = json.loads(checkout.policies("releases", "--json").stdout)[0]
     assert (latest["operator"], latest["git_revision"], latest["changed"]) == (
         "dora",
-        "0123abcd-dirty",
+        revision,
         ["policies/app.cases.sql"],
     )
 

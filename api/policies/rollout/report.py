@@ -84,8 +84,14 @@ def print_releases(releases: Iterable[PolicyRelease]) -> None:
         more = f" and {len(each.changed) - 4} more" if len(each.changed) > 4 else ""
         back = f"back to {each.restores}: " if each.restores else ""
         when = each.released_at.strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(str(each.id), when, each.operator or "", (each.git_revision or "")[:12], f"{back}{changed}{more}")
+        table.add_row(str(each.id), when, each.operator or "", _short(each.git_revision), f"{back}{changed}{more}")
     console.print(table)
+
+
+def _short(revision: str | None) -> str:
+    """As git abbreviates it; `-dirty` stays, since such files are in no commit."""
+    commit, dirty, _ = (revision or "").partition("-dirty")
+    return commit[:12] + dirty
 
 
 def _line(text: Text) -> None:
