@@ -113,7 +113,8 @@ def with_new_files(found: Mapping[str, Drift], tree: Tree) -> dict[str, Drift]:
 
 def _with_new_file(each: Drift, tree: Tree) -> Drift:
     path = f"{POLICIES}{each.name}.sql"
-    is_new = each.file is None and each.unit.startswith("table ") and path in tree.files
+    # What no release has known yet, as a table to adopt, has no state that its first file could undo.
+    is_new = each.file is None and each.released and each.unit.startswith("table ") and path in tree.files
     return replace(each, file=path) if is_new else each
 
 
