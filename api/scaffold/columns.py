@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
-
 from api.release import MigrationError
 
 LONGEST_TABLE: Final = 56  # bytes: the longest name made of it ends in _delete, and Postgres cuts at 63
@@ -84,6 +82,9 @@ class _Token:
 
 def check_name(kind: str, name: str) -> None:
     """Raise MigrationError for a name that would have to be quoted, in SQL or in a query of PostgREST."""
+    # Imported here: no other command has to wait for it to start.
+    from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
+
     if not _NAME.fullmatch(name):
         raise MigrationError(f"{kind} {name}: a name is made of a-z, 0-9 and _, so that nobody ever has to quote it")
     if name in RESERVED_WORDS or name in _PARAMETERS:
