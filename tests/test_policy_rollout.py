@@ -94,6 +94,20 @@ def test_an_older_checkout_takes_back_nothing(checkout: Checkout) -> None:
     assert (checkout.state(), releases_of(checkout)) == (before, written)
 
 
+def test_what_was_done_is_told_also_where_its_files_cannot_be_written(checkout: Checkout) -> None:
+    change_cases(checkout)
+    planned = checkout.policies("plan", "--out", "nowhere/plan.json")
+    assert (planned.exit_code, planned.stderr) == (1, "nowhere/plan.json: No such file or directory\n")
+    assert "1 to drop. Nothing was changed." in planned.stdout
+
+    checkout.execute("grant select on app.clients to public")
+    (checkout.root / "policies/app.clients.sql.new").mkdir()
+    applied = checkout.policies("apply", "--apply")
+    assert applied.exit_code == 1
+    assert applied.stderr.endswith("app.clients.sql.new: Is a directory\n")
+    assert "1 to drop, 1 conflict. Applied." in applied.stdout
+
+
 def test_for_comments_alone_no_table_is_locked(checkout: Checkout) -> None:
     path = checkout.root / "policies/app.cases.sql"
     path.write_text(f"-- Much is said here.\n{path.read_text()}/* and here */\n")

@@ -39,7 +39,8 @@ def plan(as_json: AsJson = False, out: Out = Path(paperwork.PLAN)) -> None:
     paperwork.refuse_others_plan(out)
     with _explained_conflicts(as_json):
         made = make_plan(migration_url(load_settings()), PROJECT)
-    paperwork.write_plan(made, out)
+    with _told_anyway(made, applied=False, as_json=as_json):
+        paperwork.write_plan(made, out)
     _print(made, applied=False, as_json=as_json)
 
 
@@ -78,7 +79,8 @@ def apply(
             write=write,
             operator=by,
         )
-    written = paperwork.write_conflicts(made.conflicts, PROJECT, Path(paperwork.CONFLICTS))
+    with _told_anyway(made, applied=write, as_json=as_json):
+        written = paperwork.write_conflicts(made.conflicts, PROJECT, Path(paperwork.CONFLICTS))
     _print(made, applied=write, as_json=as_json, written=written)
 
 
@@ -176,10 +178,24 @@ def _explained_conflicts(as_json: bool) -> Iterator[None]:
         raise typer.Exit(CONFLICT_EXIT) from error
 
 
+@contextmanager
+def _told_anyway(made: Plan, *, applied: bool, as_json: bool) -> Iterator[None]:
+    """What was done is told also where its files cannot be written, as in a directory that is read-only."""
+    try:
+        yield
+    except OSError:
+        _show(made, applied=applied, as_json=as_json)
+        raise
+
+
 def _print(made: Plan, *, applied: bool, as_json: bool, written: Iterable[Path] = ()) -> None:
+    _show(made, applied=applied, as_json=as_json, written=written)
+    if made.conflicts:
+        raise typer.Exit(CONFLICT_EXIT)
+
+
+def _show(made: Plan, *, applied: bool, as_json: bool, written: Iterable[Path] = ()) -> None:
     if as_json:
         typer.echo(made.as_json(), nl=False)
     else:
         report.print_plan(made, applied=applied, written=written)
-    if made.conflicts:
-        raise typer.Exit(CONFLICT_EXIT)
