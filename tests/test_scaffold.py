@@ -43,11 +43,13 @@ FIRST = int(own_migrations()[-1].name[:4]) + 1 if own_migrations() else 9001
 MIGRATION = f"migrations/{FIRST}_create_{NAME}"
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what scaffolding reads. Write nothing into it."""
+    copied = tmp_path_factory.mktemp("project")
     for folder in ("migrations", "sql", "policies"):
-        shutil.copytree(PROJECT / folder, tmp_path / folder)
-    return tmp_path
+        shutil.copytree(PROJECT / folder, copied / folder)
+    return copied
 
 
 def scaffold(columns: str, url: str | None, root: Path, name: str = NAME, schema: str = "app") -> Scaffold:
@@ -180,11 +182,12 @@ def test_a_table_that_is_there_is_not_scaffolded(shared_database: Database, root
         scaffold("title text", shared_database.migrator, root, "invoices")
 
 
-def test_what_is_pending_comes_first(shared_database: Database, root: Path) -> None:
-    apply_plan(scaffold("title text", shared_database.migrator, root).plan, root, write=True)
-    assert scaffold("title text", shared_database.migrator, root).paths.migration == f"{MIGRATION}.sql"
+def test_what_is_pending_comes_first(shared_database: Database, root: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(root, tmp_path / "project")
+    apply_plan(scaffold("title text", shared_database.migrator, mine).plan, mine, write=True)
+    assert scaffold("title text", shared_database.migrator, mine).paths.migration == f"{MIGRATION}.sql"
     with pytest.raises(MigrationError, match=rf"^not applied yet: {FIRST}_create_{NAME}\. Run `goldleaves migrate`"):
-        scaffold("title text", shared_database.migrator, root, "others")
+        scaffold("title text", shared_database.migrator, mine, "others")
 
 
 def test_what_becomes_slow_is_told(shared_database: Database, root: Path) -> None:
