@@ -31,6 +31,7 @@ from api.release.states import Live
 MIGRATION_LOCK = 0x601D1EAF  # advisory, one number for all that migrates or loads, per database
 LOCK_TIMEOUT = "500ms"  # below deadlock_timeout (1 s): in a deadlock it is we who give way, and not a request
 TRIES = 60
+MOST_STARTS = 500  # files that miss each other take some
 
 # CREATE OR REPLACE cannot change a result type or a view's columns, and plain CREATE cannot replace. Then drop first.
 _CANNOT_REPLACE = (
@@ -159,6 +160,7 @@ def load(
     recreate: set[str] = set()
     left: set[str] = set()
     order = _Order()
+    starts = 0
 
     def attempt() -> LoadReport:
         with conn.transaction(force_rollback=dry_run):
@@ -175,7 +177,11 @@ def load(
         except _Leave as again:
             left |= again.units
         except _Again:
-            continue
+            starts += 1
+            if starts > MOST_STARTS:
+                raise MigrationError(
+                    "what is live keeps changing while it is released: try again when nobody changes it by hand"
+                ) from None
 
 
 def unload(conn: Connection) -> tuple[str, ...]:
