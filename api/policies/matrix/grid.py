@@ -122,7 +122,8 @@ class Grid:
     def summary(self) -> str:
         proof = self.proof
         counts = f"{len(proof.cells):,} cells, {len(proof.differing):,} differ, {len(proof.unproved):,} unproved"
-        return f"{counts} ({len(proof.tables)} tables, {len(proof.actors)} roles, {proof.seconds:.1f} s)"
+        tables = f"{len(proof.tables)} table{'' if len(proof.tables) == 1 else 's'}"
+        return f"{counts} ({tables}, {len(proof.actors)} roles, {proof.seconds:.1f} s)"
 
 
 def _mark(verb: str, cells: list[Cell]) -> Mark:
