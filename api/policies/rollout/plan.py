@@ -150,10 +150,15 @@ def carry_out(
         if dry_run:
             findings[:] = lint(conn)
 
-    known = loader.retry_when_busy(lambda: _findings(conn))
+    def found_now() -> list[Finding]:
+        return loader.retry_when_busy(lambda: _findings(conn))
+
+    known = [] if dry_run else found_now()
     report = loader.load(conn, tree, choices, dry_run=dry_run, look=look)
-    if not dry_run:  # by now, nobody waits for a lock of ours meanwhile
-        findings[:] = loader.retry_when_busy(lambda: _findings(conn))
+    if not dry_run:
+        findings[:] = found_now()  # by now nobody waits for a lock of ours
+    elif findings:
+        known = found_now()  # all is as it was
     return Plan(
         database=_name(conn),
         actions=tuple(_actions(report, choices)),
