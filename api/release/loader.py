@@ -230,6 +230,8 @@ def begin(conn: Connection) -> None:
     """What every transaction of ours starts with: bounded waiting, and no name resolved by accident."""
     conn.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
     conn.execute("set local search_path = ''")
+    # Questions to the catalog look expensive and are not: compiling them takes a server that can many times as long.
+    conn.execute("set local jit = off")
     conn.execute("set local check_function_bodies = off")
 
 
