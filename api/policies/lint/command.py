@@ -46,6 +46,7 @@ def _look(url: str, only: list[str]) -> Report:
     with psycopg.connect(url, application_name="goldleaves policies lint") as conn:
         conn.read_only = True
         conn.execute("set local search_path = ''")
+        conn.execute("set local jit = off")  # as in every transaction of ours: api.release.loader.begin
         return examine(conn, only)
 
 
