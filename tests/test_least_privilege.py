@@ -105,6 +105,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "metering.ingest_events",
         "metering.jsonb_or_text",
         "metering.receive_events",
+        "metering.receive_group",
         "metering.record_rejection",
         "metering.split_events",
         "ops.maintain",

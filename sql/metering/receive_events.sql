@@ -40,9 +40,12 @@ end;
 $$;
 
 -- What the sidecar calls: metering.ingest_events(), which says what the parameters are, with the events as text. p_key_id: the API
--- key that they came with. It is looked up here, so that a key counts for nothing from the moment it is revoked.
+-- key that they came with. It is looked up here, so that a key counts for nothing from the moment it is revoked. p_format: 'events' (an
+-- array of ours, or {"events": [...], "late": "adjust"}), 'cloudevents' (one CloudEvent, or an array of them), 'ndjson' (one of ours a
+-- line, blank lines are skipped). p_max_future: how far ahead of the clock a time may be.
 create or replace function metering.receive_events(
-  p_body text, p_organization_id uuid, p_source text, p_late text, p_key_id uuid default null
+  p_body text, p_organization_id uuid, p_source text, p_late text, p_key_id uuid default null, p_format text default 'events',
+  p_max_future interval default '5 minutes'
 )
 returns jsonb
 language plpgsql
@@ -65,5 +68,39 @@ begin
 end;
 $$;
 
+-- A group of small requests of POST /v1/events in one transaction, each answered as if it had come alone: the arrays have an element a
+-- request, and so has the answer, in that order. A request that is refused as a whole (malformed, or its key is not good) has
+-- error_state (an SQLSTATE), error_message, error_details and error_hint instead of an outcome, and costs the others nothing.
+create or replace function metering.receive_group(
+  p_bodies text[], p_organization_ids uuid[], p_key_ids uuid[], p_formats text[], p_lates text[], p_max_future interval default '5 minutes'
+)
+returns table ("position" integer, outcome jsonb, error_state text, error_message text, error_details text, error_hint text)
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+  for v_request in 1 .. cardinality(p_bodies) loop
+    position := v_request;
+    outcome := null;
+    error_state := null;
+    error_message := null;
+    error_details := null;
+    error_hint := null;
+    begin
+      outcome := metering.receive_events(
+        p_bodies[v_request], p_organization_ids[v_request], 'api', p_lates[v_request], p_key_ids[v_request], p_formats[v_request],
+        p_max_future
+      );
+    exception when data_exception or program_limit_exceeded or sqlstate 'PT400' or sqlstate 'PT401' or sqlstate 'PT403' then
+      get stacked diagnostics
+        error_state = returned_sqlstate, error_message = message_text, error_details = pg_exception_detail, error_hint = pg_exception_hint;
+    end;
+    return next;
+  end loop;
+end;
+$$;
+
 grant execute on function metering.jsonb_or_text(text), metering.split_events(text),
-  metering.receive_events(text, uuid, text, text, uuid) to sidecar;
+  metering.receive_events(text, uuid, text, text, uuid, text, interval),
+  metering.receive_group(text[], uuid[], uuid[], text[], text[], interval) to sidecar;
