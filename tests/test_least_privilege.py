@@ -66,7 +66,12 @@ _PERSONAL |= {
         "transfer_ownership",
     )
 }
-_CLOSING = {"api.finalize_period", "api.recalculate_period", "tenancy.require_platform_admin"}
+_CLOSING = {
+    "api.finalize_period",
+    "api.recalculate_period",
+    "tenancy.require_platform_admin",
+    "tenancy.require_staff",
+}
 _SUMMARY = {"api.usage_summary", "billing.usage_summary", "billing.unit_amount_cents"}
 _READ_OF_VIEWS = {"audit.told_of"}
 

@@ -61,7 +61,7 @@ $$;
 
 -- Called by functions that run as their caller, so current_user is the role of the token. They are EXECUTE for everybody with a
 -- token, so that the refusal is a clear 403 that says which role is needed; what they call is for platform_admin alone.
-create or replace function tenancy.require_platform_admin()
+create or replace function tenancy.require_staff(p_does text, p_hint text default null)
 returns void
 language plpgsql
 stable
@@ -71,13 +71,24 @@ begin
   if current_user <> 'platform_admin' then
     raise exception using
       errcode = 'PT403',
-      message = 'ROLE_REQUIRED: only platform_admin closes billing periods',
-      hint = 'Owners and admins read usage_summary, invoices and billing_periods.';
+      message = format('ROLE_REQUIRED: only platform_admin %s', p_does),
+      hint = coalesce(p_hint, 'Ask the provider''s staff.');
   end if;
+end;
+$$;
+
+create or replace function tenancy.require_platform_admin()
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  perform tenancy.require_staff('closes billing periods', 'Owners and admins read usage_summary, invoices and billing_periods.');
   perform tenancy.require_organization();
 end;
 $$;
 
 grant execute on function tenancy.require_organization() to goldleaves_kernel, platform_admin;
 grant execute on function tenancy.require_name(text), tenancy.require_role_in(text[]) to goldleaves_kernel;
-grant execute on function tenancy.require_platform_admin() to member, service, platform_admin;
+grant execute on function tenancy.require_staff(text, text), tenancy.require_platform_admin() to member, service, platform_admin;
