@@ -6,17 +6,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-import httpx
-import psycopg
 import typer
 from rich.console import Console
 
-from api.audit import AuditError
-from api.demo import DemoError
-from api.importing import ImportFailed
-from api.release import MigrationError
 from api.settings import Settings, SettingsError
-from api.stack import Stack, StackError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,14 +25,14 @@ def explain_errors(command: Callable[P, R]) -> Callable[P, R]:
     def run(*arguments: P.args, **options: P.kwargs) -> R:
         try:
             return command(*arguments, **options)
-        except (StackError, SettingsError, AuditError, MigrationError, ImportFailed) as error:
-            text = str(error)
-        except (DemoError, httpx.HTTPError) as error:
-            text = f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"
-        except psycopg.Error as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-        except OSError as error:
-            text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            from api.failures import explanation  # knows the errors of everything: too much for a command that succeeds
+
+            text = explanation(error)
+            if text is None:
+                raise
         errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
@@ -55,7 +48,9 @@ def migration_url(settings: Settings) -> str:
     """MIGRATION_DATABASE_URL, else the embedded stack as goldleaves_migrator. Raises SettingsError when neither is."""
     if settings.migration_database_url is not None:
         return settings.migration_database_url
-    url = Stack(settings).migration_url()
+    from api.stack.access import stack_migration_url  # a server that has a Postgres of its own needs none of it
+
+    url = stack_migration_url(settings)
     if url is None:
         raise SettingsError("MIGRATION_DATABASE_URL is not set, and no stack runs here. Run `goldleaves up` first.")
     return url

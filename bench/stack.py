@@ -15,9 +15,9 @@ import psycopg
 from rich.console import Console
 
 from api.settings import Settings
-from api.stack import Stack
 from api.stack.processes import find
 from api.stack.progress import Progress
+from api.stack.stack import Stack
 from api.tokens import Role, mint_token
 
 

@@ -23,9 +23,9 @@ from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from api.migrations import migrate
 from api.settings import ENV_FILE, Settings
 from api.stack import bootstrap
-from api.stack.endpoints import StackError, http_url
+from api.stack.endpoints import SUPERUSER, StackError, http_url
 from api.stack.installations import binaries, locale_arguments
-from api.stack.postgres import SUPERUSER, postgres_part, prepare_cluster
+from api.stack.postgres import postgres_part, prepare_cluster
 from api.stack.processes import start, stop, wait_until_ready
 from api.stack.services import postgrest_part, sidecar_part
 from api.stack.state import Secrets, StateDir

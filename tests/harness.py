@@ -19,9 +19,7 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from api.stack import bootstrap
-from api.stack.endpoints import postgres_url
-from api.stack.postgres import SUPERUSER
+from api.stack.endpoints import MIGRATOR, SUPERUSER, postgres_url
 from api.stack.processes import Part, await_end, members, start, stop, wait_until_ready
 from api.stack.state import Secrets, StateDir
 
@@ -61,7 +59,7 @@ class Database:
 
     @property
     def migrator(self) -> str:
-        return self.url(bootstrap.MIGRATOR)
+        return self.url(MIGRATOR)
 
     @property
     def sidecar(self) -> str:

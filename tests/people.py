@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 
-from api.stack.postgres import SUPERUSER
+from api.stack.endpoints import SUPERUSER
 from tests.harness import Database, Member
 from tests.sql_requests import Caller, Connection, enter, run
 

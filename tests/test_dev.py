@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from api.settings import PROJECT
-from api.stack import Endpoints
+from api.stack.endpoints import Endpoints
 from api.stack.processes import Record, members
 from api.stack.state import StateDir
 from tests.conftest import state_dir

@@ -16,9 +16,8 @@ import pytest
 
 from api.migrations import migrate
 from api.settings import PROJECT, Settings
-from api.stack.endpoints import postgres_url
+from api.stack.endpoints import SUPERUSER, postgres_url
 from api.stack.installations import binaries
-from api.stack.postgres import SUPERUSER
 from tests.conftest import MAJOR, MakeOrganization, embedded_postgres, state_dir
 from tests.harness import Cluster, Database, Organization, RunningStack
 from tests.observe import assert_problem, eventually, metered_ids, spool_state

@@ -26,11 +26,12 @@ import pytest
 
 from api.demo.story import money
 from api.settings import PROJECT, Settings
-from api.stack import SUPERVISOR, Endpoints
+from api.stack.endpoints import Endpoints
 from api.stack.parts import PARTS
 from api.stack.postgres import prepare_cluster
 from api.stack.processes import Record
 from api.stack.state import StateDir, write_private
+from api.stack.supervisor import NAME as SUPERVISOR
 from tests.conftest import state_dir
 from tests.harness import free_port
 

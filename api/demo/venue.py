@@ -11,8 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from api.demo.people import DemoError, Person, is_loopback
 from api.settings import Settings
-from api.stack.bootstrap import DATABASE
-from api.stack.endpoints import Endpoints
+from api.stack.endpoints import DATABASE, Endpoints
 from api.stack.state import StateDir
 
 TIMEOUT_SECONDS = 10

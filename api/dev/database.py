@@ -9,7 +9,9 @@ import psycopg
 from api import migrations
 from api.migrations import MigrationError
 from api.release import LoadReport, Tree, load
-from api.stack import Stack, StackError
+from api.stack.access import stack_migration_url
+from api.stack.endpoints import StackError
+from api.stack.stack import Stack
 
 
 class RunningDatabase:
@@ -37,7 +39,7 @@ class RunningDatabase:
         return migrations.migrate(self._url(), self._stack.settings, self._root)
 
     def _url(self) -> str:
-        url = self._stack.migration_url()
+        url = stack_migration_url(self._stack.settings)
         if url is None:
             raise StackError("Postgres does not run. `goldleaves up` starts it again.")
         return url

@@ -21,7 +21,8 @@ from api.dev.sidecar import CodeError, Sidecar
 from api.dev.sources import FOLDERS, Sources
 from api.release import MigrationError
 from api.settings import PROJECT
-from api.stack import Stack, StackError
+from api.stack.endpoints import StackError
+from api.stack.stack import Stack
 
 QUIET_MS: Final = 50  # saves that follow each other closer than this are one
 LONGEST_BURST_MS: Final = 1000

@@ -12,8 +12,8 @@ from contextlib import closing, suppress
 from typing import Final
 
 from api.dev.standby import LOAD, READY, SERVE
-from api.stack import Stack
 from api.stack.processes import find, is_running, remember, spawn, stop_main, wait_until_ready
+from api.stack.stack import Stack
 
 COMMAND: Final = (sys.executable, "-m", "api.dev.standby")
 MAX_ANSWER_BYTES: Final = 64 * 1024

@@ -20,7 +20,9 @@ from api.settings import PROJECT, SettingsError, load_settings
 CONFLICT = 3  # exit code
 _STYLES = {State.CREATE: "green", State.UNCHANGED: "dim", State.CONFLICT: "bold red"}
 
+commands = typer.Typer()
 scaffold_app = typer.Typer(no_args_is_help=True, help="Write the files of a table of your own: yours from then on.")
+commands.add_typer(scaffold_app, name="scaffold")
 
 
 @scaffold_app.callback()
@@ -64,6 +66,7 @@ def scaffold_table_command(
         raise typer.Exit(CONFLICT)
 
 
+@commands.command(name="apply-plan")
 @explain_errors
 def apply_plan_command(
     plan: Annotated[

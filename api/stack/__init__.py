@@ -2,9 +2,3 @@
 
 In production each of them is a container or a service of its own. Only the command, the demo and the tests import this.
 """
-
-from api.stack.endpoints import Endpoints, StackError
-from api.stack.stack import Stack
-from api.stack.supervisor import NAME as SUPERVISOR
-
-__all__ = ["SUPERVISOR", "Endpoints", "Stack", "StackError"]

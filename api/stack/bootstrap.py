@@ -17,9 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from api.migrations import MigrationReport, migrate
 from api.settings import Settings, SettingsError
-
-MIGRATOR = "goldleaves_migrator"
-DATABASE = "goldleaves"
+from api.stack.endpoints import DATABASE, MIGRATOR
 
 _TRY_LOCK = "select pg_try_advisory_lock(hashtextextended('goldleaves.bootstrap', 0))"
 _POLL_SECONDS = 0.1

@@ -1,8 +1,13 @@
-"""Where a running stack is reached, and the one exception of this package."""
+"""Where a running stack is reached and as whom, and the one exception of this package."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
+
+DATABASE: Final = "goldleaves"
+SUPERUSER: Final = "postgres"
+MIGRATOR: Final = "goldleaves_migrator"
 
 
 class StackError(Exception):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from api.settings import Settings
-from api.stack import bootstrap
-from api.stack.endpoints import postgres_url
+from api.stack.endpoints import DATABASE, postgres_url
 from api.stack.postgres import postgres_part
 from api.stack.processes import Part
 from api.stack.services import postgrest_part, sidecar_part
@@ -29,4 +28,4 @@ def jwt_secret(settings: Settings, secrets: Secrets) -> str:
 
 
 def database_url(settings: Settings, role: str, password: str) -> str:
-    return postgres_url(role, password, settings.host, settings.postgres_port, bootstrap.DATABASE)
+    return postgres_url(role, password, settings.host, settings.postgres_port, DATABASE)

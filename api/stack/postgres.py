@@ -16,12 +16,11 @@ from pathlib import Path
 import psycopg
 
 from api.settings import Settings
-from api.stack.endpoints import StackError, postgres_url, url_host
+from api.stack.endpoints import SUPERUSER, StackError, postgres_url, url_host
 from api.stack.installations import binaries, locale_arguments
 from api.stack.processes import Part, members
 from api.stack.state import Secrets, StateDir
 
-SUPERUSER = "postgres"
 SYSTEM_USER = "pgserver"
 
 

@@ -6,10 +6,8 @@ import os
 from collections.abc import Sequence
 
 from api.settings import Settings
-from api.stack import bootstrap
-from api.stack.endpoints import StackError
+from api.stack.endpoints import DATABASE, SUPERUSER, StackError
 from api.stack.installations import binaries
-from api.stack.postgres import SUPERUSER
 from api.stack.processes import find
 from api.stack.state import StateDir
 
@@ -28,7 +26,7 @@ def become_psql(settings: Settings, arguments: Sequence[str]) -> None:
         "PGPORT": str(settings.postgres_port),
         "PGUSER": SUPERUSER,
         "PGPASSWORD": secrets.postgres,
-        "PGDATABASE": bootstrap.DATABASE,
+        "PGDATABASE": DATABASE,
     }
     program = binaries(settings.postgres_version) / "psql"
     os.execve(program, [str(program), *arguments], os.environ | connection)  # noqa: S606 - no shell is what we want

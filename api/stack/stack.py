@@ -14,7 +14,7 @@ from api.migrations import migrate
 from api.settings import Settings
 from api.spool import records_left
 from api.stack import bootstrap
-from api.stack.endpoints import Endpoints, StackError, http_url, url_host
+from api.stack.endpoints import DATABASE, MIGRATOR, Endpoints, StackError, http_url, url_host
 from api.stack.parts import PARTS, database_url, jwt_secret, stack_parts
 from api.stack.postgres import check_superuser, prepare_cluster, require_own_data, superuser_url
 from api.stack.processes import (
@@ -83,7 +83,7 @@ class Stack:
         """Each part: where it is reached, its pid when it runs, and what the supervisor had to do with it."""
         settings = self.settings
         urls = {
-            "postgres": f"postgresql://{url_host(settings.host)}:{settings.postgres_port}/{bootstrap.DATABASE}",
+            "postgres": f"postgresql://{url_host(settings.host)}:{settings.postgres_port}/{DATABASE}",
             "postgrest": http_url(settings.host, settings.postgrest_port),
             "sidecar": http_url(settings.host, settings.gateway_port),
         }
@@ -123,26 +123,12 @@ class Stack:
                 reap()  # what this process started and the supervisor has buried
                 time.sleep(EVENTS_SECONDS)
 
-    def jwt_secret(self) -> str | None:
-        """The key of the tokens this stack accepts. None before the first start, unless JWT_SECRET is set."""
-        if self.settings.jwt_secret is not None:
-            return self.settings.jwt_secret.get_secret_value()
-        secrets = self.state.read_secrets()
-        return secrets.jwt if secrets else None
-
     def part(self, name: str) -> Part:
         """A part as it would be started now. The stack has to have been up before: its secrets are needed."""
         secrets = self.state.read_secrets()
         if secrets is None:
             raise StackError("The stack was never up. Run `goldleaves up` first.")
         return next(part for part in stack_parts(self.settings, self.state, secrets) if part.name == name)
-
-    def migration_url(self) -> str | None:
-        """Where to migrate as `goldleaves_migrator`. None when Postgres is not running."""
-        secrets = self.state.read_secrets()
-        if secrets is None or find("postgres", self.state) is None:
-            return None
-        return database_url(self.settings, bootstrap.MIGRATOR, secrets.goldleaves_migrator)
 
     def _up(self, *, supervised: bool) -> tuple[Endpoints, tuple[str, ...]]:
         """Returns also the names of the parts that did not run. A supervisor that is there stays in any case."""
@@ -246,9 +232,7 @@ class Stack:
             server_url = superuser_url(self.settings, secrets)
             bootstrap.create_migrator(server_url, secrets.goldleaves_migrator)
             bootstrap.create_database(server_url)
-            report = migrate(
-                database_url(self.settings, bootstrap.MIGRATOR, secrets.goldleaves_migrator), self.settings
-            )
+            report = migrate(database_url(self.settings, MIGRATOR, secrets.goldleaves_migrator), self.settings)
             bootstrap.set_passwords(server_url, secrets.of_services())
             step.outcome = str(report)
 
@@ -257,6 +241,6 @@ class Stack:
         return Endpoints(
             gateway_url=http_url(settings.host, settings.gateway_port),
             postgrest_url=http_url(settings.host, settings.postgrest_port),
-            database_url=superuser_url(settings, secrets, bootstrap.DATABASE),
+            database_url=superuser_url(settings, secrets, DATABASE),
             jwt_secret=jwt_secret(settings, secrets),
         )

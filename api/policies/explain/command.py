@@ -20,6 +20,8 @@ from api.release.catalog import Connection
 from api.release.errors import MigrationError
 from api.settings import load_settings
 
+commands = typer.Typer()
+
 _PLANNED = "member"
 
 
@@ -31,6 +33,7 @@ class Explained:
     no_plan: str | None
 
 
+@commands.command()
 @explain_errors
 def explain(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="With its schema, as app.cases.")],

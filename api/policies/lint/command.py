@@ -16,7 +16,10 @@ from api.policies.lint.linting import Report, examine
 from api.policies.lint.rules import Rule, named
 from api.settings import load_settings
 
+commands = typer.Typer()
 
+
+@commands.command()
 @explain_errors
 def lint(
     rule: Annotated[list[str] | None, typer.Option(help="Only this rule. May be repeated.")] = None,

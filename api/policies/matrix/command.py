@@ -14,7 +14,10 @@ from api.policies.matrix.proof import prove
 from api.policies.matrix.report import as_json, show
 from api.settings import PROJECT, load_settings
 
+commands = typer.Typer()
 
+
+@commands.command()
 @explain_errors
 def matrix(
     table: Annotated[

@@ -21,6 +21,8 @@ from api.release.catalog import Connection
 from api.release.errors import MigrationError
 from api.settings import SettingsError, load_settings
 
+commands = typer.Typer()
+
 StaffRole = Literal["platform_admin", "service"]
 
 _NO_RIGHT_SIGN = "\N{EN DASH}"
@@ -38,6 +40,7 @@ class Preview:
     shown: tuple[Shown, ...]
 
 
+@commands.command()
 @explain_errors
 def preview(
     as_user: Annotated[

@@ -19,6 +19,8 @@ from api.policies.rollout.plan import Plan, find_drift, make_plan, released_file
 from api.release.errors import PolicyConflict
 from api.settings import PROJECT, load_settings
 
+commands = typer.Typer()
+
 CONFLICT_EXIT = 3
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
@@ -26,6 +28,7 @@ Out = Annotated[Path, typer.Option(metavar="FILE", help="Where the plan is writt
 By = Annotated[str | None, typer.Option(metavar="NAME", help="Who does it, for the record; default: your login name.")]
 
 
+@commands.command()
 @explain_errors
 def plan(as_json: AsJson = False, out: Out = Path(paperwork.PLAN)) -> None:
     """Show what the files of policies/ would change in the live database, without changing it.
@@ -44,6 +47,7 @@ def plan(as_json: AsJson = False, out: Out = Path(paperwork.PLAN)) -> None:
     _print(made, applied=False, as_json=as_json)
 
 
+@commands.command()
 @explain_errors
 def apply(
     write: Annotated[bool, typer.Option("--apply", help="Do it. Without this it is only tried.")] = False,
@@ -84,6 +88,7 @@ def apply(
     _print(made, applied=write, as_json=as_json, written=written)
 
 
+@commands.command()
 @explain_errors
 def verify(as_json: AsJson = False) -> None:
     """Tell whether the live database is still what was last released. For cron and CI: it takes no locks.
@@ -109,6 +114,7 @@ def verify(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@commands.command()
 @explain_errors
 def rollback(
     to: Annotated[int | None, typer.Option(metavar="RELEASE", help="As `policies releases` numbers them.")] = None,
@@ -138,6 +144,7 @@ def rollback(
         say(f"The next apply or migrate undoes this, as these files say otherwise: {', '.join(files)}")
 
 
+@commands.command()
 @explain_errors
 def releases(as_json: AsJson = False) -> None:
     """List the releases of policies, the latest first: when, by whom, from which commit, and which files changed.

@@ -1,0 +1,26 @@
+"""What can go wrong outside the program, each as the one line that its user reads."""
+
+from __future__ import annotations
+
+import httpx
+import psycopg
+
+from api.audit import AuditError
+from api.demo.people import DemoError
+from api.importing.errors import ImportFailed
+from api.release.errors import MigrationError
+from api.settings import SettingsError
+from api.stack.endpoints import StackError
+
+
+def explanation(error: Exception) -> str | None:
+    """None: it is a mistake of the program."""
+    if isinstance(error, (StackError, SettingsError, AuditError, MigrationError, ImportFailed)):
+        return str(error)
+    if isinstance(error, (DemoError, httpx.HTTPError)):
+        return f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"
+    if isinstance(error, psycopg.Error):
+        return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return None
