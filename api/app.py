@@ -20,9 +20,9 @@ from api.cors import AllowedOrigins
 from api.database import Database, DatabaseError
 from api.docs import docs_routes
 from api.errors import Problem, problem
-from api.events import events_endpoint
 from api.gateway import Gateway
 from api.health import health_endpoint
+from api.ingestion.endpoint import EventsEndpoint
 from api.jwks import JwksError, KeySet
 from api.keys import ApiKeys
 from api.metrics import METRICS_PATH, Metrics, metrics_endpoint
@@ -67,9 +67,10 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     token = settings.metrics_token
     show_metrics = metrics_endpoint(metrics, token.get_secret_value() if token is not None else None)
     tasks = Tasks()
-    events = events_endpoint(
+    events = EventsEndpoint(
         database,
         tenants,
+        metrics.events,
         max_bytes=settings.max_ingest_bytes,
         pool_size=settings.database_pool_size,
         wait_seconds=settings.ingest_wait_seconds,
@@ -104,7 +105,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     app = Starlette(
         routes=[
             Mount(GATEWAY_PREFIX.decode(), Gateway(postgrest, Patience(database.answers))),
-            Route("/v1/events", events, methods=["POST"]),
+            Route("/v1/events", events.receive, methods=["POST"]),
             Route(
                 "/health",
                 health_endpoint(database, spool, postgrest, tasks.stopped, provider.keys if provider else None),

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -29,6 +29,7 @@ from api.auth import ApiKey
 from api.codes import CODES
 from api.context import Resolution, Tenant
 from api.errors import Problem, problem
+from api.ingestion.batch import Batch
 from api.schema_version import compare
 
 CONNECT_TIMEOUT_SECONDS: Final = 3
@@ -41,9 +42,15 @@ CALL_TIMEOUT_SECONDS: Final = STATEMENT_TIMEOUT_MS / 1000 + 3
 QUICK_CALL_TIMEOUT_SECONDS: Final = 5
 WAIT_INTERVAL_SECONDS: Final = 0.1
 
-_INGEST: Final = "select metering.receive_events(%s, %s::uuid, %s, %s, %s::uuid)::text"
+_INGEST: Final = "select metering.receive_events(%s, %s::uuid, %s, %s, %s::uuid, %s, %s)::text"
+_INGEST_GROUP: Final = """
+  select outcome::text, error_state, error_message, error_details, error_hint
+  from metering.receive_group(%s::text[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s)
+  order by position
+"""
 _HEALTH: Final = select(func.ops.health())
 _NOTHING: Final = "select 1"
+_REJECT_LATE: Final = "reject"
 _NOTE_KEY_USE: Final = "select tenancy.note_key_use(%s::jsonb)"
 _REJECT: Final = "select metering.record_rejection(%s, %s::jsonb, %s, %s)"
 _RECORD_REFUSALS: Final = "select audit.record_refusals(%s::jsonb)"
@@ -53,6 +60,7 @@ _REFUSALS: Final = ("22", "21", "23", "54", "P0001", "PT4")
 # The server is away, starting, stopping or out of connections; or it gave way to somebody else.
 _AWAY: Final = ("08", "53", "57P")
 _BUSY: Final = ("40", "55P03", "57014")
+_PASSING: Final = ("08", "57P", "40")
 # There is nothing to ask for the schema: nobody has migrated this database, or not enough of it.
 _NO_SCHEMA: Final = (
     psycopg.errors.InvalidSchemaName,
@@ -80,11 +88,26 @@ class DatabaseError(Exception):
         self.state: str | None = None
         self.message = self.details = self.hint = ""
         self._unencodable = isinstance(error, psycopg.DataError) and error.sqlstate is None  # a NUL in a text
+        self._broken = isinstance(error, psycopg.OperationalError) and not isinstance(
+            error, psycopg.errors.ConnectionTimeout
+        )
         if isinstance(error, psycopg.Error):
             self.state = error.sqlstate
             self.message = error.diag.message_primary or ""
             self.details = error.diag.message_detail or ""
             self.hint = error.diag.message_hint or ""
+
+    @classmethod
+    def raised(cls, state: str, message: str, details: str | None, hint: str | None) -> DatabaseError:
+        """What a function of ours has caught, and returned beside what it did."""
+        error = cls(RuntimeError(message))
+        error.state, error.message, error.details, error.hint = state, message, details or "", hint or ""
+        return error
+
+    @property
+    def passing(self) -> bool:
+        """The connection broke, or the transaction gave way to another: the next attempt may well do it."""
+        return (self._broken and self.state is None) or (self.state is not None and self.state.startswith(_PASSING))
 
     @property
     def refused(self) -> bool:
@@ -143,7 +166,7 @@ class _Connection(psycopg.AsyncConnection[Any]):
 
 
 class Database:
-    def __init__(self, url: str, pool_size: int) -> None:
+    def __init__(self, url: str, pool_size: int, event_max_future: timedelta = timedelta(minutes=5)) -> None:
         given = conninfo_to_dict(url)
         conninfo = make_conninfo(
             url,
@@ -157,6 +180,7 @@ class Database:
 
         self._connect = connect
         self._pool_size = pool_size
+        self._event_max_future = event_max_future
         self._engine = create_async_engine(
             "postgresql+psycopg://",
             async_creator=connect,
@@ -224,12 +248,26 @@ class Database:
         times = json.dumps({str(key): used.isoformat() for key, used in uses.items()})
         await self._first(_NOTE_KEY_USE, times, within=QUICK_CALL_TIMEOUT_SECONDS)
 
-    async def ingest(
-        self, events: str, organization_id: UUID | None, source: str, late: str, key: ApiKey | None = None
-    ) -> str:
-        """Store usage events given as JSON text, that came with `key`. Returns the outcome as JSON text."""
-        row = await self._first(_INGEST, events, organization_id, source, late, key.id if key is not None else None)
+    async def ingest(self, batch: Batch, source: str, late: str) -> str:
+        """Store usage events. Returns the outcome as JSON text."""
+        row = await self._first(
+            _INGEST,
+            batch.body,
+            batch.organization_id,
+            source,
+            late,
+            batch.key_id,
+            batch.format,
+            self._event_max_future,
+        )
         return str(row[0]) if row is not None else ""
+
+    async def ingest_group(self, batches: Sequence[Batch]) -> list[str | DatabaseError]:
+        """Store several batches of the API in one transaction, each by itself, and return what became of each."""
+        bodies, organizations, keys, formats = (list(column) for column in zip(*batches, strict=True))
+        lates = [_REJECT_LATE] * len(bodies)
+        rows = await self._rows(_INGEST_GROUP, bodies, organizations, keys, formats, lates, self._event_max_future)
+        return [str(row[0]) if row[1] is None else DatabaseError.raised(*row[1:]) for row in rows]
 
     async def record_rejection(self, source: str, event: str, code: str, message: str) -> None:
         await self._first(_REJECT, source, event, code, message)
@@ -254,7 +292,13 @@ class Database:
     async def _first(
         self, statement: Select[Any] | str, *parameters: object, within: float = CALL_TIMEOUT_SECONDS
     ) -> Row[Any] | None:
-        """The first row. SQL given as text goes to the driver as it is, with its parameters."""
+        rows = await self._rows(statement, *parameters, within=within)
+        return rows[0] if rows else None
+
+    async def _rows(
+        self, statement: Select[Any] | str, *parameters: object, within: float = CALL_TIMEOUT_SECONDS
+    ) -> Sequence[Row[Any]]:
+        """All rows. SQL given as text goes to the driver as it is, with its parameters."""
         clock = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(CHECKOUT_TIMEOUT_SECONDS) as limit, self._engine.connect() as connection:
@@ -274,25 +318,27 @@ class Database:
         way, and what runs goes on. Raises SchemaMismatch.
         """
         try:
-            row = await _execute(connection, _HEALTH)
+            rows = await _execute(connection, _HEALTH)
         except DBAPIError as error:
             if not isinstance(error.orig, _NO_SCHEMA):
                 raise
-            row = None
-        difference = compare(row[0]["applied"] if row is not None else ())
+            rows = ()
+        difference = compare(rows[0][0]["applied"] if rows else ())
         self._mismatch = bool(difference)
         if difference:
             raise SchemaMismatch(str(difference))
         self._schema_is_ours = True
 
 
-async def _execute(connection: AsyncConnection, statement: Select[Any] | str, parameters: Any = ()) -> Row[Any] | None:
+async def _execute(
+    connection: AsyncConnection, statement: Select[Any] | str, parameters: Any = ()
+) -> Sequence[Row[Any]]:
     result: Result[Any]
     if isinstance(statement, str):
         result = await connection.exec_driver_sql(statement, parameters)
     else:
         result = await connection.execute(statement)
-    return result.first()
+    return result.all()
 
 
 def _uuid(value: object) -> UUID:

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import structlog
 
 from api.database import Database, DatabaseError
+from api.ingestion.batch import Batch
 from api.spool import Segment, Spool, read_segment
 
 log = structlog.get_logger(__name__)
@@ -66,7 +67,7 @@ class Sender:
         """Until Postgres has answered for each event. A refused batch is halved until the bad event stands alone."""
         events = f"[{b','.join(batch).decode('utf-8', 'replace')}]"
         try:
-            outcome = await self._insist(lambda: self._database.ingest(events, None, SOURCE, "adjust"))
+            outcome = await self._insist(lambda: self._database.ingest(Batch(events), SOURCE, "adjust"))
         except DatabaseError as refusal:
             if len(batch) == 1:
                 await self._reject(batch[0], refusal)

@@ -1,0 +1,94 @@
+"""POST /v1/events."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+from uuid import UUID
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.context import context_of
+from api.database import Database, DatabaseError
+from api.ingestion.answers import Count, count_outcome, not_stored
+from api.ingestion.batch import Batch
+from api.ingestion.body import pieces, read_text, refuse_declared
+from api.ingestion.callers import organization_id, require_service
+from api.ingestion.content import Content, content_of, invalid, structured
+from api.ingestion.group_commit import MOST_BYTES, GroupCommit
+from api.ingestion.limits import Room, Share, Slots
+from api.ingestion.lines import store_lines
+from api.tenants import Tenants
+
+SOURCE: Final = "api"  # of events that are no CloudEvents, which have sources of their own
+LATE: Final = "reject"  # unless the body says otherwise
+CONNECTIONS_LEFT: Final = 2
+BODIES_IN_MEMORY: Final = 8  # of the largest size, or many more small ones: read, and waiting for the database
+LONGEST_LINE: Final = 1024 * 1024
+
+
+class EventsEndpoint:
+    """Stores usage events. Safe to send twice: the id of an event is its idempotency key."""
+
+    def __init__(
+        self, database: Database, tenants: Tenants, count: Count, *, max_bytes: int, pool_size: int, wait_seconds: float
+    ) -> None:
+        self._database = database
+        self._tenants = tenants
+        self._count = count
+        self._max_bytes = max_bytes
+        # The pool also resolves tenants and ships the spool: batches, which can take long, leave connections for that.
+        self._slots = Slots(max(1, pool_size - CONNECTIONS_LEFT), wait_seconds)
+        self._room = Room(BODIES_IN_MEMORY * max_bytes)
+        self._groups = GroupCommit(database, self._slots, wait_seconds)
+
+    async def receive(self, request: Request) -> Response:
+        """Errors: 401; 403 ROLE_REQUIRED, SCOPE_REQUIRED, NOT_A_MEMBER; 415, 413, 400 INVALID_BODY; 404
+        ORGANIZATION_NOT_FOUND; 503 INGEST_BUSY, and without Postgres.
+        """
+        require_service(request)
+        content = content_of(request)
+        refuse_declared(request, self._max_bytes)
+        with self._room.share() as share:
+            try:
+                if content.format == "ndjson":
+                    outcome = await self._store_lines(request, content, share)
+                else:
+                    outcome = await self._store_body(request, content, share)
+            except DatabaseError as error:
+                raise not_stored(error) from None
+        return Response(outcome, media_type="application/json")
+
+    async def _store_body(self, request: Request, content: Content, share: Share) -> str:
+        text = await read_text(request, content, self._max_bytes, share)
+        if "\0" in text:  # which no JSON has, and would spoil a whole group
+            raise invalid("the body has a NUL in it")
+        if content.attributes is not None:
+            text = structured(content.attributes, text)
+        batch = Batch(text, await organization_id(request, self._tenants), self._key_id(request), content.format)
+        if len(text) <= MOST_BYTES:
+            outcome = await self._groups.store(batch)
+        else:
+            outcome = await self._store(batch)
+        count_outcome(json.loads(outcome), self._count)
+        return outcome
+
+    async def _store_lines(self, request: Request, content: Content, share: Share) -> str:
+        organization, key = await organization_id(request, self._tenants), self._key_id(request)
+
+        async def store(lines: str) -> str:
+            outcome = await self._store(Batch(lines, organization, key, "ndjson"))
+            count_outcome(json.loads(outcome), self._count)
+            return outcome
+
+        return await store_lines(pieces(request, content), min(self._max_bytes, LONGEST_LINE), share, store)
+
+    async def _store(self, batch: Batch) -> str:
+        async with self._slots.one():
+            return await self._database.ingest(batch, SOURCE, LATE)
+
+    @staticmethod
+    def _key_id(request: Request) -> UUID | None:
+        key = context_of(request.scope).principal.key
+        return key.id if key is not None else None

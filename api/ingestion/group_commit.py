@@ -1,0 +1,126 @@
+"""Single events cost a transaction each, which is mostly the wait for the disk. So small requests share one: while a
+group is in the database the next one gathers, and each is answered after the commit that holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from api.database import Database, DatabaseError
+from api.errors import Problem
+from api.ingestion.batch import Batch
+from api.ingestion.limits import Slots, busy
+
+log = structlog.get_logger(__name__)
+
+MOST_BYTES: Final = 16 * 1024  # of a body that is stored with others
+GROUP_REQUESTS: Final = 256
+GROUP_BYTES: Final = 512 * 1024
+MOST_WAITING: Final = 10_000
+SLOW_SECONDS: Final = 0.1  # what holds a group up for longer may be none of the next one's business
+MOST_GROUPS: Final = 2  # at once
+
+
+class GroupCommit:
+    def __init__(self, database: Database, slots: Slots, wait_seconds: float) -> None:
+        self._database = database
+        self._slots = slots
+        self._wait_seconds = wait_seconds
+        self._waiting: deque[_Request] = deque()
+        self._workers: set[asyncio.Task[None]] = set()
+
+    async def store(self, batch: Batch) -> str:
+        """The outcome as JSON text, once it is committed. Raises DatabaseError, and INGEST_BUSY (503)."""
+        if len(self._waiting) >= MOST_WAITING:
+            raise busy()
+        loop = asyncio.get_running_loop()
+        request = _Request(batch, loop.create_future())
+        request.expiry = loop.call_later(self._wait_seconds, self._expire, request)
+        self._waiting.append(request)
+        if not self._workers:
+            self._start_worker()
+        return await request.answer
+
+    def _start_worker(self) -> None:
+        self._workers.add(asyncio.create_task(self._work(), name="group-commit"))
+
+    async def _work(self) -> None:
+        """Store one group after the other, until nobody waits."""
+        try:
+            while self._waiting:
+                # No slot for as long as a request may wait: those that have waited are told so one by one.
+                with contextlib.suppress(Problem):
+                    async with self._slots.one():
+                        await self._store(self._next_group())
+        finally:
+            self._workers.remove(asyncio.current_task())  # type: ignore[arg-type]  # at once: who comes next starts one
+
+    def _next_group(self) -> list[_Request]:
+        group: list[_Request] = []
+        size = 0
+        while self._waiting and len(group) < GROUP_REQUESTS and size < GROUP_BYTES:
+            request = self._waiting.popleft()
+            request.expiry.cancel()
+            size += len(request.batch.body)
+            group.append(request)
+        return group
+
+    async def _store(self, group: list[_Request]) -> None:
+        if not group:
+            return
+        overtaking = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._overtake)
+        try:
+            answers = await self._answers([request.batch for request in group])
+        except DatabaseError as error:
+            if error.refused and len(group) > 1:  # as a whole, which nobody foresaw: it may be the fault of one
+                for request in group:
+                    await self._store([request])
+                return
+            answers = [error] * len(group)
+        except Exception as error:  # a mistake of ours, which must leave nobody waiting
+            answers = [error] * len(group)
+        finally:
+            overtaking.cancel()
+        for request, answer in zip(group, answers, strict=True):
+            request.resolve(answer)
+
+    async def _answers(self, batches: Sequence[Batch]) -> Sequence[str | Exception]:
+        """Tried again once when the connection broke: what was committed all the same is then a duplicate."""
+        try:
+            return await self._database.ingest_group(batches)
+        except DatabaseError as error:
+            if not error.passing:
+                raise
+            log.warning("group_repeated", requests=len(batches), state=error.state, error=error.message or str(error))
+        return await self._database.ingest_group(batches)
+
+    def _overtake(self) -> None:
+        if self._waiting and len(self._workers) < MOST_GROUPS:
+            self._start_worker()
+
+    def _expire(self, request: _Request) -> None:
+        self._waiting.remove(request)
+        request.resolve(busy())
+
+
+class _Request:
+    __slots__ = ("answer", "batch", "expiry")
+    expiry: asyncio.TimerHandle  # runs while it waits for its group
+
+    def __init__(self, batch: Batch, answer: asyncio.Future[str]) -> None:
+        self.batch = batch
+        self.answer = answer
+
+    def resolve(self, answer: str | Exception) -> None:
+        if self.answer.done():  # whoever asked has gone
+            return
+        if isinstance(answer, str):
+            self.answer.set_result(answer)
+        else:
+            self.answer.set_exception(answer)
