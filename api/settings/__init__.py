@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -143,10 +141,11 @@ class Settings(BaseSettings):
     @field_validator("database_url", "admin_database_url", "migration_database_url")
     @classmethod
     def _is_a_database(cls, value: str | None) -> str | None:
-        try:
-            conninfo_to_dict(value or "")
-        except psycopg.Error:  # its text would show the value
-            raise ValueError("expected a URL such as postgresql://role@host:5432/database") from None
+        if value is not None:
+            from api.settings.database_urls import is_database_url
+
+            if not is_database_url(value):  # what is wrong with it would show the value
+                raise ValueError("expected a URL such as postgresql://role@host:5432/database")
         return value
 
     @field_validator("postgrest_url")
@@ -161,8 +160,10 @@ class Settings(BaseSettings):
         """A URL that leaves its password out gets it from the variable beside it, where nothing has to be quoted."""
         for url_name, password_name in _PASSWORDS_OF_URLS.items():
             url, password = getattr(self, url_name), getattr(self, password_name)
-            if url is not None and password is not None and "password" not in conninfo_to_dict(url):
-                setattr(self, url_name, make_conninfo(url, password=password.get_secret_value()))
+            if url is not None and password is not None:
+                from api.settings.database_urls import with_password
+
+                setattr(self, url_name, with_password(url, password.get_secret_value()))
         return self
 
     @field_validator("jwt_secret")
