@@ -11,11 +11,7 @@ select
   e.dimensions ->> 'endpoint' as route,
   coalesce(e.dimensions ->> 'method' || ' ' || (e.dimensions ->> 'endpoint'), e.event_name) as action,
   e.quantity as units,
-  (
-    select case m.aggregation when 'count' then 1 else e.quantity end
-    from metering.meters m
-    where m.event_name = e.event_name
-  ) * billing.unit_amount_cents(e.organization_id, e.event_name, e.occurred_at, e.recorded_at) as cost_cents,
+  billing.cost_cents(e) as cost_cents,
   e.occurred_at as ts,
   (e.dimensions - 'endpoint' - 'method' - 'duration_ms')
     || case when e.dimensions ? 'duration_ms' then jsonb_build_object('processing_time', e.dimensions -> 'duration_ms') else '{}' end
@@ -50,15 +46,15 @@ select
   e.resource_id,
   e.quantity,
   e.unit,
-  billing.unit_amount_cents(e.organization_id, e.event_name, e.occurred_at, e.recorded_at) as unit_cost_cents,
+  billing.unit_amount_cents(e) as unit_cost_cents,
   case
     when e.request_id is null then e.dimensions
     else e.dimensions || jsonb_build_object('request_id', e.request_id)
   end as dimensions,
   coalesce((
-    select (
+    select min((
       (e.recorded_generation, e.recorded_xid) < (r.acknowledged_generation, r.acknowledged_xid)
-    )::integer
+    )::integer)
     from metering.meters m
     join stripe.report_marks r on r.meter_code = m.code
     where m.event_name = e.event_name

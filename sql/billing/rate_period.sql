@@ -9,33 +9,18 @@ language sql
 stable
 set search_path = ''
 as $$
-  with used as (
-    select
-      e.payer_user_id,
-      e.event_name,
-      -- What was recorded before its meter existed is never billed, also not later.
-      e.recorded_at >= m.created_at as metered,
-      count(*) as events,
-      sum(e.quantity) as quantity
-    from metering.usage_events e
-    left join metering.meters m on m.event_name = e.event_name
-    where e.organization_id = p_organization_id
-      and e.occurred_at >= p_period_start
-      and e.occurred_at < p_period_end
-    group by 1, 2, 3
-  )
   select
-    u.payer_user_id,
-    coalesce(m.code, u.event_name),
+    nullif(u.billing_entity_id, p_organization_id),
+    u.meter_code,
     coalesce(m.description, 'Recorded without a meter, not billed'),
     m.unit,
     u.events,
-    case when m.aggregation = 'count' then u.events else u.quantity end,
+    u.quantity,
     p.unit_amount_cents,
-    round(coalesce(case when m.aggregation = 'count' then u.events else u.quantity end * p.unit_amount_cents, 0), 0)
-  from used u
+    round(coalesce(u.quantity * p.unit_amount_cents, 0), 0)
+  from metering.measure(p_organization_id, array[p_period_start, p_period_end]) u
   join tenancy.organizations o on o.id = p_organization_id
-  left join metering.meters m on m.event_name = u.event_name and u.metered
+  left join metering.meters m on u.metered and m.code = u.meter_code
   left join lateral (
     select r.unit_amount_cents
     from billing.prices r
@@ -45,7 +30,7 @@ as $$
     order by r.effective_from desc
     limit 1
   ) as p on true
-  order by m.code nulls last, u.event_name, u.payer_user_id nulls last
+  order by m.code nulls last, u.meter_code, nullif(u.billing_entity_id, p_organization_id) nulls last
 $$;
 
 -- The same, a row a meter, for those who do not ask who pays. Amounts are rounded for each payer: they add up to the invoices.
@@ -64,27 +49,71 @@ $$;
 grant execute on function billing.rate_period(uuid, timestamptz, timestamptz),
   billing.rate_meters(uuid, timestamptz, timestamptz) to goldleaves_kernel;
 
--- What a unit of an event costs, for those who look at single events: the price that its invoice takes, which is the one in
--- force when its period begins. Null when the event is not billed.
-create or replace function billing.unit_amount_cents(
-  p_organization_id uuid, p_event_name text, p_occurred_at timestamptz, p_recorded_at timestamptz
-)
-returns numeric
+-- The prices that count for an event, of each meter that adds it up or counts it: those in force when its period begins, as its invoice
+-- takes them. units: how many units of the meter the event is.
+create or replace function billing.prices_of_event(p_event metering.usage_events)
+returns table (units numeric, unit_amount_cents numeric)
 language sql
 stable
 security definer
 set search_path = ''
 as $$
-  select p.unit_amount_cents
-  from metering.meters m
-  join tenancy.organizations o on o.id = p_organization_id
-  join billing.prices p on p.meter_code = m.code and p.currency = o.currency
-  where m.event_name = p_event_name
-    and m.created_at <= p_recorded_at
-    and p.effective_from <= (select f.period_start from billing.find_period(p_organization_id, p_occurred_at) f)
-  order by p.effective_from desc
-  limit 1
+  select
+    case
+      when m.aggregation = 'count' then case p_event.event_type when 'void' then -1 else 1 end
+      when v.value = 'quantity' then p_event.quantity / m.unit_size
+      when v.value = 'weighted_units' then p_event.weighted_units / m.unit_size
+      else metering.number_in(p_event.dimensions ->> substr(v.value, 12)) * case p_event.event_type when 'void' then -1 else 1 end / m.unit_size
+    end,
+    p.unit_amount_cents
+  from metering.meter_versions v
+  join metering.meters m on m.code = v.meter_code
+  join tenancy.organizations o on o.id = p_event.organization_id
+  cross join lateral (
+    select r.unit_amount_cents
+    from billing.prices r
+    where r.meter_code = m.code
+      and r.currency = o.currency
+      and r.effective_from <= (select f.period_start from billing.find_period(p_event.organization_id, p_event.occurred_at) f)
+    order by r.effective_from desc
+    limit 1
+  ) as p
+  where (v.event_name = p_event.event_name or v.event_name is null and p_event.weighted_units is not null)
+    and m.aggregation in ('sum', 'count')
+    and v.counts
+    and v.version = (
+      select max(w.version)
+      from metering.meter_versions w
+      where w.meter_code = v.meter_code
+        and w.created_at <= coalesce(p_event.metered_at, p_event.recorded_at)
+        and w.effective_from <= coalesce(p_event.belongs_at, p_event.occurred_at)
+    )
+    and (
+      v.filter = '{}'
+      or metering.passes(
+        v.filter, p_event.dimensions, p_event.user_id, p_event.workspace_id, p_event.resource_id, p_event.source
+      )
+    )
 $$;
 
-alter function billing.unit_amount_cents(uuid, text, timestamptz, timestamptz) owner to goldleaves_kernel;
-grant execute on function billing.unit_amount_cents(uuid, text, timestamptz, timestamptz) to member, platform_admin;
+-- What a unit of an event costs, and what all of it costs: null when the event is not billed so.
+create or replace function billing.unit_amount_cents(p_event metering.usage_events)
+returns numeric
+language sql
+stable
+security definer
+set search_path = ''
+as $$ select sum(p.unit_amount_cents) from billing.prices_of_event(p_event) p $$;
+
+create or replace function billing.cost_cents(p_event metering.usage_events)
+returns numeric
+language sql
+stable
+security definer
+set search_path = ''
+as $$ select sum(p.units * p.unit_amount_cents) from billing.prices_of_event(p_event) p $$;
+
+alter function billing.prices_of_event(metering.usage_events) owner to goldleaves_kernel;
+alter function billing.unit_amount_cents(metering.usage_events) owner to goldleaves_kernel;
+alter function billing.cost_cents(metering.usage_events) owner to goldleaves_kernel;
+grant execute on function billing.unit_amount_cents(metering.usage_events), billing.cost_cents(metering.usage_events) to member, platform_admin;

@@ -1,0 +1,463 @@
+-- What was used: the reading that summaries, reports, quotas and invoices share. Rolled-up buckets plus what is not rolled up yet, read
+-- in one snapshot, so every event is in exactly one of them.
+
+-- {"dimension": ["value", …]} of a filter that names values singly or as a list, without those that are no dimension.
+create or replace function metering.dimension_filter(p_filter jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select coalesce(
+    jsonb_object_agg(f.name, case jsonb_typeof(f.value) when 'array' then f.value else jsonb_build_array(f.value) end)
+      filter (where f.name not in ('meter', 'billing_entity_id', 'billing_entity_type')),
+    '{}'
+  )
+  from jsonb_each(coalesce(p_filter, '{}')) as f (name, value)
+$$;
+
+-- The values of one member of a filter as texts; null when it is not there.
+create or replace function metering.filter_values(p_filter jsonb, p_name text)
+returns text[]
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select case jsonb_typeof(p_filter -> p_name)
+    when 'array' then array(select jsonb_array_elements_text(p_filter -> p_name))
+    else array[p_filter ->> p_name]
+  end
+  where p_filter ? p_name
+$$;
+
+-- The dimensions asked for, of all that a group has.
+create or replace function metering.project(p_groups jsonb, p_group_by text[])
+returns jsonb
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select case
+    when p_group_by = '{}' then '{}'::jsonb
+    else (select jsonb_object_agg(d.name, p_groups -> d.name) from unnest(p_group_by) as d (name))
+  end
+$$;
+
+-- Whether rollups have all that a reading needs: no bucket lies across one of its bounds, their groups have each dimension that it
+-- filters by, and nothing was voided above them that a greatest, least or latest value would have to be found anew for.
+create or replace function metering.rollups_serve(
+  p_organization_id uuid, p_bounds timestamptz[], p_dimensions jsonb, p_meters text[], p_position metering.rollup_position
+)
+returns boolean
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if exists (
+    select
+    from unnest(p_bounds) as b (at)
+    join billing.billing_periods p on p.organization_id = p_organization_id and p.period_start <= b.at and p.period_end > b.at
+    where isfinite(b.at)
+      and metering.bucket_in(b.at, p.period_start, p.timezone) <> b.at
+  ) then
+    return false;
+  end if;
+
+  if p_dimensions <> '{}' and exists (
+    select
+    from metering.meter_versions v
+    where (p_meters is null or v.meter_code = any (p_meters))
+      and not v.group_by @> array(select jsonb_object_keys(p_dimensions))
+  ) then
+    return false;
+  end if;
+  -- Events of no meter keep no dimensions, and a group that was folded has lost its own.
+  if p_dimensions <> '{}' and exists (
+    select
+    from metering.usage_rollups r
+    where r.organization_id = p_organization_id
+      and r.grain = 'period'
+      and (p_meters is null or r.meter_code = any (p_meters))
+      and r.bucket_start >= p_bounds[1] - interval '3 months'
+      and r.bucket_start < p_bounds[cardinality(p_bounds)]
+      and (r.meter_version = 0 or r.groups <> '{}' and r.groups = metering.other_group(r.groups))
+  ) then
+    return false;
+  end if;
+
+  return not exists (
+    select
+    from metering.counted_by_position(
+      p_position.generation, p_position.xid, null, null, p_organization_id, p_bounds[1], p_bounds[cardinality(p_bounds)]
+    ) e
+    where e.event_type = 'void'
+      and e.belongs_at is null
+      and e.aggregation in ('max', 'min', 'latest')
+      and (p_meters is null or e.meter_code = any (p_meters))
+  );
+end;
+$$;
+
+-- p_bounds: moments in order; bucket n is [p_bounds[n], p_bounds[n + 1]). p_group_by: dimensions; a meter that does not keep one has null
+-- there. p_filter: meter, billing_entity_id, billing_entity_type or a dimension, with a value or a list of them; all have to hold.
+-- Returns a row for each of bucket, meter, payer and group in which there is something: events (those voided count no more) and quantity, in
+-- the meter's unit. metered is false for events that no meter counts; meter_code is then the event's name. A time-weighted meter has a row
+-- for each bucket in which something was stored, up to now, paid by who pays at the time, and not by who brought it.
+create or replace function metering.measure(
+  p_organization_id uuid, p_bounds timestamptz[], p_group_by text[] default '{}', p_filter jsonb default '{}'
+)
+returns table (bucket integer, meter_code text, metered boolean, billing_entity_id uuid, groups jsonb, events bigint, quantity numeric)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_position metering.rollup_position;
+  v_first timestamptz := p_bounds[1];
+  v_last timestamptz := p_bounds[cardinality(p_bounds)];
+  v_group_by text[] := coalesce(p_group_by, '{}');
+  v_dimensions jsonb := metering.dimension_filter(p_filter);
+  v_meters text[] := metering.filter_values(p_filter, 'meter');
+  v_entities uuid[] := metering.filter_values(p_filter, 'billing_entity_id')::uuid[];
+  v_entity_types text[] := metering.filter_values(p_filter, 'billing_entity_type');
+  v_grain text;
+begin
+  select * into strict v_position from metering.rollup_position;
+  v_grain := case
+    when not metering.rollups_serve(p_organization_id, p_bounds, v_dimensions, v_meters, v_position) then null
+    when cardinality(p_bounds) = 2 and exists (
+      select
+      from billing.billing_periods p
+      where p.organization_id = p_organization_id and p.period_start = v_first and p.period_end = v_last
+    ) then 'period'
+    else 'hour'
+  end;
+
+  return query
+    with partials as (
+      -- What is rolled up.
+      select
+        width_bucket(r.bucket_start, p_bounds) as bucket, r.meter_code, r.meter_version, r.billing_entity_id, r.groups, r.events, r.value,
+        r.max_value, r.min_value, r.latest_value, r.latest_at, r.latest_id
+      from metering.usage_rollups r
+      where v_grain is not null
+        and r.organization_id = p_organization_id
+        and r.grain = v_grain
+        and r.bucket_start >= v_first
+        and r.bucket_start < v_last
+        and (v_meters is null or r.meter_code = any (v_meters))
+        and (v_dimensions = '{}' or metering.passes(v_dimensions, r.groups, r.groups ->> 'user_id', r.groups ->> 'workspace_id', r.groups ->> 'resource_id', r.groups ->> 'source'))
+      union all
+      -- What is not, or everything.
+      select
+        t.bucket, t.meter_code, t.meter_version, t.billing_entity_id,
+        case
+          when v_group_by <> '{}' and t.groups <> '{}' and v_grain is not null
+            then metering.group_or_other(p_organization_id, t.meter_code, t.first_at, t.groups, t.max_groups)
+          else t.groups
+        end,
+        t.events, t.value, t.max_value, t.min_value, substr(t.latest, 57)::numeric, metering.at_of(t.latest), substr(t.latest, 21, 36)::uuid
+      from (
+        select
+          width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.groups, e.max_groups,
+          min(e.occurred_at) as first_at,
+          sum(e.events)::bigint as events,
+          sum(e.value) as value,
+          max(e.value) filter (where e.aggregation = 'max' and e.event_type <> 'void') as max_value,
+          min(e.value) filter (where e.aggregation = 'min' and e.event_type <> 'void') as min_value,
+          max(metering.latest_of(e.occurred_at, e.id, e.value)) filter (where e.aggregation = 'latest' and e.event_type = 'usage') as latest
+        from metering.live_events(p_organization_id, v_first, v_last, v_grain is null, v_position) e
+        where (v_meters is null or e.meter_code = any (v_meters))
+          and (v_dimensions = '{}' or metering.passes(v_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
+        group by 1, 2, 3, 4, 5, 6
+      ) as t
+    ),
+    added as (
+      select
+        p.bucket, p.meter_code, p.meter_version > 0 as metered, p.billing_entity_id, metering.project(p.groups, v_group_by) as groups,
+        sum(p.events)::bigint as events,
+        sum(p.value) as value,
+        max(p.max_value) as max_value,
+        min(p.min_value) as min_value,
+        (array_agg(p.latest_value order by p.latest_at desc, p.latest_id desc) filter (where p.latest_at is not null))[1] as latest_value
+      from partials p
+      group by 1, 2, 3, 4, 5
+    )
+    select
+      a.bucket, a.meter_code, a.metered, a.billing_entity_id, a.groups, a.events,
+      case when m.allow_negative then greatest(q.quantity, 0) else q.quantity end
+    from added a
+    left join metering.meters m on a.metered and m.code = a.meter_code
+    cross join lateral (
+      select trim_scale(case m.aggregation
+        when 'count' then a.events
+        when 'max' then coalesce(a.max_value, 0) / m.unit_size
+        when 'min' then coalesce(a.min_value, 0) / m.unit_size
+        when 'latest' then coalesce(a.latest_value, 0) / m.unit_size
+        else coalesce(a.value, 0) / coalesce(m.unit_size, 1)
+      end)
+    ) as q (quantity)
+    where m.aggregation is distinct from 'unique'
+      and m.aggregation is distinct from 'weighted_sum'
+      and (v_entities is null or a.billing_entity_id = any (v_entities))
+      and (v_entity_types is null or case a.billing_entity_id when p_organization_id then 'organization' else 'user' end = any (v_entity_types));
+
+  if exists (select from metering.meters m where m.aggregation = 'unique' and (v_meters is null or m.code = any (v_meters))) then
+    return query
+      select u.bucket, u.meter_code, true, u.billing_entity_id, u.groups, u.events, u.quantity
+      from metering.measure_unique(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain, v_position) u
+      where (v_entities is null or u.billing_entity_id = any (v_entities))
+        and (v_entity_types is null or case u.billing_entity_id when p_organization_id then 'organization' else 'user' end = any (v_entity_types));
+  end if;
+  if exists (select from metering.meters m where m.aggregation = 'weighted_sum' and (v_meters is null or m.code = any (v_meters))) then
+    return query
+      select w.bucket, w.meter_code, true, w.billing_entity_id, w.groups, w.events, w.quantity
+      from metering.measure_over_time(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain is not null, v_position) w
+      where (v_entities is null or w.billing_entity_id = any (v_entities))
+        and (v_entity_types is null or case w.billing_entity_id when p_organization_id then 'organization' else 'user' end = any (v_entity_types));
+  end if;
+end;
+$$;
+
+-- Events of a time that rollups do not have yet; with p_all those that they have too, and then without what was voided, where voiding is
+-- not adding the opposite.
+create or replace function metering.live_events(
+  p_organization_id uuid, p_from timestamptz, p_until timestamptz, p_all boolean, p_position metering.rollup_position
+)
+returns setof metering.counted_events
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if not p_all then
+    return query
+      select *
+      from metering.counted_by_position(p_position.generation, p_position.xid, null, null, p_organization_id, p_from, p_until);
+    return;
+  end if;
+  return query
+    select e.*
+    from metering.counted_by_time(p_organization_id, p_from, p_until) e
+    where e.aggregation not in ('max', 'min', 'latest')
+      or e.event_type = 'void'
+      or not exists (
+        select
+        from metering.usage_events v
+        where v.organization_id = e.organization_id
+          and v.occurred_at = e.occurred_at
+          and v.corrects = e.id
+          and v.event_type = 'void'
+      );
+end;
+$$;
+
+-- The group of an event that is not rolled up: its own when the period knows it or has room, else "other", as the rollup will decide.
+create or replace function metering.group_or_other(
+  p_organization_id uuid, p_meter_code text, p_occurred_at timestamptz, p_groups jsonb, p_max_groups integer
+)
+returns jsonb
+language sql
+stable
+set search_path = ''
+as $$
+  select case
+    when count(*) < p_max_groups or bool_or(r.groups = p_groups) then p_groups
+    else metering.other_group(p_groups)
+  end
+  from (
+    select distinct r.groups
+    from billing.billing_periods p
+    join metering.usage_rollups r
+      on r.organization_id = p.organization_id and r.grain = 'period' and r.meter_code = p_meter_code and r.bucket_start = p.period_start
+    where p.organization_id = p_organization_id
+      and p.period_start <= p_occurred_at
+      and p.period_end > p_occurred_at
+      and r.groups <> metering.other_group(p_groups)
+  ) as r
+$$;
+
+-- Unique values: those that have an event which was not voided, of all buckets together.
+create or replace function metering.measure_unique(
+  p_organization_id uuid, p_bounds timestamptz[], p_group_by text[], p_dimensions jsonb, p_meters text[], p_grain text,
+  p_position metering.rollup_position
+)
+returns table (bucket integer, meter_code text, billing_entity_id uuid, groups jsonb, events bigint, quantity numeric)
+language sql
+stable
+set search_path = ''
+as $$
+  with kept as (
+    select
+      width_bucket(u.bucket_start, p_bounds) as bucket, u.meter_code, u.billing_entity_id, metering.project(u.groups, p_group_by) as groups,
+      u.value_hash, u.events
+    from metering.unique_values u
+    where u.organization_id = p_organization_id
+      and u.grain = p_grain
+      and u.bucket_start >= p_bounds[1]
+      and u.bucket_start < p_bounds[cardinality(p_bounds)]
+      and (p_meters is null or u.meter_code = any (p_meters))
+      and (p_dimensions = '{}' or metering.passes(p_dimensions, u.groups, u.groups ->> 'user_id', u.groups ->> 'workspace_id', u.groups ->> 'resource_id', u.groups ->> 'source'))
+    union all
+    select
+      t.bucket, t.meter_code, t.billing_entity_id,
+      metering.project(
+        case
+          when p_group_by <> '{}' and t.groups <> '{}' and p_grain is not null
+            then metering.group_or_other(p_organization_id, t.meter_code, t.first_at, t.groups, t.max_groups)
+          else t.groups
+        end,
+        p_group_by
+      ),
+      t.value_hash, t.events
+    from (
+      select
+        width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.billing_entity_id, e.groups, e.max_groups, e.value_hash,
+        min(e.occurred_at) as first_at,
+        sum(e.events)::bigint as events
+      from metering.live_events(p_organization_id, p_bounds[1], p_bounds[cardinality(p_bounds)], p_grain is null, p_position) e
+      where e.aggregation = 'unique'
+        and e.value_hash is not null
+        and (p_meters is null or e.meter_code = any (p_meters))
+        and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
+      group by 1, 2, 3, 4, 5, 6
+    ) as t
+  ),
+  seen as (
+    select k.bucket, k.meter_code, k.billing_entity_id, k.groups, k.value_hash, sum(k.events) as events
+    from kept k
+    group by 1, 2, 3, 4, 5
+  )
+  select s.bucket, s.meter_code, s.billing_entity_id, s.groups, sum(s.events)::bigint, count(*) filter (where s.events > 0)
+  from seen s
+  group by 1, 2, 3, 4
+$$;
+
+-- Levels over time, in unit hours: what there was when a bucket began for as long as the bucket is, and each change for the rest of it.
+-- Where somebody else begins to pay within the bounds, or rollups do not serve, everything is read from the events themselves.
+create or replace function metering.measure_over_time(
+  p_organization_id uuid, p_bounds timestamptz[], p_group_by text[], p_dimensions jsonb, p_meters text[], p_rolled_up boolean,
+  p_position metering.rollup_position
+)
+returns table (bucket integer, meter_code text, billing_entity_id uuid, groups jsonb, events bigint, quantity numeric)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_organization tenancy.organizations;
+  v_now timestamptz := statement_timestamp();
+  v_meters text[];
+  v_bounds timestamptz[];
+  v_rolled_up boolean := p_rolled_up;
+begin
+  select * into v_organization from tenancy.organizations where id = p_organization_id;
+  select array_agg(m.code) into v_meters
+  from metering.meters m
+  where m.aggregation = 'weighted_sum'
+    and (p_meters is null or m.code = any (p_meters));
+  -- Nothing was ever stored: the usual case where nobody bills storage.
+  if v_meters is null then
+    return;
+  end if;
+
+  v_bounds := p_bounds;
+  if v_organization.billing_start_at > p_bounds[1] and v_organization.billing_start_at < p_bounds[cardinality(p_bounds)]
+    and v_organization.billing_start_at <> all (p_bounds)
+  then
+    v_bounds := array(select b from unnest(p_bounds || v_organization.billing_start_at) as b order by b);
+    v_rolled_up := v_rolled_up and metering.rollups_serve(p_organization_id, v_bounds, p_dimensions, v_meters, p_position);
+  end if;
+
+  return query
+    with bounds as (
+      select
+        b.n::integer as n,
+        v_bounds[b.n] as bucket_start,
+        -- What lies ahead is not stored yet.
+        least(v_bounds[b.n + 1], greatest(v_now, v_bounds[b.n])) as bucket_end,
+        width_bucket(v_bounds[b.n], p_bounds) as bucket,
+        coalesce(billing.payer(v_organization.billing_user_id, v_organization.billing_start_at, v_bounds[b.n]), p_organization_id) as billing_entity_id
+      from generate_series(1, cardinality(v_bounds) - 1) as b (n)
+    ),
+    changes as (
+      -- Changes before the first bound, as the sums of whole periods and of the buckets after the last of them …
+      select 0 as n, r.meter_code, metering.project(r.groups, p_group_by) as groups, r.value, r.events, null::timestamptz as since, null::numeric as moment
+      from metering.usage_rollups r
+      left join billing.billing_periods p
+        on p.organization_id = r.organization_id and p.period_start <= v_bounds[1] and p.period_end > v_bounds[1]
+      where v_rolled_up
+        and r.organization_id = p_organization_id
+        and r.meter_code = any (v_meters)
+        and case r.grain
+          when 'period' then r.bucket_start < coalesce(p.period_start, v_bounds[1])
+          else p.period_start is not null and r.bucket_start >= p.period_start and r.bucket_start < v_bounds[1]
+        end
+        and (p_dimensions = '{}' or metering.passes(p_dimensions, r.groups, r.groups ->> 'user_id', r.groups ->> 'workspace_id', r.groups ->> 'resource_id', r.groups ->> 'source'))
+      union all
+      -- … those between the bounds …
+      select
+        width_bucket(r.bucket_start, v_bounds), r.meter_code, metering.project(r.groups, p_group_by), r.value, r.events, r.bucket_start, r.moment
+      from metering.usage_rollups r
+      where v_rolled_up
+        and r.organization_id = p_organization_id
+        and r.grain = 'hour'
+        and r.meter_code = any (v_meters)
+        and r.bucket_start >= v_bounds[1]
+        and r.bucket_start < v_bounds[cardinality(v_bounds)]
+        and (p_dimensions = '{}' or metering.passes(p_dimensions, r.groups, r.groups ->> 'user_id', r.groups ->> 'workspace_id', r.groups ->> 'resource_id', r.groups ->> 'source'))
+      union all
+      -- … and what is not rolled up.
+      select width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(e.groups, p_group_by), e.value, e.events, e.occurred_at, 0
+      from metering.live_events(p_organization_id, '-infinity', v_bounds[cardinality(v_bounds)], not v_rolled_up, p_position) e
+      where e.meter_code = any (v_meters)
+        and e.meter_version > 0
+        and e.value is not null
+        and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
+    ),
+    steps as (
+      select
+        c.meter_code, c.groups, c.n,
+        sum(c.value) as value,
+        sum(c.events) as events,
+        sum(c.value * extract(epoch from b.bucket_end - c.since) - c.moment) filter (where b.bucket_end > b.bucket_start) as unit_seconds
+      from changes c
+      left join bounds b on b.n = c.n
+      group by 1, 2, 3
+    ),
+    levels as (
+      select
+        k.meter_code, k.groups, b.bucket, b.billing_entity_id,
+        coalesce(s.events, 0) as events,
+        coalesce(sum(s.value) over (partition by k.meter_code, k.groups order by b.n rows between unbounded preceding and 1 preceding), 0)
+          * extract(epoch from b.bucket_end - b.bucket_start) + coalesce(s.unit_seconds, 0) as unit_seconds
+      from (select distinct c.meter_code, c.groups from steps c) as k
+      cross join (
+        select * from bounds
+        union all
+        select 0, null, null, null, null
+      ) as b
+      left join steps s on s.meter_code = k.meter_code and s.groups = k.groups and s.n = b.n
+    )
+    select
+      s.bucket, s.meter_code, s.billing_entity_id, s.groups, sum(s.events)::bigint,
+      trim_scale(greatest(sum(s.unit_seconds) / (m.unit_size * 3600), case when m.allow_negative then 0 end))
+    from levels s
+    join metering.meters m on m.code = s.meter_code
+    where s.bucket is not null
+    group by s.bucket, s.meter_code, s.billing_entity_id, s.groups, m.unit_size, m.allow_negative
+    having sum(s.events) <> 0 or sum(s.unit_seconds) <> 0;
+end;
+$$;
+
+grant execute on function metering.dimension_filter(jsonb), metering.filter_values(jsonb, text), metering.project(jsonb, text[]),
+  metering.rollups_serve(uuid, timestamptz[], jsonb, text[], metering.rollup_position),
+  metering.measure(uuid, timestamptz[], text[], jsonb),
+  metering.live_events(uuid, timestamptz, timestamptz, boolean, metering.rollup_position),
+  metering.group_or_other(uuid, text, timestamptz, jsonb, integer),
+  metering.measure_unique(uuid, timestamptz[], text[], jsonb, text[], text, metering.rollup_position),
+  metering.measure_over_time(uuid, timestamptz[], text[], jsonb, text[], boolean, metering.rollup_position) to goldleaves_kernel;
