@@ -56,7 +56,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     """The ASGI application, with a spool that is open. Raises SettingsError when a needed setting is missing, or names
     a file that is not what it should be.
     """
-    database = Database(settings.require("database_url"), settings.database_pool_size)
+    database = Database(settings.require("database_url"), settings.database_pool_size, settings.event_max_future)
     provider = _identity_provider(settings)
     verifier = TokenVerifier(settings.require("jwt_secret"), settings.jwt_algorithm, settings.jwt_audience, provider)
     keys = ApiKeys(database, Exchange(settings.require("jwt_secret"), settings.jwt_algorithm, settings.jwt_audience))
@@ -78,7 +78,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        sender = Sender(spool, database)
+        sender = Sender(spool, database, metrics.events)
         to_finish = [
             tasks.start("shipping", sender.run),
             tasks.start("refusals", refusals.run),

@@ -267,7 +267,7 @@ class Database:
         bodies, organizations, keys, formats = (list(column) for column in zip(*batches, strict=True))
         lates = [_REJECT_LATE] * len(bodies)
         rows = await self._rows(_INGEST_GROUP, bodies, organizations, keys, formats, lates, self._event_max_future)
-        return [str(row[0]) if row[1] is None else DatabaseError.raised(*row[1:]) for row in rows]
+        return [str(row.outcome) if row.error_state is None else DatabaseError.raised(*list(row)[1:]) for row in rows]
 
     async def record_rejection(self, source: str, event: str, code: str, message: str) -> None:
         await self._first(_REJECT, source, event, code, message)

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import structlog
 
 from api.database import Database, DatabaseError
+from api.ingestion.answers import Count, count_outcome
 from api.ingestion.batch import Batch
 from api.spool import Segment, Spool, read_segment
 
@@ -28,9 +29,10 @@ Answer = TypeVar("Answer")
 
 
 class Sender:
-    def __init__(self, spool: Spool, database: Database) -> None:
+    def __init__(self, spool: Spool, database: Database, count: Count) -> None:
         self._spool = spool
         self._database = database
+        self._count = count
         self._closing = asyncio.Event()
 
     async def run(self) -> None:
@@ -81,6 +83,7 @@ class Sender:
     def _take_note(self, outcome: str) -> None:
         """Postgres keeps each event that it turned down, with the reason. That there are some is to be noticed here."""
         answer = json.loads(outcome)
+        count_outcome(answer, self._count)
         codes = Counter(str(event["code"]) for event in (*answer["rejected"], *answer["conflicts"]))
         if codes:
             self._spool.count_rejected(codes.total())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import timedelta
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -108,6 +109,8 @@ class Settings(BaseSettings):
     usage_rate_cents: Decimal = Field(default=Decimal(25), ge=0)
     max_ingest_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     ingest_wait_seconds: float = Field(default=10, gt=0)
+    # How far ahead of the database's clock the time of an event may be: seconds, or ISO 8601.
+    event_max_future: timedelta = Field(default=timedelta(minutes=5), ge=timedelta(0), le=timedelta(days=1))
 
     # How long clients may take. A body gets one second more for each 500 bytes that have come.
     request_head_seconds: float = Field(default=10, gt=0)
@@ -116,6 +119,13 @@ class Settings(BaseSettings):
     spool_dir: Path | None = None  # default: <state_dir>/spool
     spool_max_bytes: int = Field(default=1024**3, ge=1024**2)
     spool_drain_seconds: float = Field(default=20, ge=0)
+
+    @field_validator("event_max_future", mode="before")
+    @classmethod
+    def _in_seconds(cls, value: object) -> object:
+        if isinstance(value, str) and re.fullmatch(r"\d{1,9}(\.\d+)?", value):
+            return float(value)
+        return value
 
     @field_validator("billable_routes", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import UnionType
@@ -20,6 +21,7 @@ _KINDS: Final[Mapping[object, str]] = {
     float: "a number",
     Decimal: "a decimal number",
     Path: "a path",
+    timedelta: "a duration, in seconds or as PT5M (ISO 8601),",
     str: "text",
 }
 
