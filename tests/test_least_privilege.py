@@ -72,6 +72,7 @@ _CLOSING = {
     "tenancy.require_platform_admin",
     "tenancy.require_staff",
 }
+_CORRECTING = {"metering.amend_event", "metering.void_event"}
 _SUMMARY = {"api.usage_summary", "billing.usage_summary", "billing.unit_amount_cents"}
 _READ_OF_VIEWS = {"audit.told_of"}
 
@@ -96,6 +97,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "billing.recalculate_period",
         "tenancy.require_organization",
     }
+    | _CORRECTING
     | _PERSONAL
     | _CLOSING
     | _SUMMARY
@@ -118,7 +120,8 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "ops.describe_api",
         "ops.view_columns",
         "ops.allowed_values",
-    },
+    }
+    | _CORRECTING,
     "monitor": set(),
     "authenticator": set(),
 }

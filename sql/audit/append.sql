@@ -66,6 +66,31 @@ begin
 end;
 $$;
 
+-- Who asked the sidecar to do it, as it says: with an API key, or with a token of role service. p_caller: {"subject", "ip", "user_agent",
+-- "request_id"}. Sessions of `authenticator` say it themselves, and whoever calls without the two is the login role.
+create or replace function audit.actor_of_sidecar(
+  p_key_id uuid, p_caller jsonb, out actor_type text, out actor_id text, out request_id text, out actor jsonb
+)
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if session_user = 'authenticator' or (p_key_id is null and p_caller is null) then
+    select a.* into actor_type, actor_id, request_id, actor from audit.current_actor() a;
+    return;
+  end if;
+  actor_type := case when p_key_id is null then 'service' else 'api_key' end;
+  actor_id := coalesce(p_key_id::text, 'service');
+  request_id := p_caller ->> 'request_id';
+  actor := jsonb_build_object(
+    'ip', left(p_caller ->> 'ip', 64),
+    'user_agent', left(p_caller ->> 'user_agent', 200),
+    'subject', left(p_caller ->> 'subject', 255)
+  );
+end;
+$$;
+
 -- Whether nothing else waits in this transaction, asked for each entry. Not a look into the table: thousands of entries would each
 -- look at all the others. The setting goes back with a savepoint, as the entries do.
 create or replace function audit.is_first_entry()
@@ -87,8 +112,8 @@ $$;
 
 -- p_personal is {"before": {…}, "after": {…}}: columns that tell of people, which stay outside the chain. In p_action the verb
 -- follows its target: membership.removed.
-create or replace function audit.append(
-  p_organization_id uuid, p_action text, p_target_type text, p_target_id text, p_before jsonb, p_after jsonb,
+create or replace function audit.append_for(
+  p_key_id uuid, p_caller jsonb, p_organization_id uuid, p_action text, p_target_type text, p_target_id text, p_before jsonb, p_after jsonb,
   p_personal jsonb default null
 )
 returns void
@@ -102,7 +127,20 @@ as $$
   select
     coalesce(p_organization_id, audit.platform()), a.actor_type, a.actor_id, p_action, p_target_type, p_target_id, p_before, p_after,
     a.request_id, nullif(jsonb_strip_nulls(a.actor), '{}'), nullif(p_personal, '{}'), audit.is_first_entry()
-  from audit.current_actor() a
+  from audit.actor_of_sidecar(p_key_id, p_caller) a
+$$;
+
+-- The same, where whoever asks is known from the session.
+create or replace function audit.append(
+  p_organization_id uuid, p_action text, p_target_type text, p_target_id text, p_before jsonb, p_after jsonb,
+  p_personal jsonb default null
+)
+returns void
+language sql
+volatile
+set search_path = ''
+as $$
+  select audit.append_for(null, null, p_organization_id, p_action, p_target_type, p_target_id, p_before, p_after, p_personal)
 $$;
 
 -- Independent of timezone, DateStyle and version of Postgres: the text of a jsonb array, times as microseconds. docs/operations.md
@@ -225,8 +263,9 @@ $$;
 
 alter function audit.link_pending() owner to goldleaves_kernel;
 
-grant execute on function audit.platform(), audit.current_actor(), audit.is_first_entry(), audit.hash_of(audit.log),
-  audit.digest_of(bytea, jsonb), audit.no_hash(), audit.set_apart(uuid, bigint, text, bytea, jsonb), audit.new_salt(),
+grant execute on function audit.platform(), audit.current_actor(), audit.actor_of_sidecar(uuid, jsonb), audit.is_first_entry(),
+  audit.hash_of(audit.log), audit.digest_of(bytea, jsonb), audit.no_hash(), audit.set_apart(uuid, bigint, text, bytea, jsonb),
+  audit.new_salt(), audit.append_for(uuid, jsonb, uuid, text, text, text, jsonb, jsonb, jsonb),
   audit.append(uuid, text, text, text, jsonb, jsonb, jsonb) to goldleaves_kernel;
 
 drop trigger if exists link_pending on audit.pending;
