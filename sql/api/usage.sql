@@ -15,8 +15,16 @@ select
   e.occurred_at as ts,
   (e.dimensions - 'endpoint' - 'method' - 'duration_ms')
     || case when e.dimensions ? 'duration_ms' then jsonb_build_object('processing_time', e.dimensions -> 'duration_ms') else '{}' end
+    -- Requests of earlier versions have client_ip, those of now ip: who looks for either finds it.
+    || case when e.dimensions ? 'ip' then jsonb_build_object('client_ip', e.dimensions -> 'ip') else '{}' end
+    || case when e.dimensions ? 'client_ip' then jsonb_build_object('ip', e.dimensions -> 'client_ip') else '{}' end
     as metadata,
-  e.recorded_at as created_at
+  e.recorded_at as created_at,
+  e.event_type,
+  e.corrects,
+  e.workspace_id,
+  metering.context_text(e.context) as context,
+  coalesce(e.weighted_units, e.quantity) as weighted_units
 from metering.usage_events e;
 
 comment on view api.usage_events is 'Everything the organization has used, an event a row, with what it costs.';
@@ -32,8 +40,13 @@ comment on column api.usage_events.action is 'Method and route; the event''s nam
 comment on column api.usage_events.units is 'How much, in the unit of the event''s meter.';
 comment on column api.usage_events.cost_cents is 'units times the price that the invoice takes, in minor units of the organization''s currency, not rounded; null when the event is not billed.';
 comment on column api.usage_events.ts is 'When it happened (UTC).';
-comment on column api.usage_events.metadata is 'status_code, response_size (bytes), client_ip, user_agent, processing_time (ms), and what the sender added. Never null.';
+comment on column api.usage_events.metadata is 'status_code, response_size (bytes), ip (also as client_ip), user_agent, processing_time (ms), and what the sender added. Never null.';
 comment on column api.usage_events.created_at is 'When it was recorded (UTC).';
+comment on column api.usage_events.event_type is 'usage; adjustment: it happened in a period that was finalized already and counts in this one; void: it takes another event back, with units below zero.';
+comment on column api.usage_events.corrects is 'The event that a void takes back, or in whose place this one stands; null for all others.';
+comment on column api.usage_events.workspace_id is 'The workspace it happened in: the id of one here, or the provider''s own; null when not known.';
+comment on column api.usage_events.context is 'Where it happened, such as project Apollo in workspace Legal; admin; other when nobody said. Never null.';
+comment on column api.usage_events.weighted_units is 'units times what one weighed when it happened, see operation_weights; units where nothing is set. Never null.';
 
 create view api.billing_events with (security_invoker) as
 select
@@ -61,7 +74,10 @@ select
       and r.organization_id = e.organization_id
   ), 0) as status,
   e.occurred_at,
-  e.recorded_at as created_at
+  e.recorded_at as created_at,
+  coalesce(e.weighted_units, e.quantity) as weighted_units,
+  e.corrects,
+  e.belongs_at
 from metering.usage_events e;
 
 comment on view api.billing_events is 'The events of usage_events, with the fields that billing needs.';
@@ -72,13 +88,16 @@ comment on column api.billing_events.billing_entity_id is 'Who pays: the id of t
 comment on column api.billing_events.event_name is 'What happened, such as api.request or doc.upload.';
 comment on column api.billing_events.resource_id is 'What it happened to, such as the id of a document; null when the sender names nothing.';
 comment on column api.billing_events.unit is 'What quantity is in, as the sender called it; null when it did not.';
-comment on column api.billing_events.event_type is 'usage, or adjustment: it happened in a period that was finalized already and counts in this one.';
+comment on column api.billing_events.event_type is 'usage; adjustment: it happened in a period that was finalized already and counts in this one; void: it takes another event back, with a quantity below zero.';
 comment on column api.billing_events.quantity is 'In units of column unit.';
 comment on column api.billing_events.unit_cost_cents is 'Price of a unit that the invoice takes, in minor units of the organization''s currency; null when the event is not billed.';
 comment on column api.billing_events.dimensions is 'endpoint, method, status_code, duration_ms, request_id and what the sender added. Never null.';
 comment on column api.billing_events.status is '0 pending, 1 posted: acknowledged by Stripe. Never null.';
 comment on column api.billing_events.occurred_at is 'When it counts (UTC): when it happened, or for an adjustment when it arrived.';
 comment on column api.billing_events.created_at is 'When it was recorded (UTC).';
+comment on column api.billing_events.weighted_units is 'quantity times what one weighed when it happened; quantity where nothing is set. Never null.';
+comment on column api.billing_events.corrects is 'The event that a void takes back, or in whose place this one stands; null for all others.';
+comment on column api.billing_events.belongs_at is 'When it really happened (UTC), in a period that was finalized already; null when that is occurred_at.';
 
 grant select on api.usage_events, api.billing_events to member, platform_admin;
 

@@ -138,6 +138,11 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "ts": "2026-01-06T09:05:42.001+00:00",
         "metadata": {"status_code": 200, "response_size": 1893, "processing_time": 4.2},
         "created_at": "2026-01-06T09:05:42.31+00:00",
+        "event_type": "usage",
+        "corrects": None,
+        "workspace_id": _WORKSPACE,
+        "context": "workspace Litigation",
+        "weighted_units": 1,
     },
     "billing_events": {
         "id": _EVENT,
@@ -154,6 +159,9 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "status": 0,
         "occurred_at": "2026-01-06T09:05:42+00:00",
         "created_at": "2026-01-06T09:05:42+00:00",
+        "weighted_units": 2,
+        "corrects": None,
+        "belongs_at": None,
     },
     "billing_periods": {
         "organization_id": _ORGANIZATION,
