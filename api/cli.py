@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "rollback": "api.commands.database",
     "adopt": "api.commands.database",
     "import": "api.commands.database",
+    "export": "api.commands.export",
     "policies": "api.policies.cli",
     "scaffold": "api.scaffold.cli",
     "apply-plan": "api.scaffold.cli",

@@ -7,6 +7,7 @@ import psycopg
 
 from api.audit import AuditError
 from api.demo.people import DemoError
+from api.exporting.errors import ExportFailed
 from api.importing.errors import ImportFailed
 from api.release.errors import MigrationError
 from api.settings import SettingsError
@@ -15,7 +16,7 @@ from api.stack.endpoints import StackError
 
 def explanation(error: Exception) -> str | None:
     """None: it is a mistake of the program."""
-    if isinstance(error, (StackError, SettingsError, AuditError, MigrationError, ImportFailed)):
+    if isinstance(error, (StackError, SettingsError, AuditError, MigrationError, ImportFailed, ExportFailed)):
         return str(error)
     if isinstance(error, (DemoError, httpx.HTTPError)):
         return f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"

@@ -26,12 +26,15 @@ def trial(url: str) -> Iterator[Connection]:
         yield conn
 
 
-def allow_roles(conn: Connection, roles: list[str]) -> None:
+def allow_roles(conn: Connection, roles: list[str]) -> list[str]:
     """Let this transaction `set local role` to these. Raises MigrationError when whoever connects may not.
+
+    Returns those that it had to grant.
 
     Two trials that grant the same role wait for each other: the grant of the first is not yet undone.
     """
     become = "set" if conn.info.server_version >= 160000 else "member"
+    granted = []
     for role in roles:
         may = conn.execute("select pg_has_role(oid, %s) from pg_roles where rolname = %s", [become, role]).fetchone()
         if may is None:
@@ -43,6 +46,7 @@ def allow_roles(conn: Connection, roles: list[str]) -> None:
                 conn.execute(f"set local lock_timeout = '{_PATIENCE}'".encode())
                 conn.execute(sql.SQL("grant {} to current_user").format(sql.Identifier(role)))
                 conn.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
+            granted.append(role)
         except psycopg.errors.InsufficientPrivilege as error:
             raise MigrationError(
                 f"{conn.info.user} may not act as {role}: as a superuser, "
@@ -52,3 +56,4 @@ def allow_roles(conn: Connection, roles: list[str]) -> None:
             raise MigrationError(
                 f"another command is trying things as {role} at this moment: run this again when it is done"
             ) from error
+    return granted
