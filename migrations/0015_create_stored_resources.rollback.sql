@@ -1,0 +1,3 @@
+set local role goldleaves_owner;
+drop table metering.stored_resources;
+reset role;
