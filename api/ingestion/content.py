@@ -30,8 +30,6 @@ ATTRIBUTE: Final = re.compile(rb"ce-([a-z0-9]{1,64})")
 IDENTITY: Final = ("", "identity")
 GZIP: Final = ("gzip", "x-gzip")
 
-_PLAIN_JSON: Final = b"application/json"
-
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -43,13 +41,14 @@ class Content:
 
 
 _USUAL: Final = Content("events")
+_PLAIN_JSON: Final = JSON.encode()
 
 
 def content_of(request: Request) -> Content:
     """Raises UNSUPPORTED_MEDIA_TYPE (415), and INVALID_BODY (400) for headers of an event that cannot be read."""
     declared, encoding, attributes = _read_headers(request.scope["headers"])
     if declared == [_PLAIN_JSON] and not encoding and not attributes:
-        return _USUAL
+        return _USUAL  # as most of them come
     media_type = Message()
     media_type["Content-Type"] = declared[-1].decode("latin-1") if declared else ""
     name = media_type.get_content_type() if declared else ""
