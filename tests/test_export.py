@@ -95,7 +95,7 @@ def test_the_same_comes_over_postgrest(
     over_http = json.loads(ask(stack, hostile, path, "application/json").text, parse_float=str)
     assert over_http
     assert json.loads(exported["json"].stdout, parse_float=str) == over_http
-    assert [json.loads(line, parse_float=str) for line in exported["ndjson"].stdout.splitlines()] == over_http
+    assert [json.loads(line, parse_float=str) for line in exported["ndjson"].stdout_bytes.splitlines()] == over_http
 
     # PostgREST writes a backslash twice in CSV, since it prints rows as Postgres prints composites.
     as_csv = ask(stack, hostile, path, "text/csv").text.replace("\\\\", "\\")
@@ -222,10 +222,10 @@ def rows_and_peak(database: Database, organization: Organization, form: str) -> 
 
 
 def test_memory_does_not_grow_with_the_rows(stack: RunningStack, make_organization: MakeOrganization) -> None:
-    """96 MB: held, they would show in a process that has half of that."""
+    """40 MB: held, they would double what the process has."""
     few, many = make_organization(stack.database), make_organization(stack.database)
     with stack.database.connect() as connection:
-        for organization, number in ((few, 10), (many, 12_000)):
+        for organization, number in ((few, 10), (many, 5_000)):
             run(
                 connection,
                 """
@@ -236,9 +236,9 @@ def test_memory_does_not_grow_with_the_rows(stack: RunningStack, make_organizati
                 """,
                 [organization.id, moment(), number],
             )
+    rows, peak_of_few = rows_and_peak(stack.database, few, "csv")
+    assert rows == 10
     for form in ("csv", "json"):
-        rows, peak_of_few = rows_and_peak(stack.database, few, form)
-        assert rows == 10
         rows, peak_of_many = rows_and_peak(stack.database, many, form)
-        assert rows == 12_000
+        assert rows == 5_000
         assert peak_of_many - peak_of_few < 16
