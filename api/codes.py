@@ -107,15 +107,31 @@ CODES: Final[Mapping[str, Code]] = {
         "An invitation is accepted with a token whose claim email_verified is false.",
         "Verify the address with the identity provider, then sign in again.",
     ),
+    "EVENT_AMENDED": Code(
+        409,
+        "A usage event that is to be voided or amended was amended before: another one stands in its place.",
+        "Correct that one, which message names.",
+    ),
+    "EVENT_NOT_FOUND": Code(
+        404,
+        "The organization has no usage event with this id and source.",
+        "Name it by the id and the source that it was sent with, or by the id that GET /api/v1/usage_events shows.",
+    ),
+    "EVENT_VOIDED": Code(
+        409,
+        "A usage event that is to be amended was voided before, or what is to be corrected is itself the void of one.",
+        "Send what happened as a new event.",
+    ),
     "HEADERS_TOO_LARGE": Code(
         431,
         "Request line and headers together are larger than the gateway reads.",
         "Send a shorter URL or fewer headers.",
     ),
     "IDEMPOTENCY_CONFLICT": Code(
-        200,
-        "An event has the id of an earlier one but another event name, quantity or resource_id. The first one counts.",
-        "Give each fact an id of its own. If the first was wrong, correct it with an event of its own.",
+        409,
+        "An event has the id of an earlier one but another event name, quantity or resource_id. The first one counts: "
+        "an outcome says so beside the event, an amendment is refused.",
+        "Give each fact an id of its own. If the first was wrong, amend it.",
     ),
     "ID_IS_FIXED": Code(
         409,
@@ -147,14 +163,20 @@ CODES: Final[Mapping[str, Code]] = {
         "Encode it as UTF-8, as in %C3%A9 for é.",
     ),
     "INVALID_EVENT": Code(
-        200,
-        "One event of a batch lacks a field or has one of the wrong type or range. The others are not affected.",
+        400,
+        "An event lacks a field or has one of the wrong type or range. An outcome says so beside the event, and the "
+        "others of a batch are not affected; a correction is refused.",
         "Mend that event, which message names, and send it again: a rejected event uses up no id.",
     ),
     "INVALID_EXPIRY": Code(
         400,
         "expires_at of an API key is not in the future, or overlap of a rotation is not between 0 and 30 days.",
         "Mend it. A key without expires_at is good until it is revoked.",
+    ),
+    "INVALID_METER": Code(
+        400,
+        "A meter would not count anything sensible: message says which of its properties is wrong, such as a sum of texts.",
+        "Do what hint says, then define or change it again.",
     ),
     "INVALID_NAME": Code(
         400, "The name of an organization or API key is blank or longer than 200 characters.", "Choose another name."
@@ -179,6 +201,11 @@ CODES: Final[Mapping[str, Code]] = {
         "There is no token where one is needed, or it is malformed, expired, not signed by us, for another audience, "
         "or lacks sub or role.",
         "Get a new token from your identity provider and send it as Authorization: Bearer <token>.",
+    ),
+    "INVALID_WEIGHT": Code(
+        400,
+        "The weight of an operation is no number from 0, or its effective_from would change what was weighed already.",
+        "Leave effective_from out to set a weight from now on.",
     ),
     "INVITATION_EMAIL_MISMATCH": Code(
         403,
@@ -237,6 +264,22 @@ CODES: Final[Mapping[str, Code]] = {
         404,
         "Nobody with this user_id belongs to the organization.",
         "GET /api/v1/memberships lists who does.",
+    ),
+    "METER_EXISTS": Code(
+        409,
+        "There is a meter with this code, or was one: codes are not used again.",
+        "Change it with change_meter, or choose another code.",
+    ),
+    "METER_FIXED": Code(
+        409,
+        "A code, aggregation, unit or unit_size of a meter was changed, or a meter removed that invoices speak of. Only direct SQL "
+        "can cause it.",
+        "Make another meter, and delete the one with delete_meter.",
+    ),
+    "METER_NOT_FOUND": Code(
+        404,
+        "There is no meter with this code, or it was deleted.",
+        "GET /api/v1/meters lists them; hint names those that count.",
     ),
     "METHOD_NOT_ALLOWED": Code(405, "The path exists but not with this method.", "Use a method that Allow names."),
     "NOT_A_MEMBER": Code(
@@ -298,6 +341,16 @@ CODES: Final[Mapping[str, Code]] = {
         "The client sent its request more slowly than REQUEST_HEAD_SECONDS or REQUEST_BODY_SECONDS allow. "
         "The connection is closed, and nothing was done.",
         "Send it again without pauses.",
+    ),
+    "REJECTED_EVENT_NOT_FOUND": Code(
+        404,
+        "There is no rejected event with this id, or it is another organization's than the one of X-Organization-ID.",
+        "Take the id from GET /api/v1/rejected_events.",
+    ),
+    "REJECTED_EVENT_RESOLVED": Code(
+        409,
+        "A rejected event is resolved once: this one was replayed or dismissed before.",
+        "Nothing needs doing. The audit log says who did it.",
     ),
     "ROLE_REQUIRED": Code(
         403,

@@ -31,7 +31,7 @@ from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack, free_port
 from tests.observe import database_away, eventually
 from tests.sql_requests import Caller, enter, run
-from tests.usage import month
+from tests.usage import month, value
 
 MAX_INGEST_BYTES = 4096
 
@@ -366,6 +366,57 @@ def from_a_revoked_key(world: World) -> httpx.Response:
     return world.ask("GET", "/api/v1/cases", made["key"])
 
 
+def by_staff(world: World, function: str, **arguments: object) -> httpx.Response:
+    token = world.stack.token("staff", role="platform_admin")
+    return world.ask("POST", f"/api/v1/rpc/{function}", token, json=arguments)
+
+
+def correcting(world: World, function: str, **arguments: object) -> httpx.Response:
+    token = world.stack.token("staff", role="platform_admin")
+    headers = [("X-Organization-ID", world.organization.slug)]
+    return world.ask("POST", f"/api/v1/rpc/{function}", token, headers=headers, json=arguments)
+
+
+def amending(world: World, *, event_id: str | None = None, **event: object) -> httpx.Response:
+    event = {"id": str(uuid4()), **event}
+    return correcting(world, "amend_usage_event", event_id=event_id or recorded(world), event=event)
+
+
+def recorded(world: World, key: str | None = None) -> str:
+    """A usage event, by its id."""
+    key = key or str(uuid4())
+    assert world.outcome(id=key)["accepted"] == 1
+    with world.stack.database.connect() as superuser:
+        return str(value(superuser, "select id from metering.usage_events where idempotency_key = %s", key))
+
+
+def from_an_event_that_was_voided(world: World) -> httpx.Response:
+    event_id = recorded(world)
+    assert correcting(world, "void_usage_event", event_id=event_id).is_success
+    return amending(world, event_id=event_id)
+
+
+def from_an_event_that_was_amended(world: World) -> httpx.Response:
+    event_id = recorded(world)
+    assert amending(world, event_id=event_id, quantity=2).is_success
+    return correcting(world, "void_usage_event", event_id=event_id)
+
+
+def from_an_id_that_is_taken(world: World) -> httpx.Response:
+    taken = str(uuid4())
+    recorded(world, taken)
+    return amending(world, id=taken)
+
+
+def from_a_rejected_event_that_was_dismissed(world: World) -> httpx.Response:
+    key = str(uuid4())
+    rejected(world, id=key, quantity=-1)
+    with world.stack.database.connect() as superuser:
+        rejected_id = value(superuser, "select id from metering.rejected_events where event ->> 'id' = %s", key)
+    assert correcting(world, "dismiss_rejected_event", rejected_id=str(rejected_id)).is_success
+    return correcting(world, "replay_rejected_event", rejected_id=str(rejected_id))
+
+
 def invite(world: World, email: str | None = None, role: str = "viewer") -> httpx.Response:
     body = {"email": email or f"{uuid4()}@example.com", "role": role}
     return world.ask("POST", "/api/v1/rpc/create_invitation", world.member(), json=body)
@@ -418,19 +469,24 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     ),
     "DATABASE_RESTORED": (503, from_restored_database),
     "EMAIL_NOT_VERIFIED": (403, partial(from_an_invitation, email_verified=False)),
-    "IDEMPOTENCY_CONFLICT": (200, conflicting),
+    "EVENT_AMENDED": (409, from_an_event_that_was_amended),
+    "EVENT_NOT_FOUND": (404, lambda world: correcting(world, "void_usage_event", event_id=str(uuid4()))),
+    "EVENT_VOIDED": (409, from_an_event_that_was_voided),
+    "IDEMPOTENCY_CONFLICT": (409, from_an_id_that_is_taken),
     "ID_IS_FIXED": (409, from_another_id),
     "INVALID_API_KEY": (401, from_a_revoked_key),
     "INVALID_BODY": (400, lambda world: world.send("5")),
     "INVALID_EMAIL": (400, lambda world: invite(world, "nobody")),
-    "INVALID_EVENT": (200, partial(rejected, quantity=-1)),
+    "INVALID_EVENT": (400, partial(amending, quantity=-1)),
     "INVALID_EXPIRY": (400, lambda world: making_a_key(world, expires_at="2000-01-01")),
+    "INVALID_METER": (400, lambda world: by_staff(world, "create_meter", code="No", unit="u", description="d")),
     "INVALID_NAME": (400, lambda world: world.found(name=" ")),
     "INVALID_SCOPE": (400, lambda world: making_a_key(world, scopes=["events:write"])),
     "INVALID_ROLE": (400, lambda world: invite(world, role="boss")),
     "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
     "INVALID_TIMEZONE": (400, lambda world: world.found(timezone="Mars/Olympus")),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/cases", world.stack.token(None), direct=True)),
+    "INVALID_WEIGHT": (400, lambda world: by_staff(world, "set_operation_weight", operation="task_create", weight=-1)),
     "INVITATION_EMAIL_MISMATCH": (403, partial(from_an_invitation, email="other@example.com")),
     "INVITATION_EXPIRED": (410, partial(from_an_invitation, meanwhile="expires_at = now() - interval '1 second'")),
     "INVITATION_NOT_FOUND": (404, lambda world: accept(world, "0" * 32, email="guest@example.com")),
@@ -440,6 +496,14 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "ISOLATION_LEVEL": (500, from_wrong_isolation_level),
     "LAST_OWNER": (409, from_an_organization_without_owner),
     "MEMBER_NOT_FOUND": (404, from_removing_nobody),
+    "METER_EXISTS": (
+        409,
+        lambda world: by_staff(
+            world, "create_meter", code="api.request", unit="request", description="Requests", event_name="api.request"
+        ),
+    ),
+    "METER_FIXED": (409, lambda world: refusal_in_sql(world, "update metering.meters set unit = 'other'")),
+    "METER_NOT_FOUND": (404, lambda world: by_staff(world, "delete_meter", code="nothing")),
     "NOT_A_MEMBER": (
         403,
         lambda world: world.ask("GET", "/cases", world.member(), headers=[("X-Organization-ID", "other")], direct=True),
@@ -466,6 +530,11 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
             world, ("rpc/create_invitation", {"email": "heir@example.com", "role": "owner"})
         ),
     ),
+    "REJECTED_EVENT_NOT_FOUND": (
+        404,
+        lambda world: correcting(world, "dismiss_rejected_event", rejected_id=str(uuid4())),
+    ),
+    "REJECTED_EVENT_RESOLVED": (409, from_a_rejected_event_that_was_dismissed),
     "ROLE_REQUIRED": (403, lambda world: world.close("finalize_period", month(1), role="service")),
     "SCOPE_REQUIRED": (
         403,
@@ -636,6 +705,11 @@ def code_of(answer: httpx.Response | str) -> tuple[int, str]:
     match = re.fullmatch(rf"PT(\d{{3}}) {_CODE}: \S.*", answer, re.DOTALL)
     assert match, answer
     return int(match[1]), match[2]
+
+
+def test_reasons_are_said_beside_the_events(world: World) -> None:
+    assert rejected(world, quantity=-1).startswith("PT200 INVALID_EVENT: ")
+    assert conflicting(world).startswith("PT200 IDEMPOTENCY_CONFLICT: ")
 
 
 def test_late_usage_is_rejected_by_the_code_of_its_period(world: World) -> None:

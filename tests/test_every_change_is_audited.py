@@ -25,8 +25,14 @@ NOT_WATCHED = {
     "billing.invoice_lines": "written with their invoice, and never again",
     "metering.event_keys": "facts, not changes: they only grow",
     "metering.generations": "the same",
-    "metering.rejected_events": "the same",
+    "metering.meter_versions": "written with each change of a meter, which is told",
+    "metering.rejected_events": "what becomes of one is in the log, by the functions that resolve it",
+    "metering.repeated_batches": "the same",
+    "metering.rollup_position": "how far rollups have come",
+    "metering.storage_snapshots": "made from usage, and made again on request",
+    "metering.unique_values": "made from usage by rollups",
     "metering.usage_events": "the same; a fact in a finalized period cannot change",
+    "metering.usage_rollups": "made from usage by rollups",
     "ops.releases": "the text of each release, which only grows",
     "ops.released_objects": "how things looked when they were released; it follows each release",
     "stripe.report_marks": "how far a report has come; it moves with each one",
@@ -92,8 +98,15 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
     },
     "metering.meters": {
         "created": "insert into metering.meters (code, event_name, unit, description) values ('x', 'x', 'x', 'x')",
-        "changed": "update metering.meters set aggregation = 'count' where code = 'doc.upload'",
-        "removed": "delete from metering.meters where code = 'unused'",
+        "changed": "update metering.meters set group_by = '{kind}' where code = 'doc.upload'",
+    },
+    "metering.operation_weights": {
+        "created": """
+            insert into metering.operation_weights (organization_id, operation, effective_from, weight)
+            values (%(org)s, 'task_create', '2020-01-01Z', 3)
+        """,
+        "changed": "update metering.operation_weights set weight = 4 where organization_id = %(org)s",
+        "removed": "delete from metering.operation_weights where organization_id = %(org)s",
     },
 }
 TARGETS = {
@@ -106,11 +119,12 @@ TARGETS = {
     "billing.invoices": "invoice",
     "billing.prices": "price",
     "metering.meters": "meter",
+    "metering.operation_weights": "operation_weight",
 }
 # Made while usage is recorded, which waits for nobody.
 NOT_TOLD = {("billing.billing_periods", "created")}
-# billing.guard_invoices() refuses them.
-IMPOSSIBLE = {("billing.invoices", "changed"), ("billing.invoices", "removed")}
+# billing.guard_invoices() and metering.guard_meters() refuse them.
+IMPOSSIBLE = {("billing.invoices", "changed"), ("billing.invoices", "removed"), ("metering.meters", "removed")}
 
 
 @pytest.fixture
@@ -159,9 +173,6 @@ def test_a_change_is_told(superuser: Connection, organization: Organization, tab
         found = superuser.execute("insert into tenancy.users (subject) values ('somebody') returning id").fetchone()
         assert found
         known = {"org": organization.id, "user": found[0], "id": uuid4()}
-        superuser.execute(
-            "insert into metering.meters (code, event_name, unit, description) values ('unused', 'u', 'u', 'u')"
-        )
         if table in ("billing.billing_periods", "billing.invoices"):
             superuser.execute(
                 """
@@ -170,7 +181,11 @@ def test_a_change_is_told(superuser: Connection, organization: Organization, tab
                 """,
                 [organization.id],
             )
-        elif verb != "created" and table.startswith("tenancy.") and table != "tenancy.organizations":
+        elif (
+            verb != "created"
+            and table.startswith(("tenancy.", "metering.operation_weights"))
+            and table != "tenancy.organizations"
+        ):
             run(superuser, CHANGES[table]["created"], known)
         chain = {"billing.prices": PLATFORM, "metering.meters": PLATFORM}.get(table, organization.id)
         if (table, verb) == ("tenancy.organizations", "created"):
@@ -296,11 +311,34 @@ STAFF: Mapping[str, tuple[str, set[str]]] = {
     "create_api_key": ("select api.create_api_key('A key', '{events:write}')", {"api_key.created"}),
     "rotate_api_key": ("select api.rotate_api_key(%(key)s)", {"api_key.created", "api_key.changed"}),
     "revoke_api_key": ("select api.revoke_api_key(%(key)s)", {"api_key.changed"}),
+    "void_usage_event": ("select api.void_usage_event(%(event)s)", {"usage_event.voided"}),
+    "amend_usage_event": (
+        """select api.amend_usage_event(%(event)s, '{"id": "mended", "quantity": 2}')""",
+        {"usage_event.amended"},
+    ),
+    "replay_rejected_event": (
+        """select api.replay_rejected_event(%(rejected)s, '{"id": "mended", "event": "doc.upload", "quantity": 2}')""",
+        {"rejected_event.replayed"},
+    ),
+    "dismiss_rejected_event": ("select api.dismiss_rejected_event(%(rejected)s)", {"rejected_event.dismissed"}),
+    "create_meter": ("select api.create_meter('x', 'unit', 'Things', 'x')", {"meter.created"}),
+    "change_meter": ("select api.change_meter('doc.upload', group_by => '{kind}')", {"meter.changed"}),
+    "delete_meter": ("select api.delete_meter('doc.upload')", {"meter.changed"}),
+    "set_operation_weight": ("select api.set_operation_weight('task_create', 3)", {"operation_weight.created"}),
 }
-VALUES = {"text": "'viewer'", "uuid": "gen_random_uuid()", "text[]": "'{data:read}'", "date": "'2020-01-01'"}
+VALUES = {
+    "text": "'viewer'",
+    "uuid": "gen_random_uuid()",
+    "text[]": "'{data:read}'",
+    "date": "'2020-01-01'",
+    "numeric": "1",
+}
 
 
 def test_whatever_platform_admin_does_is_told(shared_database: Database, organization: Organization) -> None:
+    with shared_database.connect("sidecar") as sidecar:
+        sent = ingest(sidecar, [event("to-correct"), event("to-resolve", quantity=-1)], organization.id)
+        assert (sent.accepted, len(sent.rejected)) == (1, 1)
     with shared_database.connect("authenticator") as staff:
         functions = staff.execute(
             """
@@ -327,8 +365,15 @@ def test_whatever_platform_admin_does_is_told(shared_database: Database, organiz
                 staff.execute("select api.create_api_key('Made before', '{events:write}')")
                 staff.execute("set constraints all immediate")
                 so_far = {chain: length(staff, chain) for chain in (PLATFORM, organization.id)}
-                key = value(staff, "select id from api.api_keys where name = 'Made before'")
-                run(staff, call, {"first_day": month(1), "key": key})
+                known = {
+                    "first_day": month(1),
+                    "key": value(staff, "select id from api.api_keys where name = 'Made before'"),
+                    "event": value(staff, "select id from api.usage_events where tenant_id = %s", organization.id),
+                    "rejected": value(
+                        staff, "select id from api.rejected_events where organization_id = %s", organization.id
+                    ),
+                }
+                run(staff, call, known)
                 told = [entry for chain in so_far for entry in entries(staff, chain, so_far[chain])]
                 assert {entry.action for entry in told} == actions
                 assert {(e.actor_type, e.actor_id, e.email) for e in told} == {

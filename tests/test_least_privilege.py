@@ -73,8 +73,13 @@ _CLOSING = {
     "tenancy.require_staff",
 }
 _CORRECTING = {"metering.amend_event", "metering.void_event"}
-_SUMMARY = {"api.usage_summary", "billing.usage_summary", "billing.unit_amount_cents"}
-_READ_OF_VIEWS = {"audit.told_of"}
+_STAFF_CORRECTS = {
+    f"api.{name}"
+    for name in ("void_usage_event", "amend_usage_event", "replay_rejected_event", "dismiss_rejected_event")
+}
+_METERS = {f"api.{name}" for name in ("create_meter", "change_meter", "delete_meter", "set_operation_weight")}
+_SUMMARY = {"api.usage_summary", "billing.usage_summary", "billing.unit_amount_cents", "billing.cost_cents"}
+_READ_OF_VIEWS = {"audit.told_of", "metering.context_text"}
 
 _KEYS = {f"{schema}.{verb}_api_key" for schema in ("api", "tenancy") for verb in ("create", "rotate", "revoke")}
 
@@ -85,10 +90,12 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _CONTEXT
     | _PERSONAL
     | _CLOSING
+    | _STAFF_CORRECTS
+    | _METERS
     | _SUMMARY
     | _READ_OF_VIEWS
     | _KEYS,
-    "service": {"api.health", "tenancy.pre_request"} | _PERSONAL | _CLOSING | _KEYS,
+    "service": {"api.health", "tenancy.pre_request"} | _PERSONAL | _CLOSING | _STAFF_CORRECTS | _METERS | _KEYS,
     "platform_admin": {
         "api.health",
         "tenancy.pre_request",
@@ -98,6 +105,10 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "tenancy.require_organization",
     }
     | _CORRECTING
+    | _STAFF_CORRECTS
+    | {"metering.replay_rejected_event", "metering.dismiss_rejected_event"}
+    | _METERS
+    | {name.replace("api.", "metering.") for name in _METERS}
     | _PERSONAL
     | _CLOSING
     | _SUMMARY
@@ -114,6 +125,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "metering.receive_events",
         "metering.receive_group",
         "metering.record_rejection",
+        "metering.roll_up",
         "metering.split_events",
         "ops.maintain",
         "ops.health",
@@ -182,6 +194,9 @@ _READ_BY_MEMBERS = {
     for name in (
         "metering.usage_events",
         "metering.meters",
+        "api.meters",
+        "metering.operation_weights",
+        "api.operation_weights",
         "billing.billing_periods",
         "billing.invoices",
         "billing.invoice_lines",
@@ -210,10 +225,11 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.workspaces": _WORKSPACE for schema in ("tenancy", "api")},
         **{f"{schema}.organizations": _ORGANIZATION for schema in ("tenancy", "api")},
     },
-    "service": {},
+    "service": {f"{schema}.meters": _READ for schema in ("metering", "api")},
     "platform_admin": {
         **_READ_BY_MEMBERS,
-        "metering.rejected_events": _READ,
+        **{f"{schema}.meter_versions": _READ for schema in ("metering", "api")},
+        **{f"{schema}.rejected_events": _READ for schema in ("metering", "api")},
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
         "audit.personal": _AUDIT_PERSONAL,

@@ -12,6 +12,9 @@ _CLIENT: Final = "019a6d0f-11d2-7e03-b2c4-5f8e7d6c5b32"
 _CASE: Final = "019a6d0f-3e57-7a18-8d6b-6a9f8e7d6c43"
 _DOCUMENT: Final = "019a6d0f-9b2c-7f61-a7e8-7bafae9e8d54"
 _EVENT: Final = "019a6d0f-9b2e-7d72-b8f9-8cb0bfaf9e65"
+_VOID: Final = "019a6d11-1c40-7e04-8a1b-1de2fb0a2187"
+_REPLACEMENT: Final = "019a6d11-1c42-7f15-9b2c-2ef30c1b3298"
+_REJECTED: Final = "019a6d11-5d53-7026-8c3d-3f041d2c43a9"
 _WORKSPACE: Final = "019a6d10-2f41-7c15-94ad-3e5d6f708192"
 _KEY: Final = "019a6d0f-7d41-7e55-a3b8-6c9d8e7f0a11"
 _NEXT_KEY: Final = "019b0a11-2c80-7a91-b4c7-7daeaf80b122"
@@ -163,6 +166,17 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "corrects": None,
         "belongs_at": None,
     },
+    "rejected_events": {
+        "id": _REJECTED,
+        "organization_id": _ORGANIZATION,
+        "source": "api",
+        "code": "INVALID_EVENT",
+        "message": "event 0: quantity needs a number",
+        "event": {"id": "scan-17", "event": "doc.scanned", "quantity": "3"},
+        "rejected_at": "2026-01-06T09:06:10.2+00:00",
+        "resolution": None,
+        "resolved_at": None,
+    },
     "billing_periods": {
         "organization_id": _ORGANIZATION,
         "period_start": "2026-01-01T08:00:00+00:00",
@@ -209,6 +223,7 @@ _NEW_KEY: Final = {
 
 RESULTS: Final[dict[str, Any]] = {
     "accept_invitation": ROWS["organizations"],
+    "amend_usage_event": [{"void_id": _VOID, "replacement_id": _REPLACEMENT, "already": False}],
     "change_member_role": ROWS["memberships"],
     "create_api_key": _NEW_KEY,
     "create_invitation": _SENT,
@@ -228,9 +243,15 @@ RESULTS: Final[dict[str, Any]] = {
     "transfer_ownership": {**ROWS["memberships"], "role": "owner"},
     "convert_to_organization": ROWS["organizations"] | {"billing_start_at": "2026-01-19T09:30:00.25+00:00"},
     "create_organization": ROWS["organizations"],
+    "dismiss_rejected_event": {
+        **ROWS["rejected_events"],
+        "resolution": "dismissed",
+        "resolved_at": "2026-01-07T08:00:00+00:00",
+    },
     "finalize_period": ROWS["invoices"],
     "health": {"status": "ok"},
     "recalculate_period": [_USAGE_LINE],
+    "replay_rejected_event": [{"outcome": "accepted", "code": None, "message": None}],
     "sign_in": {
         "user_id": _USER,
         "email": "ada@acme.example",
@@ -238,4 +259,5 @@ RESULTS: Final[dict[str, Any]] = {
         "organizations": [{"id": _ORGANIZATION, "slug": "acme", "name": "Acme Law", "role": "owner"}],
     },
     "usage_summary": [_USAGE_LINE],
+    "void_usage_event": [{"void_id": _VOID, "already": False}],
 }
