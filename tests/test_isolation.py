@@ -51,6 +51,23 @@ ROWS: Mapping[str, str] = {
         insert into metering.usage_events (organization_id, occurred_at, source, event_name, quantity,
           recorded_generation)
         values (%(org)s, %(at)s, 'test', 'api.request', 1, 1)""",
+    "metering.operation_weights": """
+        insert into metering.operation_weights (organization_id, operation, effective_from, weight)
+        values (%(org)s, 'secret', '2020-01-01Z', 9)""",
+    "metering.usage_rollups": """
+        insert into metering.usage_rollups (organization_id, grain, meter_code, bucket_start, meter_version,
+          billing_entity_id, groups, events, value)
+        values (%(org)s, 'hour', 'api.request', '2020-01-01Z', 1, %(org)s, '{}', 1, 1)""",
+    "metering.unique_values": """
+        insert into metering.unique_values (organization_id, grain, meter_code, bucket_start, meter_version,
+          billing_entity_id, groups, value_hash, events)
+        values (%(org)s, 'hour', 'api.request', '2020-01-01Z', 1, %(org)s, '{}', %(id)s, 1)""",
+    "metering.repeated_batches": """
+        insert into metering.repeated_batches (organization_id, source, accepted, duplicates, conflicts, locked)
+        values (%(org)s, 'test', 0, 1, 0, 0)""",
+    "metering.storage_snapshots": """
+        insert into metering.storage_snapshots (organization_id, day, day_end, bytes)
+        values (%(org)s, '2020-01-01', '2020-01-02Z', 9)""",
     "metering.event_keys": """
         insert into metering.event_keys (organization_id, key, fact) values (%(org)s, %(id)s, %(id)s)""",
     "metering.rejected_events": """
@@ -68,6 +85,8 @@ ROWS: Mapping[str, str] = {
         values (%(org)s, 'api.request', 1, '3')""",
 }
 VERBS = ("select", "insert", "update", "delete")
+# Rows of no organization in these are everybody's.
+SHARED = ("metering.operation_weights", "api.operation_weights")
 
 
 def rows() -> Mapping[str, str]:
@@ -177,8 +196,10 @@ def test_a_row_can_be_made_of_every_tenant_table(world: World) -> None:
 
 
 def rows_of(superuser: Connection, relation: Relation, organization: Organization) -> int:
-    query = sql.SQL("select count(*) from {} where {} = %s").format(relation.identifier, sql.Identifier(relation.key))
-    found = run(superuser, query, [organization.id]).fetchone()
+    """Rows of the organization, and those that everybody reads."""
+    where = sql.SQL("{} = %s or ({} is null and %s)").format(*[sql.Identifier(relation.key)] * 2)
+    query = sql.SQL("select count(*) from {} where {}").format(relation.identifier, where)
+    found = run(superuser, query, [organization.id, relation.name in SHARED]).fetchone()
     assert found
     return int(found[0])
 
@@ -306,7 +327,8 @@ def attempts(
         yield sql.SQL("select 1 from {} {}").format(table, where), 0
         yield sql.SQL("select 1 from {} where {} <> {}").format(table, key, sql.Literal(world.attacker.id)), 0
         yield sql.SQL("select 1 from {}").format(table), own
-        yield sql.SQL("select {} from {} group by 1 having count(*) > 0").format(key, table), 1
+        organizations = 2 if relation.name in SHARED else 1
+        yield sql.SQL("select {} from {} group by 1 having count(*) > 0").format(key, table), organizations
         yield sql.SQL("select 1 from {} {} for share").format(table, where), 0
     elif verb == "insert":
         for columns in (granted_columns, [relation.key]):
@@ -402,7 +424,8 @@ def test_reads_of_every_view_show_nothing_foreign(world: World, client: httpx.Cl
             answer = client.get(path, params=query, headers={"Prefer": "count=exact"})
             assert answer.status_code == 200, answer.text
             rows = answer.json()
-            assert {row[view.key] for row in rows} <= {str(own)}, f"{path}?{query}"
+            everybodys = {None} if view.name in SHARED else set()
+            assert {row[view.key] for row in rows} <= {str(own), *everybodys}, f"{path}?{query}"
             assert str(victim) not in answer.text
             assert answer.headers["content-range"].endswith(f"/{len(rows)}"), f"{path}?{query} counts what it hides"
 

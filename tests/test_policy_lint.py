@@ -526,9 +526,8 @@ def test_a_reason_in_a_comment_exempts_from_that_rule_alone(trial: Connection) -
 
     report = examine(trial, ["policy_without_tenant", "policy_to_public"])
     assert [finding.rule for finding in report.findings] == ["policy_to_public"]
-    assert [(e.rule, e.object, e.reason) for e in report.exemptions] == [
-        ("policy_without_tenant", "everybody on app.cases", "cases of this kind are public")
-    ]
+    exempted = {(e.rule, e.object): e.reason for e in report.exemptions}
+    assert exempted["policy_without_tenant", "everybody on app.cases"] == "cases of this kind are public"
 
 
 def test_the_command_prints_json_and_fails_for_errors(

@@ -13,5 +13,6 @@ begin
   perform audit.watch('billing.invoices', 'invoice', '{id}');
   perform audit.watch('billing.prices', 'price', '{meter_code,currency,effective_from}', p_organization => null);
   perform audit.watch('metering.meters', 'meter', '{code}', p_organization => null);
+  perform audit.watch('metering.operation_weights', 'operation_weight', '{operation,effective_from}');
 end
 $$;
