@@ -8,18 +8,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import structlog
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import IdentityProvider, TokenVerifier
+from api.context import context_of
 from api.cors import AllowedOrigins
 from api.database import Database, DatabaseError
 from api.docs import docs_routes
-from api.errors import Problem, problem
+from api.endpoints import Endpoints
 from api.gateway import Gateway
 from api.health import health_endpoint
 from api.ingestion.endpoint import EventsEndpoint
@@ -28,22 +25,21 @@ from api.keys import ApiKeys
 from api.metrics import METRICS_PATH, Metrics, metrics_endpoint
 from api.middleware.authentication import Authentication
 from api.middleware.client_address import ClientAddress
-from api.middleware.correlation import CorrelationId
 from api.middleware.cors import Cors
+from api.middleware.entry import Entry
 from api.middleware.failures import Failures
-from api.middleware.observation import Observation
 from api.middleware.tenant import TenantResolution
-from api.middleware.timer import Timer
-from api.middleware.usage import Usage
+from api.observation import Observation
 from api.patience import Patience
 from api.refusals import Refusals
-from api.routes import GATEWAY_PREFIX, BillableRoutes
+from api.routes import REPORT_ROUTES, BillableRoutes, Targets
 from api.sender import Sender
 from api.settings import Settings, SettingsError
 from api.spool import Spool
 from api.tenants import Tenants
 from api.tokens import Exchange
 from api.upstream import Upstream
+from api.usage import Usage
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +48,7 @@ MAINTENANCE_RETRY_SECONDS: Final = 10.0
 RESTART_SECONDS: Final = 1.0
 
 
-def create_app(settings: Settings, spool: Spool) -> Starlette:
+def create_app(settings: Settings, spool: Spool) -> Sidecar:
     """The ASGI application, with a spool that is open. Raises SettingsError when a needed setting is missing, or names
     a file that is not what it should be.
     """
@@ -77,7 +73,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
     )
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         sender = Sender(spool, database, metrics.events)
         to_finish = [
             tasks.start("shipping", sender.run),
@@ -87,6 +83,7 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
         beside = [
             tasks.start("syncing", spool.keep_synced),
             tasks.start("maintenance", lambda: _maintain(database)),
+            tasks.start("endpoints", lambda: endpoints.keep_read(database)),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
         ]
         try:
@@ -102,10 +99,13 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
             await asyncio.gather(*to_finish, *beside, return_exceptions=True)
             await database.close()
 
-    app = Starlette(
-        routes=[
-            Mount(GATEWAY_PREFIX.decode(), Gateway(postgrest, Patience(database.answers))),
-            Route("/v1/events", events.receive, methods=["POST"]),
+    billable = BillableRoutes(settings.billable_routes)
+    endpoints = Endpoints(billable)
+    gateway = Gateway(postgrest, Patience(database.answers), endpoints)
+    router = Router(
+        [
+            *(Route(path, gateway, methods=["GET"]) for path in REPORT_ROUTES),
+            Route("/v1/events", events, methods=["POST"]),
             Route(
                 "/health",
                 health_endpoint(database, spool, postgrest, tasks.stopped, provider.keys if provider else None),
@@ -113,24 +113,47 @@ def create_app(settings: Settings, spool: Spool) -> Starlette:
             *([Route(METRICS_PATH, show_metrics)] if settings.metrics_are_served else ()),
             *(docs_routes(database) if settings.docs_are_served else ()),
         ],
-        middleware=[
-            Middleware(ClientAddress, proxies=settings.trusted_proxies),
-            Middleware(CorrelationId),
-            Middleware(Observation, metrics=metrics, refusals=refusals),
-            Middleware(Cors, allowed=AllowedOrigins(settings.allowed_origins)),
-            Middleware(Failures),
-            Middleware(Timer),
-            Middleware(Authentication, verifier=verifier, keys=keys),
-            Middleware(TenantResolution, tenants=tenants),
-            Middleware(Usage, spool=spool, routes=BillableRoutes(settings.billable_routes)),
-        ],
-        exception_handlers={HTTPException: _answer_http_exception, Problem: _answer_problem},
+        # A redirect would say http: and whatever Host came, behind a proxy that takes https: as well.
+        redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.metrics = metrics
-    # A redirect would say http: and whatever Host came, behind a proxy that takes https: as well.
-    app.router.redirect_slashes = False
-    return app
+    endpoints.add_routes(router.routes)
+    app: ASGIApp = Dispatch(gateway, router)
+    app = TenantResolution(app, tenants)
+    app = Authentication(app, verifier, keys)
+    app = Failures(app)
+    app = Cors(app, AllowedOrigins(settings.allowed_origins))
+    usage = Usage(spool, endpoints, settings.usage_ip)
+    app = Entry(app, Targets(billable), usage, Observation(metrics, refusals))
+    if settings.trusted_proxies:
+        app = ClientAddress(app, settings.trusted_proxies)
+    return Sidecar(app, router, metrics)
+
+
+class Sidecar:
+    """The ASGI application."""
+
+    def __init__(self, app: ASGIApp, router: Router, metrics: Metrics) -> None:
+        self.router = router
+        self.metrics = metrics
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # without one, Starlette's router answers in plain text
+        await (self._app if scope["type"] == "http" else self.router)(scope, receive, send)
+
+
+class Dispatch:
+    """To the gateway without a detour: most requests are for it."""
+
+    def __init__(self, gateway: Gateway, router: Router) -> None:
+        self._gateway = gateway
+        self._router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        target = context_of(scope).target
+        is_direct = target.upstream is not None and target.organization is None
+        await (self._gateway if is_direct else self._router)(scope, receive, send)
 
 
 def _identity_provider(settings: Settings) -> IdentityProvider | None:
@@ -180,19 +203,3 @@ async def _maintain(database: Database) -> None:
             log.warning("maintenance_failed", state=error.state, error=error.message or str(error))
             pause = MAINTENANCE_RETRY_SECONDS
         await asyncio.sleep(pause)
-
-
-async def _answer_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)  # noqa: S101
-    return error.response()
-
-
-async def _answer_http_exception(_: Request, error: Exception) -> Response:
-    """What Starlette's router raises: no such path, or not this method."""
-    assert isinstance(error, HTTPException)  # noqa: S101
-    if error.status_code == 405:
-        answer = problem("METHOD_NOT_ALLOWED", "this path does not take that method").response()
-    else:
-        answer = problem("ROUTE_NOT_FOUND", "there is nothing at this path", hint="The API is at /api/v1/.").response()
-    answer.headers.update(error.headers or {})
-    return answer

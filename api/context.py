@@ -1,9 +1,9 @@
-"""What the middlewares learn about a request, kept in its ASGI scope and handed inwards."""
+"""What is learnt about a request on its way inwards, kept in its ASGI scope."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from time import perf_counter
 from typing import Final
 from uuid import UUID
@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from api.auth import ANONYMOUS, Principal
 from api.errors import problem
+from api.routes import Target
 
 _KEY: Final = "goldleaves"
 
@@ -36,11 +37,15 @@ class Resolution:
 class RequestContext:
     request_id: str
     sent_by_client: bool  # the request id came with the request, so a retry would carry it again
-    received_at: datetime = field(init=False)  # Timer sets these two
-    started: float = field(init=False)
+    target: Target
+    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: float = field(default_factory=perf_counter)
     principal: Principal = ANONYMOUS
     tenant: Tenant | None = None
     tried: str | None = None  # the organization that is not there, or not the caller's, when there is no tenant
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # for the answer, whoever gives it
+    status: int = 0  # of the answer, once somebody gave it
+    answer_began: bool = False  # the client has some of it
 
     def elapsed_ms(self) -> float:
         return round((perf_counter() - self.started) * 1000, 3)

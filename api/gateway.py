@@ -11,12 +11,13 @@ from urllib.parse import unquote_to_bytes
 from starlette.types import Message, Receive, Scope, Send
 
 from api.context import RequestContext, context_of
+from api.correlation import HEADER as REQUEST_ID
+from api.endpoints import Endpoints
 from api.errors import Problem, problem
-from api.middleware.correlation import HEADER as REQUEST_ID
 from api.middleware.tenant import HEADER as ORGANIZATION
 from api.middleware.tenant import organization_named
 from api.patience import Patience, Waiting
-from api.routes import GATEWAY_PREFIX, upstream_path
+from api.routes import GATEWAY_PREFIX
 from api.upstream import Body, Headers, Upstream, UpstreamError
 
 WATCH_AFTER_SECONDS: Final = 0.05  # quicker answers are not worth a task that waits for the client to hang up
@@ -72,15 +73,17 @@ class ClientGone(Exception):
 class Gateway:
     """An ASGI application."""
 
-    def __init__(self, upstream: Upstream, patience: Patience) -> None:
+    def __init__(self, upstream: Upstream, patience: Patience, endpoints: Endpoints) -> None:
         self._upstream = upstream
         self._patience = patience
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = upstream_path(scope)
+        context = context_of(scope)
+        path = context.target.upstream
         if path is None:
             raise problem("ROUTE_NOT_FOUND", "there is nothing at this path", hint="The API is at /api/v1/.")
-        key = context_of(scope).principal.key
+        key = context.principal.key
         if key is not None and key.is_providers:
             raise problem("SCOPE_REQUIRED", "keys of the provider are for POST /v1/events, and for nothing else")
         if CONTROL_CHARACTER.search(path):
@@ -118,6 +121,8 @@ class Gateway:
         to_send = await body.to_send()
         async with self._upstream.exchange(scope["method"], target, _request_headers(scope), to_send) as answer:
             waiting.end()
+            if 200 <= answer.status < 300:
+                self._endpoints.learn(path)
             chunk, more = b"", True
             if answer.status in MAY_BE_CONNECTION_ERROR:
                 while more and len(chunk) < SMALL_BODY_BYTES:

@@ -53,7 +53,7 @@ AND_OTHERS: Final = " (and others)"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Said:
     """What an error answer says: a code that is stable, and the rest of it."""
 
     code: str
@@ -61,12 +61,12 @@ class Answer:
     details: str
 
 
-NAMELESS: Final = Answer("", "", "")
+NAMELESS: Final = Said("", "", "")
 _STABLE: Final = re.compile(r"([A-Z][A-Z0-9_]+): (.*)", re.DOTALL)
 _CODE_FIRST: Final = re.compile(rb'\{"code":"(\w{1,16})"')  # of PostgREST's errors, which can be as long as a row
 
 
-def read_answer(body: bytes) -> Answer:
+def read_answer(body: bytes) -> Said:
     """The code in an error's body, or in the beginning of a long one."""
     try:
         error = json.loads(body)
@@ -77,7 +77,7 @@ def read_answer(body: bytes) -> Answer:
         return NAMELESS
     code, message, details = (str(error.get(name) or "") for name in ("code", "message", "details"))
     stable = _STABLE.match(message) if code.startswith("PT") else None
-    return Answer(stable[1], stable[2], details) if stable is not None else Answer(code, message, details)
+    return Said(stable[1], stable[2], details) if stable is not None else Said(code, message, details)
 
 
 class Refusal(NamedTuple):

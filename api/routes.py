@@ -6,12 +6,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from starlette.types import Scope
 
 GATEWAY_PREFIX: Final = b"/api/v1"
+
+# Ids and slugs need no percent-encoding, so what has some is no organization.
+REPORT: Final = re.compile(
+    rb"(?:/api)?/billing/(?P<report>usage-summary|usage-report)/(?P<organization>[A-Za-z0-9-]{1,63})"
+)
 
 _PARAMETER_ENDS: Final = re.compile(rb"[&;]")  # PostgREST takes both
 _EMBEDDED: Final = re.compile(rb"([^(),]*)\(")
@@ -23,13 +29,38 @@ def raw_path(scope: Scope) -> bytes:
     return path
 
 
-def upstream_path(scope: Scope) -> bytes | None:
-    """The path behind the gateway prefix, as the client sent it; None when the request is not for the gateway."""
-    path = raw_path(scope)
-    rest = path[len(GATEWAY_PREFIX) :]
-    if not path.startswith(GATEWAY_PREFIX) or (rest and not rest.startswith(b"/")):
-        return None
-    return rest or b"/"
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request is for."""
+
+    upstream: bytes | None = None  # its path at PostgREST; None: PostgREST is not asked
+    billable: str | None = None  # the billable route
+    organization: str | None = None  # that the path names: whatever else is said of it loses
+
+
+REPORT_ROUTES: Final = tuple(
+    f"{mount}/billing/{report}/{{tenant_id}}" for mount in ("/api", "") for report in ("usage-summary", "usage-report")
+)
+NOWHERE: Final = Target()
+
+
+class Targets:
+    """Reads targets, each once."""
+
+    def __init__(self, billable: BillableRoutes) -> None:
+        self._billable = billable
+
+    def find(self, scope: Scope) -> Target:
+        path = raw_path(scope)
+        if path.startswith(GATEWAY_PREFIX):
+            upstream = path[len(GATEWAY_PREFIX) :]
+            if upstream.startswith(b"/"):
+                is_billable = scope["method"] != "OPTIONS"
+                return Target(upstream, self._billable.match(path, scope["query_string"]) if is_billable else None)
+        elif report := REPORT.fullmatch(path):
+            function = b"/rpc/" + report["report"].replace(b"-", b"_")
+            return Target(function, organization=report["organization"].decode("ascii"))
+        return NOWHERE
 
 
 class BillableRoutes:
@@ -41,12 +72,12 @@ class BillableRoutes:
         self._tables = {segments[-1]: route for segments, route in self._routes.items()}
 
     def match(self, path: bytes, query: bytes = b"") -> str | None:
-        route = self._of_path(path)
+        route = self.of_path(path)
         if route is None and b"(" in unquote_to_bytes(query):
             return next((self._tables[name] for name in _embedded_names(query) if name in self._tables), None)
         return route
 
-    def _of_path(self, path: bytes) -> str | None:
+    def of_path(self, path: bytes) -> str | None:
         segments = [unquote_to_bytes(segment) for segment in path[1:].split(b"/")]
         for length in self._lengths:
             route = self._routes.get(tuple(segments[:length]))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+import orjson
 import structlog
 
 from api.database import Database, DatabaseError
@@ -66,11 +67,16 @@ class Sender:
         self._spool.retire(segment, damaged)
 
     async def _deliver(self, batch: list[bytes]) -> None:
-        """Until Postgres has answered for each event. A refused batch is halved until the bad event stands alone."""
+        """Until Postgres has answered for each event. A refused batch is halved until the bad event stands alone.
+
+        A record is one event or several, with commas between.
+        """
         events = f"[{b','.join(batch).decode('utf-8', 'replace')}]"
         try:
             outcome = await self._insist(lambda: self._database.ingest(Batch(events), SOURCE, "adjust"))
         except DatabaseError as refusal:
+            if len(batch) == 1:
+                batch = _events_of(batch[0])
             if len(batch) == 1:
                 await self._reject(batch[0], refusal)
                 return
@@ -125,6 +131,13 @@ class Sender:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+
+
+def _events_of(record: bytes) -> list[bytes]:
+    try:
+        return [orjson.dumps(event) for event in orjson.loads(b"[%b]" % record)]
+    except orjson.JSONDecodeError:
+        return [record]
 
 
 def _stable_code(refusal: DatabaseError) -> str:

@@ -44,13 +44,13 @@ def eventually(read: Callable[[], Value], holds: Callable[[Value], bool], second
 
 
 def gateway_events(stack: RunningStack, organization_id: UUID) -> list[dict[str, Any]]:
-    """What the gateway has metered for an organization, in the order in which it arrived in Postgres."""
+    """The requests that an organization is billed for, in the order in which they arrived in Postgres."""
     with stack.database.connect() as connection:
         rows = connection.execute(
             """
             select request_id, event_name, quantity, unit, user_id, resource_id, dimensions, occurred_at
             from metering.usage_events
-            where organization_id = %s and source = 'gateway'
+            where organization_id = %s and source = 'gateway' and event_name = 'api.request'
             order by occurred_at, idempotency_key
             """,
             [organization_id],

@@ -46,7 +46,7 @@ def test_the_client_is_the_nearest_that_is_no_proxy(peer: str, forwarded: str, c
 def test_what_is_metered_names_the_client(
     open_stack: OpenStack, make_organization: MakeOrganization, trusted: str, client: str
 ) -> None:
-    with open_stack(trusted_proxies=trusted) as stack:
+    with open_stack(trusted_proxies=trusted, usage_ip="full") as stack:
         organization = make_organization(stack.database)
         headers = [
             ("Authorization", f"Bearer {stack.token(organization['owner'].subject)}"),
@@ -56,4 +56,4 @@ def test_what_is_metered_names_the_client(
         answer = httpx.get(f"{stack.gateway_url}/api/v1/cases", headers=headers, trust_env=False)
         assert answer.status_code == 200
         (event,) = eventually(lambda: gateway_events(stack, organization.id), bool)
-        assert event["dimensions"]["client_ip"] == client
+        assert event["dimensions"]["ip"] == client

@@ -37,10 +37,12 @@ grant execute on function api.greeting() to anon;
 """
 
 ROUTE = """
+from starlette.responses import Response
+
 create_app_before = create_app
 
 
-def create_app(*arguments: Any) -> Starlette:
+def create_app(*arguments: Any) -> Sidecar:
     app = create_app_before(*arguments)
     app.router.routes.append(Route("/word", lambda request: Response("{word}")))
     return app

@@ -208,7 +208,7 @@ def test_what_is_metered_says_what_was_done(firm: Firm) -> None:
         "method": "GET",
         "status_code": 200,
         "response_size": len(response.content),
-        "client_ip": "127.0.0.1",
+        "ip": "127.0.0.0",
         "user_agent": "tests/1.0 (Ünïcode)",
     }
     assert before <= event["occurred_at"] <= datetime.now(UTC)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import MutableMapping
-from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Scope, Send
 
+from api.answer import Answer
 from api.context import RequestContext, Tenant, set_context
-from api.middleware.usage import Usage
-from api.routes import BillableRoutes
+from api.endpoints import Endpoints
+from api.routes import BillableRoutes, Targets
 from api.spool import Spool, read_segment
+from api.usage import Usage
 
 START, BODY = "http.response.start", "http.response.body"
 
@@ -54,45 +54,46 @@ async def test_record_is_in_the_file_before_the_response_is_complete(
         await respond(spool, method, response, send)
     assert [message for message, _ in sent] == response
     assert sent[last][1] == 1
-    (record,) = records(tmp_path)
-    assert record["dimensions"]["response_size"] == (sum(len(m.get("body", b"")) for m in response))
+    ((_, request),) = records(tmp_path)
+    assert request["dimensions"]["response_size"] == (sum(len(m.get("body", b"")) for m in response))
 
 
-@pytest.mark.parametrize(("sent_before", "recorded"), [(0, 0), (1, 0), (2, 1)])
-async def test_a_response_that_breaks_off_is_recorded_once_it_had_begun(
-    tmp_path: Path, sent_before: int, recorded: int
+@pytest.mark.parametrize(("sent_before", "billed"), [(0, []), (1, []), (2, ["api.request"])])
+async def test_a_response_that_breaks_off_is_billed_once_it_had_begun(
+    tmp_path: Path, sent_before: int, billed: list[str]
 ) -> None:
     async def send(_: MutableMapping[str, Any]) -> None: ...
 
-    with Spool(tmp_path, 1024 * 1024) as spool, pytest.raises(ConnectionError):
-        await respond(spool, "GET", [started(), body(b"a", True)][:sent_before], send, breaks_off=True)
-    assert len(records(tmp_path)) == recorded
+    with Spool(tmp_path, 1024 * 1024) as spool:
+        await respond(spool, "GET", [started(), body(b"a", True)][:sent_before], send)
+    (record,) = records(tmp_path)
+    assert [event["event"] for event in record] == ["traffic.bytes", *billed]
 
 
-async def respond(spool: Spool, method: str, response: list[Message], send: Send, *, breaks_off: bool = False) -> None:
-    async def app(_: Scope, __: Receive, send: Send) -> None:
-        for message in response:
-            await send(message)
-        if breaks_off:
-            raise ConnectionError
-
+async def respond(spool: Spool, method: str, response: list[Message], send: Send) -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
     scope: Scope = {
         "type": "http",
+        "http_version": "1.1",
         "method": method,
         "raw_path": b"/api/v1/cases",
         "query_string": b"",
         "headers": [],
         "client": ("127.0.0.1", 1),
     }
-    context = RequestContext("r", sent_by_client=False)
-    context.received_at, context.started = datetime.now(UTC), perf_counter()
+    routes = BillableRoutes(["/api/v1/cases"])
+    context = RequestContext("r", sent_by_client=False, target=Targets(routes).find(scope))
     context.tenant = Tenant(uuid4(), uuid4())
     set_context(scope, context)
-    await Usage(app, spool, BillableRoutes(["/api/v1/cases"]))(scope, receive, send)
+    answer = Answer(scope, context, receive, send, Usage(spool, Endpoints(routes), "full"))
+    for message in response:
+        await answer.send(message)
+    answer.end()
 
 
-def records(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(record) for path in directory.glob("*.spool") for record in read_segment(path)[0]]
+def records(directory: Path) -> list[list[dict[str, Any]]]:
+    """The events of each record."""
+    found = [record for path in directory.glob("*.spool") for record in read_segment(path)[0]]
+    return [json.loads(f"[{record.decode()}]") for record in found]

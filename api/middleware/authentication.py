@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import TokenVerifier
 from api.context import context_of, single_header
@@ -22,20 +22,18 @@ class Authentication:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != METRICS_PATH:  # that one has a token of its own
-            authorization = single_header(scope, b"authorization")
-            if authorization is not None and looks_like_a_key(authorization):
-                await self._with_key(authorization, scope, receive, send)
-                return
-            context_of(scope).principal = await self._verifier.principal(authorization)
-        await self._app(scope, receive, send)
-
-    async def _with_key(self, authorization: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        context_of(scope).principal = await self._keys.principal(authorization)
-
-        async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] in UNASKED:
+        context = context_of(scope)
+        if scope["path"] == METRICS_PATH:  # that one has a token of its own
+            await self._app(scope, receive, send)
+            return
+        authorization = single_header(scope, b"authorization")
+        if authorization is None or not looks_like_a_key(authorization):
+            context.principal = await self._verifier.principal(authorization)
+            await self._app(scope, receive, send)
+            return
+        context.principal = await self._keys.principal(authorization)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            if context.status in UNASKED:
                 self._keys.forget(authorization)
-            await send(message)
-
-        await self._app(scope, receive, watch)

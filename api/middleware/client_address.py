@@ -29,7 +29,7 @@ class ClientAddress:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = scope.get("client")
-        if self._proxies and scope["type"] == "http" and client is not None:
+        if client is not None:
             forwarded = b",".join(value for name, value in scope["headers"] if name == HEADER)
             found = client_behind(self._proxies, client[0], reversed(forwarded.decode("latin-1").split(",")))
             scope["client"] = (found, client[1] if found == client[0] else 0)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.context import context_of
 from api.cors import AllowedOrigins
 from api.errors import problem
 
@@ -26,21 +27,12 @@ class Cors:
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         origin = _header(scope, ORIGIN)
         if origin is not None and scope["method"] == "OPTIONS" and _header(scope, REQUESTED_METHOD) is not None:
             await self._preflight(scope, origin)(scope, receive, send)
             return
-        headers = self._allowed.headers(origin)
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *headers]}
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers if headers else send)
+        context_of(scope).headers += self._allowed.headers(origin)
+        await self._app(scope, receive, send)
 
     def _preflight(self, scope: Scope, origin: bytes) -> Response:
         if not self._allowed.allow(origin):

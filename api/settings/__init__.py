@@ -106,6 +106,7 @@ class Settings(BaseSettings):
         "/api/v1/ai",
         "/api/v1/search",
     )
+    usage_ip: Literal["truncated", "full", "none"] = "truncated"  # how much of a client's address is stored with usage
     usage_rate_cents: Decimal = Field(default=Decimal(25), ge=0)
     max_ingest_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     ingest_wait_seconds: float = Field(default=10, gt=0)

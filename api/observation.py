@@ -1,6 +1,4 @@
-"""Watches answers go by, whoever gives them, and tells of their ends: how long they took, who was refused what, and
-which conversions succeeded. Nothing is held back or changed.
-"""
+"""Tells of the ends of requests: how long they took, who was refused what, and which conversions succeeded."""
 
 from __future__ import annotations
 
@@ -8,47 +6,39 @@ from time import perf_counter
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+import structlog
+from starlette.types import Scope
 
+from api.answer import Answer
 from api.context import context_of
 from api.metrics import OTHER, Metrics
-from api.refusals import NAMELESS, Answer, Refusal, Refusals, read_answer
-from api.routes import upstream_path
+from api.refusals import NAMELESS, Refusal, Refusals, Said, read_answer
 
-MOST_BYTES: Final = 16 * 1024  # of an error's body
+log = structlog.get_logger(__name__)
+
 CONVERSION: Final = b"/rpc/convert_to_organization"
 
 
 class Observation:
-    def __init__(self, app: ASGIApp, metrics: Metrics, refusals: Refusals) -> None:
-        self._app = app
+    def __init__(self, metrics: Metrics, refusals: Refusals) -> None:
         self._metrics = metrics
         self._refusals = refusals
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = perf_counter()
-        status = 0
-        body = b""
-
-        async def watch(message: Message) -> None:
-            nonlocal status, body
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            elif status >= 400 and len(body) < MOST_BYTES:
-                body += message.get("body", b"")[: MOST_BYTES - len(body)]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            self._metrics.request_ended(_part(scope), status, perf_counter() - started)
-            if status >= 400:
-                self._refused(scope, status, body)
-            elif 200 <= status < 300 and _is_conversion(scope):
-                self._metrics.converted()
+    def request_ended(self, answer: Answer) -> None:
+        scope, context = answer.scope, answer.context
+        status = context.status
+        self._metrics.request_ended(_part(scope), status, perf_counter() - context.started)
+        if status >= 400:
+            self._refused(scope, status, answer.error)
+        elif 200 <= status < 300 and _is_conversion(scope):
+            self._metrics.converted()
+        log.debug(
+            "request",
+            request_id=context.request_id,
+            method=scope["method"],
+            path=scope["path"],
+            duration_ms=context.elapsed_ms(),
+        )
 
     def _refused(self, scope: Scope, status: int, body: bytes) -> None:
         context = context_of(scope)
@@ -72,21 +62,21 @@ class Observation:
         )
 
 
-def _without_body(scope: Scope, status: int) -> Answer:
+def _without_body(scope: Scope, status: int) -> Said:
     """What is refused to HEAD is told by its status alone, and by what we know of it."""
     context = context_of(scope)
     if status == 403 and context.tenant is None and context.tried is not None:
-        return Answer("NOT_A_MEMBER", f"HEAD for organization {context.tried}", "")
+        return Said("NOT_A_MEMBER", f"HEAD for organization {context.tried}", "")
     return NAMELESS
 
 
 def _part(scope: Scope) -> str:
-    if upstream_path(scope) is not None:
+    if context_of(scope).target.upstream is not None:
         return "gateway"
     return "events" if scope["path"] == "/v1/events" else OTHER
 
 
 def _is_conversion(scope: Scope) -> bool:
     """PostgREST decodes paths. Only POST can convert: a function that writes is refused to the others."""
-    path = upstream_path(scope)
+    path = context_of(scope).target.upstream
     return path is not None and scope["method"] == "POST" and unquote_to_bytes(path) == CONVERSION
