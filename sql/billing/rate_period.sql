@@ -81,6 +81,7 @@ as $$
   where (v.event_name = p_event.event_name or v.event_name is null and p_event.weighted_units is not null)
     and m.aggregation in ('sum', 'count')
     and v.counts
+    and (m.deleted_at is null or m.deleted_at > coalesce(p_event.metered_at, p_event.recorded_at))
     and v.version = (
       select max(w.version)
       from metering.meter_versions w

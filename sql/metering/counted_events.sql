@@ -121,6 +121,7 @@ left join (
   select
     w.*,
     m.aggregation,
+    m.deleted_at,
     coalesce(w.event_name, '*') as name,
     lead(w.effective_from) over (partition by w.meter_code order by w.version) as next_effective_from,
     lead(w.created_at) over (partition by w.meter_code order by w.version) as next_created_at
@@ -129,6 +130,8 @@ left join (
 ) as v
   on v.name = k.name
   and v.counts
+  -- Whenever it happened: what is recorded after the deletion of a meter does not count.
+  and (v.deleted_at is null or v.deleted_at > coalesce(e.metered_at, e.recorded_at))
   -- The last version that was there when the event was recorded and is effective when it happened. Both only grow with the versions,
   -- so the next one tells.
   and v.created_at <= coalesce(e.metered_at, e.recorded_at)
