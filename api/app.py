@@ -19,7 +19,7 @@ from api.docs import docs_routes
 from api.endpoints import Endpoints
 from api.gateway import Gateway
 from api.health import health_endpoint
-from api.ingestion.endpoint import EventsEndpoint
+from api.ingestion.routes import ingestion_routes
 from api.jwks import JwksError, KeySet
 from api.keys import ApiKeys
 from api.metrics import METRICS_PATH, Metrics, metrics_endpoint
@@ -63,18 +63,10 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     token = settings.metrics_token
     show_metrics = metrics_endpoint(metrics, token.get_secret_value() if token is not None else None)
     tasks = Tasks()
-    events = EventsEndpoint(
-        database,
-        tenants,
-        metrics.events,
-        max_bytes=settings.max_ingest_bytes,
-        pool_size=settings.database_pool_size,
-        wait_seconds=settings.ingest_wait_seconds,
-    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        sender = Sender(spool, database, metrics.events)
+        sender = Sender(spool, database, metrics.events_of("gateway"))
         to_finish = [
             tasks.start("shipping", sender.run),
             tasks.start("refusals", refusals.run),
@@ -105,7 +97,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     router = Router(
         [
             *(Route(path, gateway, methods=["GET"]) for path in REPORT_ROUTES),
-            Route("/v1/events", events, methods=["POST"]),
+            *ingestion_routes(settings, database, tenants, metrics.events_of),
             Route(
                 "/health",
                 health_endpoint(database, spool, postgrest, tasks.stopped, provider.keys if provider else None),

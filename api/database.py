@@ -51,6 +51,8 @@ _INGEST_GROUP: Final = """
 _HEALTH: Final = select(func.ops.health())
 _NOTHING: Final = "select 1"
 _REJECT_LATE: Final = "reject"
+_VOID: Final = "select metering.void_event(%s::uuid, %s, %s, %s, %s, %s::uuid, %s::jsonb)::text"
+_AMEND: Final = "select metering.amend_event(%s::uuid, %s, %s::jsonb, %s, %s, %s, %s::uuid, %s::jsonb, %s)::text"
 _NOTE_KEY_USE: Final = "select tenancy.note_key_use(%s::jsonb)"
 _REJECT: Final = "select metering.record_rejection(%s, %s::jsonb, %s, %s)"
 _RECORD_REFUSALS: Final = "select audit.record_refusals(%s::jsonb)"
@@ -70,6 +72,19 @@ _NO_SCHEMA: Final = (
 )
 
 RV = TypeVar("RV")
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Which event is to be corrected, and who says so."""
+
+    organization_id: UUID | None
+    id: str
+    source: str
+    late: str
+    reason: str | None
+    key_id: UUID | None
+    caller: str  # as metering.void_event() takes it, as JSON text
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +283,29 @@ class Database:
         lates = [_REJECT_LATE] * len(bodies)
         rows = await self._rows(_INGEST_GROUP, bodies, organizations, keys, formats, lates, self._event_max_future)
         return [str(row.outcome) if row.error_state is None else DatabaseError.raised(*list(row)[1:]) for row in rows]
+
+    async def void_event(self, what: Correction) -> str:
+        """Take an event back. Returns what metering.void_event() does, as JSON text."""
+        row = await self._first(
+            _VOID, what.organization_id, what.id, what.source, what.late, what.reason, what.key_id, what.caller
+        )
+        return str(row[0]) if row is not None else ""
+
+    async def amend_event(self, what: Correction, event: str) -> str:
+        """Put another event, given as JSON text, in the place of one."""
+        row = await self._first(
+            _AMEND,
+            what.organization_id,
+            what.id,
+            event,
+            what.source,
+            what.late,
+            what.reason,
+            what.key_id,
+            what.caller,
+            self._event_max_future,
+        )
+        return str(row[0]) if row is not None else ""
 
     async def record_rejection(self, source: str, event: str, code: str, message: str) -> None:
         await self._first(_REJECT, source, event, code, message)

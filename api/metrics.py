@@ -17,7 +17,7 @@ from starlette.responses import Response
 from api.codes import CODES, PASSED_ON
 from api.database import Database
 from api.errors import problem
-from api.ingestion.answers import OUTCOMES
+from api.event_metrics import EventMetrics
 from api.spool import Spool
 
 METRICS_PATH: Final = "/metrics"
@@ -37,6 +37,8 @@ class Metrics:
     def __init__(self, spool: Spool, database: Database) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Parts(spool, database))
+        events = EventMetrics()
+        self._registry.register(events)
         ProcessCollector(registry=self._registry)
         requests = Histogram(
             "goldleaves_request_duration_seconds",
@@ -66,17 +68,7 @@ class Metrics:
             registry=self._registry,
         )
         self._steps: set[str] = set()
-        events = Counter(
-            "goldleaves_events_total",
-            "Usage events that came, over POST /v1/events and from the spool, by what became of them.",
-            ["outcome"],
-            registry=self._registry,
-        )
-        self._events = {outcome: events.labels(outcome) for outcome in OUTCOMES}
-
-    def events(self, outcome: str, number: int) -> None:
-        """`outcome`: one of OUTCOMES."""
-        self._events[outcome].inc(number)
+        self.events_of = events.of
 
     def request_ended(self, part: str, status: int, seconds: float) -> None:
         """`status` 0: there was no answer. A function of somebody's can make PostgREST answer 999."""

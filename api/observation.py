@@ -73,7 +73,7 @@ def _without_body(scope: Scope, status: int) -> Said:
 def _part(scope: Scope) -> str:
     if context_of(scope).target.upstream is not None:
         return "gateway"
-    return "events" if scope["path"] == "/v1/events" else OTHER
+    return "events" if scope["path"].startswith("/v1/events") else OTHER
 
 
 def _is_conversion(scope: Scope) -> bool:

@@ -12,6 +12,7 @@ LOCKED: Final = "BILLING_PERIOD_LOCKED"
 OUTCOMES: Final = ("accepted", "duplicate", "conflict", "rejected", "locked")
 
 Count = Callable[[str, int], None]  # told how many events came to which of OUTCOMES
+CountOf = Callable[[str], Count]  # the one for events of a source
 
 
 def count_outcome(outcome: Mapping[str, Any], count: Count) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
 
@@ -12,20 +13,17 @@ from starlette.types import Receive, Scope, Send
 
 from api.context import context_of
 from api.database import Database, DatabaseError
-from api.ingestion.answers import Count, count_outcome, not_stored
-from api.ingestion.batch import Batch
+from api.ingestion.answers import Count, CountOf, count_outcome, not_stored
+from api.ingestion.batch import Batch, Format
 from api.ingestion.body import pieces, read_text, refuse_declared
 from api.ingestion.callers import organization_id, require_service
 from api.ingestion.content import Content, content_of, invalid, structured
 from api.ingestion.group_commit import MOST_BYTES, GroupCommit
 from api.ingestion.limits import Room, Share, Slots
 from api.ingestion.lines import store_lines
+from api.ingestion.source import SOURCE
 from api.tenants import Tenants
 
-SOURCE: Final = "api"  # of events that are no CloudEvents, which have sources of their own
-LATE: Final = "reject"  # unless the body says otherwise
-CONNECTIONS_LEFT: Final = 2
-BODIES_IN_MEMORY: Final = 8  # of the largest size, or many more small ones: read, and waiting for the database
 LONGEST_LINE: Final = 1024 * 1024
 
 
@@ -33,16 +31,19 @@ class EventsEndpoint:
     """Stores usage events. Safe to send twice: the id of an event is its idempotency key."""
 
     def __init__(
-        self, database: Database, tenants: Tenants, count: Count, *, max_bytes: int, pool_size: int, wait_seconds: float
+        self, database: Database, tenants: Tenants, count_of: CountOf, slots: Slots, room: Room, max_bytes: int
     ) -> None:
         self._database = database
         self._tenants = tenants
-        self._count = count
+        self._counts: Mapping[Format, Count] = {
+            "events": count_of("api"),
+            "ndjson": count_of("api"),
+            "cloudevents": count_of("other"),
+        }
+        self._slots = slots
+        self._room = room
         self._max_bytes = max_bytes
-        # The pool also resolves tenants and ships the spool: batches, which can take long, leave connections for that.
-        self._slots = Slots(max(1, pool_size - CONNECTIONS_LEFT), wait_seconds)
-        self._room = Room(BODIES_IN_MEMORY * max_bytes)
-        self._groups = GroupCommit(database, self._slots, wait_seconds)
+        self._groups = GroupCommit(database, slots)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An application of its own: Starlette's way to call a function costs as much as all that is done here."""
@@ -77,7 +78,7 @@ class EventsEndpoint:
             outcome = await self._groups.store(batch)
         else:
             outcome = await self._store(batch)
-        count_outcome(json.loads(outcome), self._count)
+        count_outcome(json.loads(outcome), self._counts[batch.format])
         return outcome
 
     async def _store_lines(self, request: Request, content: Content, share: Share) -> str:
@@ -85,14 +86,14 @@ class EventsEndpoint:
 
         async def store(lines: str) -> str:
             outcome = await self._store(Batch(lines, organization, key, "ndjson"))
-            count_outcome(json.loads(outcome), self._count)
+            count_outcome(json.loads(outcome), self._counts[content.format])
             return outcome
 
         return await store_lines(pieces(request, content), min(self._max_bytes, LONGEST_LINE), share, store)
 
     async def _store(self, batch: Batch) -> str:
         async with self._slots.one():
-            return await self._database.ingest(batch, SOURCE, LATE)
+            return await self._database.ingest(batch, SOURCE, "reject")  # unless the body says otherwise
 
     @staticmethod
     def _key_id(request: Request) -> UUID | None:

@@ -28,10 +28,9 @@ MOST_GROUPS: Final = 2  # at once
 
 
 class GroupCommit:
-    def __init__(self, database: Database, slots: Slots, wait_seconds: float) -> None:
+    def __init__(self, database: Database, slots: Slots) -> None:
         self._database = database
         self._slots = slots
-        self._wait_seconds = wait_seconds
         self._waiting: deque[_Request] = deque()
         self._workers: set[asyncio.Task[None]] = set()
 
@@ -41,7 +40,7 @@ class GroupCommit:
             raise busy()
         loop = asyncio.get_running_loop()
         request = _Request(batch, loop.create_future())
-        request.expiry = loop.call_later(self._wait_seconds, self._expire, request)
+        request.expiry = loop.call_later(self._slots.wait_seconds, self._expire, request)
         self._waiting.append(request)
         if not self._workers:
             self._start_worker()

@@ -14,13 +14,13 @@ class Slots:
 
     def __init__(self, number: int, wait_seconds: float) -> None:
         self._free = asyncio.Semaphore(number)
-        self._wait_seconds = wait_seconds
+        self.wait_seconds = wait_seconds
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
         """Raises INGEST_BUSY (503)."""
         try:
-            async with asyncio.timeout(self._wait_seconds):
+            async with asyncio.timeout(self.wait_seconds):
                 await self._free.acquire()
         except TimeoutError:
             raise busy() from None
