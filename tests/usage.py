@@ -26,6 +26,7 @@ class Refusal:
     id: str | None
     code: str
     message: str
+    index: int
 
 
 @dataclass(frozen=True)

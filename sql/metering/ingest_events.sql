@@ -16,65 +16,89 @@ as $$
   )
 $$;
 
--- p_events: an array of events, or {"events": [...]}. p_organization_id: of all of them, or null when each names its own.
--- p_late: what to do with an event of a finalized period: 'reject' it, or 'adjust': count it now and keep when it happened.
+-- The core: a batch of one request, or of several that share its transaction. p_requests says of each event which request it came with
+-- (null: there is one); the arrays after it have an element a request, see metering.parse_batch().
 -- Membership in a list is asked with `in (select unnest(…))`, which is hashed: `= any (…)` compares with each element, and a batch
 -- may have a hundred thousand.
--- Returns {"accepted", "duplicates", "conflicts": [{id, code, message}], "rejected": [{id, code, message}]}.
-create or replace function metering.ingest_events(
-  p_events jsonb, p_organization_id uuid default null, p_source text default 'api', p_late text default 'reject'
+-- Returns an answer a request: {"accepted", "duplicates", "conflicts": [{index, id, code, message}], "rejected": [{index, id, code,
+-- message}]}, where index is the place of the event in its request, from 0.
+create or replace function metering.ingest_batch(
+  p_events jsonb, p_requests integer[], p_organization_ids uuid[], p_sources text[], p_are_cloud_events boolean[], p_lates text[],
+  p_max_future interval
 )
-returns jsonb
+returns jsonb[]
 language plpgsql
 volatile
 security definer
 set search_path = ''
 as $$
 declare
-  v_events jsonb := case when jsonb_typeof(p_events) = 'object' then p_events -> 'events' else p_events end;
-  v_generation integer;
-  v_parsed metering.parsed_event[];
+  v_generation integer := metering.recording_generation();
+  v_parsed metering.parsed_event[] := metering.parse_batch(
+    case
+      when true = any (p_are_cloud_events) then metering.read_cloud_events(p_events, p_requests, p_are_cloud_events)
+      else p_events
+    end,
+    p_requests, p_organization_ids, p_sources, p_are_cloud_events, p_lates, p_max_future
+  );
   v_now timestamptz;
+  v_id_prefix text;
   v_organizations uuid[];
   v_firsts timestamptz[];
   v_lasts timestamptz[];
+  v_reach_now boolean[];
+  v_weighted text[];
+  v_paid_by_users uuid[];
+  v_months date[];
   v_locked integer[] := '{}';
-  v_new uuid[];
-  v_accepted integer;
-  v_duplicates integer := 0;
-  v_conflicts jsonb := '[]';
-  v_rejected jsonb := '[]';
+  v_new uuid[] := '{}';
 begin
-  if v_events is null or jsonb_typeof(v_events) <> 'array' then
-    raise exception using
-      errcode = 'PT400',
-      message = 'INVALID_BODY: expected {"events": [...]} or an array of events';
-  end if;
-
-  v_generation := metering.recording_generation();
-  v_parsed := metering.parse_events(v_events, p_organization_id, p_source, p_late);
-
-  select array_agg(t.organization_id order by t.organization_id)
-  into v_organizations
-  from (select distinct e.organization_id from unnest(v_parsed) as e where e.problem is null) as t;
+  with named as (
+    select
+      e.organization_id,
+      e.event_name,
+      min(e.occurred_at) as first_at,
+      max(e.occurred_at) as last_at,
+      bool_or(e.occurred_at is null or e.adjusts) as reaches_now
+    from unnest(v_parsed) as e
+    where e.problem is null
+    group by 1, 2
+  ),
+  organizations as (
+    select
+      n.organization_id,
+      min(n.first_at) as first_at,
+      max(n.last_at) as last_at,
+      bool_or(n.reaches_now) as reaches_now
+    from named n
+    group by 1
+  )
+  select
+    array_agg(o.organization_id order by o.organization_id),
+    array_agg(o.first_at order by o.organization_id),
+    array_agg(o.last_at order by o.organization_id),
+    array_agg(o.reaches_now order by o.organization_id),
+    array(
+      select distinct n.event_name
+      from named n
+      where exists (select from metering.operation_weights w where w.operation = n.event_name)
+    )
+  into v_organizations, v_firsts, v_lasts, v_reach_now, v_weighted
+  from organizations o;
 
   if v_organizations is not null then
     perform billing.share_period_locks(v_organizations);
     v_now := clock_timestamp();
 
     select
-      array_agg(t.first_at order by t.organization_id),
-      array_agg(t.last_at order by t.organization_id)
-    into v_firsts, v_lasts
+      array_agg(least(o.first_at, o.now_at) order by o.organization_id),
+      array_agg(greatest(o.last_at, o.now_at) order by o.organization_id),
+      array[min(metering.month_of(least(o.first_at, o.now_at))), max(metering.month_of(greatest(o.last_at, o.now_at)))]
+    into v_firsts, v_lasts, v_months
     from (
-      select
-        e.organization_id,
-        min(coalesce(e.occurred_at, v_now)) as first_at,
-        greatest(max(coalesce(e.occurred_at, v_now)), case when p_late = 'adjust' then v_now end) as last_at
-      from unnest(v_parsed) as e
-      where e.problem is null
-      group by 1
-    ) as t;
+      select u.organization_id, u.first_at, u.last_at, case when u.reaches_now then v_now end as now_at
+      from unnest(v_organizations, v_firsts, v_lasts, v_reach_now) as u (organization_id, first_at, last_at, reaches_now)
+    ) as o;
 
     -- Only when the batch reaches into a finalized period at all is each event looked at.
     if exists (select from billing.finalized_periods(v_organizations, v_firsts, v_lasts)) then
@@ -88,128 +112,288 @@ begin
         and p.status = 'finalized';
     end if;
 
-    -- Of equal ids the first that may count does. The keys arrive sorted: unsorted, overlapping batches of many writers deadlock.
-    with inserted as (
-      insert into metering.event_keys (organization_id, key, fact)
-      select distinct on (e.organization_id, e.key) e.organization_id, e.key, e.fact
-      from unnest(v_parsed) as e
-      where e.problem is null
-        and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))
-      order by e.organization_id, e.key, e.position
-      on conflict do nothing
-      returning key
-    )
-    select coalesce(array_agg(key), '{}') into v_new from inserted;
-
-    if v_new <> '{}' then
-      perform metering.ensure_partition(m.month)
+    if v_months[1] < v_months[2] then
+      select array_agg(m.month order by m.month) into v_months
       from (
-        select distinct date_trunc('month', coalesce(e.occurred_at, v_now) at time zone 'UTC')::date as month
+        select metering.month_of(coalesce(e.occurred_at, v_now)) as month
         from unnest(v_parsed) as e
         where e.problem is null
         union
-        select date_trunc('month', v_now at time zone 'UTC')::date
-        order by 1
+        select metering.month_of(v_now)
       ) as m;
+      perform metering.ensure_partition(m) from unnest(v_months) as m;
+    else
+      perform metering.ensure_partition(v_months[1]);
+    end if;
 
+    v_paid_by_users := array(
+      select o.id
+      from tenancy.organizations o
+      where o.id = any (v_organizations)
+        and o.billing_user_id is not null
+    );
+
+    -- A UUID of version 7, whose random part is the event's key: random numbers cost a system call each, and keys are as rare.
+    v_id_prefix := overlay(lpad(to_hex((extract(epoch from v_now) * 1000)::bigint), 12, '0') placing '-' from 9 for 0) || '-7';
+
+    -- Of equal ids the first that may count does. The keys arrive sorted: unsorted, overlapping batches of many writers deadlock.
+    -- No joins: nobody can say beforehand how many rows there are, and for a few a nested loop would be right.
+    with batch as materialized (
+      select distinct on (e.organization_id, e.key)
+        e.*,
+        case when e.is_locked then v_now else coalesce(e.occurred_at, v_now) end as counted_at,
+        case when e.is_locked then e.occurred_at end as belongs_at
+      from (
+        select p.*, p.position in (select unnest(v_locked)) as is_locked
+        from unnest(v_parsed) as p
+        where p.problem is null
+        offset 0
+      ) as e
+      where e.adjusts or not e.is_locked
+      order by e.organization_id, e.key, e.position
+    ),
+    inserted as (
+      insert into metering.event_keys (organization_id, key, fact, occurred_at)
+      select b.organization_id, b.key, b.fact, b.counted_at
+      from batch b
+      order by b.organization_id, b.key
+      on conflict do nothing
+      returning key
+    ),
+    stored as (
       insert into metering.usage_events (
-        organization_id, occurred_at, source, idempotency_key, event_type, event_name, quantity, unit,
-        user_id, resource_id, request_id, dimensions, belongs_at, payer_user_id, recorded_generation
+        organization_id, occurred_at, id, source, idempotency_key, event_type, event_name, quantity, weighted_units, unit,
+        user_id, workspace_id, resource_id, request_id, dimensions, context, belongs_at, payer_user_id, recorded_generation
       )
       select
-        t.organization_id, t.occurred_at, p_source, t.id, t.event_type, t.event_name, t.quantity, t.unit,
-        t.user_id, t.resource_id, t.request_id, t.dimensions, t.belongs_at,
-        billing.payer(o.billing_user_id, o.billing_start_at, coalesce(t.belongs_at, t.occurred_at)), v_generation
-      from (
-        select distinct on (e.organization_id, e.key)
-          e.organization_id,
-          case when e.position in (select unnest(v_locked)) then v_now else coalesce(e.occurred_at, v_now) end as occurred_at,
-          e.id,
-          case when e.position in (select unnest(v_locked)) then 'adjustment' else 'usage' end as event_type,
-          e.event_name,
-          e.quantity,
-          e.unit,
-          e.user_id,
-          e.resource_id,
-          e.request_id,
-          e.dimensions,
-          case when e.position in (select unnest(v_locked)) then e.occurred_at end as belongs_at
-        from unnest(v_parsed) as e
-        where e.key in (select unnest(v_new))
-          and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))
-        order by e.organization_id, e.key, e.position
-      ) as t
-      -- Joined to the few, when they are few: inside, the join costs more to plan, for each batch, than it takes to run.
-      join tenancy.organizations o on o.id = t.organization_id
-      where o.id = any (v_organizations);
-    end if;
-  end if;
-
-  -- Everything that made no new event, with the reason. Usually there is nothing here.
-  v_accepted := coalesce(cardinality(v_new), 0);
-  if v_accepted < cardinality(v_parsed) then
-    with accepted as materialized (
-      select distinct on (e.key) e.position
-      from unnest(v_parsed) as e
-      where e.key in (select unnest(v_new))
-        and (p_late = 'adjust' or e.position not in (select unnest(v_locked)))
-      order by e.key, e.position
-    ),
-    judged as materialized (
-      select
-        e.position,
-        e.id,
-        e.organization_id,
+        b.organization_id,
+        b.counted_at,
+        (v_id_prefix || substr(b.key::text, 16, 4) || '8' || substr(b.key::text, 21))::uuid,
+        b.source,
+        b.id,
+        case when b.belongs_at is null then 'usage' else 'adjustment' end,
+        b.event_name,
+        b.quantity,
         case
-          when e.problem is not null then 'INVALID_EVENT'
-          when k.key is null then 'BILLING_PERIOD_LOCKED'
-          when k.fact <> e.fact then 'IDEMPOTENCY_CONFLICT'
-          else 'DUPLICATE'
-        end as code,
-        e.problem,
-        e.occurred_at
-      from unnest(v_parsed) as e
-      left join metering.event_keys k on k.organization_id = e.organization_id and k.key = e.key
-      where e.position not in (select a.position from accepted a)
-    ),
-    explained as materialized (
-      select
-        j.position,
-        j.id,
-        j.organization_id,
-        j.code,
-        case j.code
-          when 'INVALID_EVENT' then format('event %s: %s', j.position, j.problem)
-          when 'IDEMPOTENCY_CONFLICT' then 'this id was used before with another event, quantity or resource_id; the first one counts'
-          when 'BILLING_PERIOD_LOCKED' then format('the period of %s is finalized', coalesce(j.occurred_at, v_now))
-        end as message
-      from judged j
-    ),
-    kept as (
-      insert into metering.rejected_events (organization_id, source, code, message, event)
-      select x.organization_id, p_source, x.code, x.message, v_events -> x.position
-      from explained x
-      where x.message is not null
+          when b.event_name in (select unnest(v_weighted)) then b.quantity * (
+            select w.weight
+            from metering.weight_of(b.organization_id, b.event_name, coalesce(b.belongs_at, b.counted_at)) as w
+          )
+        end,
+        b.unit,
+        b.user_id,
+        b.workspace_id,
+        b.resource_id,
+        b.request_id,
+        b.dimensions,
+        b.context,
+        b.belongs_at,
+        case
+          when b.organization_id in (select unnest(v_paid_by_users)) then (
+            select billing.payer(o.billing_user_id, o.billing_start_at, coalesce(b.belongs_at, b.counted_at))
+            from tenancy.organizations o
+            where o.id = b.organization_id
+          )
+        end,
+        v_generation
+      from (select b.*, b.key in (select i.key from inserted i) as is_new from batch b offset 0) as b
+      where b.is_new
     )
-    select
-      count(*) filter (where x.code = 'DUPLICATE'),
-      coalesce(jsonb_agg(jsonb_build_object('id', x.id, 'code', x.code, 'message', x.message) order by x.position)
-        filter (where x.code = 'IDEMPOTENCY_CONFLICT'), '[]'),
-      coalesce(jsonb_agg(jsonb_build_object('id', x.id, 'code', x.code, 'message', x.message) order by x.position)
-        filter (where x.code in ('INVALID_EVENT', 'BILLING_PERIOD_LOCKED')), '[]')
-    into v_duplicates, v_conflicts, v_rejected
-    from explained x;
+    select coalesce(array_agg(i.key), '{}') into v_new from inserted i;
   end if;
 
-  return jsonb_build_object(
-    'accepted', v_accepted,
-    'duplicates', v_duplicates,
-    'conflicts', v_conflicts,
-    'rejected', v_rejected
+  if cardinality(v_new) < cardinality(v_parsed) then
+    return metering.explain_batch(p_events, v_parsed, v_locked, v_new, v_now, cardinality(p_organization_ids));
+  end if;
+  return array(
+    select metering.answer(count(e.request), 0, '[]', '[]')
+    from generate_series(1, cardinality(p_organization_ids)) as r (request)
+    left join unnest(coalesce(p_requests, array_fill(1, array[cardinality(v_new)]))) as e (request) on e.request = r.request
+    group by r.request
+    order by r.request
   );
 end;
 $$;
 
+-- The answers for a batch of which something made no new event, which is kept with the reason, and counted where it is usage again.
+create or replace function metering.explain_batch(
+  p_events jsonb, p_parsed metering.parsed_event[], p_locked integer[], p_new uuid[], p_now timestamptz, p_requests integer
+)
+returns jsonb[]
+language sql
+volatile
+set search_path = ''
+as $$
+  with accepted as materialized (
+    select distinct on (e.key) e.position
+    from unnest(p_parsed) as e
+    where e.key in (select unnest(p_new))
+      and (e.adjusts or e.position not in (select unnest(p_locked)))
+    order by e.key, e.position
+  ),
+  judged as materialized (
+    select
+      e.request,
+      e.position,
+      e.position - min(e.position) over (partition by e.request) as index,
+      e.id,
+      e.organization_id,
+      e.source,
+      case
+        when e.position in (select a.position from accepted a) then 'ACCEPTED'
+        when e.problem is not null then 'INVALID_EVENT'
+        when k.key is null then 'BILLING_PERIOD_LOCKED'
+        when k.fact <> e.fact then 'IDEMPOTENCY_CONFLICT'
+        else 'DUPLICATE'
+      end as code,
+      e.problem,
+      e.occurred_at
+    from unnest(p_parsed) as e
+    left join metering.event_keys k on k.organization_id = e.organization_id and k.key = e.key
+  ),
+  explained as materialized (
+    select
+      j.*,
+      case j.code
+        when 'INVALID_EVENT' then format('event %s: %s', j.index, j.problem)
+        when 'IDEMPOTENCY_CONFLICT' then 'this id was used before with another event, quantity or resource_id; the first one counts'
+        when 'BILLING_PERIOD_LOCKED' then format('the period of %s is finalized', coalesce(j.occurred_at, p_now))
+      end as message
+    from judged j
+  ),
+  kept as (
+    insert into metering.rejected_events (organization_id, source, code, message, event)
+    select x.organization_id, x.source, x.code, x.message, p_events -> x.position
+    from explained x
+    where x.message is not null
+  ),
+  counted as (
+    insert into metering.repeated_batches (organization_id, source, accepted, duplicates, conflicts, locked)
+    select
+      x.organization_id,
+      x.source,
+      count(*) filter (where x.code = 'ACCEPTED'),
+      count(*) filter (where x.code = 'DUPLICATE'),
+      count(*) filter (where x.code = 'IDEMPOTENCY_CONFLICT'),
+      count(*) filter (where x.code = 'BILLING_PERIOD_LOCKED')
+    from explained x
+    where x.code <> 'INVALID_EVENT'
+    group by 1, 2
+    having bool_or(x.code <> 'ACCEPTED')
+  )
+  select array_agg(a.answer order by a.request)
+  from (
+    select
+      r.request,
+      metering.answer(
+        count(*) filter (where x.code = 'ACCEPTED'),
+        count(*) filter (where x.code = 'DUPLICATE'),
+        jsonb_agg(x.refusal order by x.position) filter (where x.code = 'IDEMPOTENCY_CONFLICT'),
+        jsonb_agg(x.refusal order by x.position) filter (where x.code in ('INVALID_EVENT', 'BILLING_PERIOD_LOCKED'))
+      ) as answer
+    from generate_series(1, p_requests) as r (request)
+    left join (
+      select
+        e.request, e.position, e.code,
+        case
+          when e.message is not null
+            then jsonb_build_object('index', e.index, 'id', e.id, 'code', e.code, 'message', e.message)
+        end as refusal
+      from explained e
+    ) as x on x.request = r.request
+    group by r.request
+  ) as a
+$$;
+
+create or replace function metering.answer(p_accepted bigint, p_duplicates bigint, p_conflicts jsonb, p_rejected jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+as $$
+  select pg_catalog.jsonb_build_object(
+    'accepted', p_accepted, 'duplicates', p_duplicates, 'conflicts', coalesce(p_conflicts, '[]'), 'rejected', coalesce(p_rejected, '[]')
+  )
+$$;
+
+-- The month (UTC) whose partition holds a moment.
+create or replace function metering.month_of(p_at timestamptz)
+returns date
+language sql
+immutable
+parallel safe
+as $$ select pg_catalog.date_trunc('month', p_at at time zone 'UTC')::date $$;
+
+-- p_events: an array of events, or {"events": [...], "late": "adjust"}, or one event. p_organization_id: of all of them, or null when each
+-- names its own. p_late: what to do with an event of a finalized period: 'reject' it, unless it or the batch says "late": "adjust"; or
+-- 'adjust', for usage that cannot be refused: count it now and keep when it happened.
+create or replace function metering.ingest_events(
+  p_events jsonb, p_organization_id uuid default null, p_source text default 'api', p_late text default 'reject',
+  p_max_future interval default '5 minutes'
+)
+returns jsonb
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_events jsonb := metering.events_of_body(p_events);
+  v_late text := metering.late_of_body(p_events, p_late);
+begin
+  return (metering.ingest_batch(v_events, null, array[p_organization_id], array[p_source], array[false], array[v_late], p_max_future))[1];
+end;
+$$;
+
+-- The array of events in a body. Raises INVALID_BODY (400).
+create or replace function metering.events_of_body(p_body jsonb)
+returns jsonb
+language plpgsql
+immutable
+parallel safe
+set search_path = ''
+as $$
+declare
+  v_events jsonb := p_body;
+begin
+  if jsonb_typeof(p_body) = 'object' then
+    v_events := case when p_body ? 'id' and not p_body ? 'events' then jsonb_build_array(p_body) else p_body -> 'events' end;
+  end if;
+  if v_events is null or jsonb_typeof(v_events) <> 'array' then
+    raise exception using
+      errcode = 'PT400',
+      message = 'INVALID_BODY: expected an event, an array of events or {"events": [...]}';
+  end if;
+  return v_events;
+end;
+$$;
+
+-- What to do with late events of a body: what p_late says, or what the body says at its top. Raises INVALID_BODY (400).
+create or replace function metering.late_of_body(p_body jsonb, p_late text)
+returns text
+language plpgsql
+immutable
+parallel safe
+set search_path = ''
+as $$
+begin
+  if p_late = 'adjust' then
+    return 'repair';
+  elsif jsonb_typeof(p_body) <> 'object' or not p_body ? 'events' or p_body ->> 'late' is null then
+    return p_late;
+  elsif p_body ->> 'late' not in ('reject', 'adjust') then
+    raise exception using
+      errcode = 'PT400',
+      message = 'INVALID_BODY: late needs to be "reject" or "adjust"';
+  end if;
+  return p_body ->> 'late';
+end;
+$$;
+
 alter function metering.record_rejection(text, jsonb, text, text) owner to goldleaves_kernel;
-alter function metering.ingest_events(jsonb, uuid, text, text) owner to goldleaves_kernel;
-grant execute on function metering.record_rejection(text, jsonb, text, text), metering.ingest_events(jsonb, uuid, text, text) to sidecar;
+alter function metering.ingest_batch(jsonb, integer[], uuid[], text[], boolean[], text[], interval) owner to goldleaves_kernel;
+grant execute on function metering.explain_batch(jsonb, metering.parsed_event[], integer[], uuid[], timestamptz, integer),
+  metering.answer(bigint, bigint, jsonb, jsonb), metering.month_of(timestamptz) to goldleaves_kernel;
+grant execute on function metering.record_rejection(text, jsonb, text, text),
+  metering.ingest_batch(jsonb, integer[], uuid[], text[], boolean[], text[], interval),
+  metering.ingest_events(jsonb, uuid, text, text, interval), metering.events_of_body(jsonb), metering.late_of_body(jsonb, text)
+  to sidecar, goldleaves_kernel;

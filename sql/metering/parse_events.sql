@@ -1,7 +1,8 @@
 -- Reading a batch: JSON in, checked rows out, in the order in which their keys are inserted.
 
--- RFC 3339 to timestamptz; null where it is none. A cast would raise and cost the good events of the batch. The four helpers here
--- have no `set search_path`, so that they are inlined: a call for each event would double the cost of reading it.
+-- RFC 3339 to timestamptz; null where it is none. A cast would raise and cost the good events of the batch. The helpers here have no
+-- `set search_path`, so that they are inlined: a call for each event would double the cost of reading it. For the same reason none
+-- is immutable that calls what is only stable, such as convert_to().
 create or replace function metering.parse_time(p_text text)
 returns timestamptz
 language sql
@@ -24,7 +25,7 @@ $$;
 create or replace function metering.event_key(p_organization_id uuid, p_source text, p_id text)
 returns uuid
 language sql
-immutable
+stable
 parallel safe
 as $$
   select pg_catalog.encode(
@@ -47,7 +48,7 @@ $$;
 create or replace function metering.event_fact(p_event_name text, p_quantity numeric, p_resource_id text)
 returns uuid
 language sql
-immutable
+stable
 parallel safe
 as $$
   select pg_catalog.encode(
@@ -71,93 +72,207 @@ stable
 parallel safe
 as $$ select pg_catalog.now() - interval '5 years' $$;
 
--- p_organization_id: of the whole batch (X-Organization-ID), or null when each event names its own. p_late 'adjust' is for usage
--- that has happened and cannot be refused: a time that no sane clock gives is replaced by now, and kept in dimensions.sent_time.
-create or replace function metering.parse_events(p_events jsonb, p_organization_id uuid, p_source text, p_late text)
+-- Where an event happened, for people: {"type": "project", "project": "Apollo", "workspace": "Legal"}. Nothing (null) is fine.
+create or replace function metering.is_context(p_context jsonb)
+returns boolean
+language sql
+immutable
+parallel safe
+as $$
+  select case coalesce(pg_catalog.jsonb_typeof(p_context), 'null')
+    when 'null' then true
+    when 'object' then coalesce(p_context ->> 'type' in ('project', 'workspace', 'admin', 'other'), false) and (
+      select pg_catalog.count(*) <= 8
+        and pg_catalog.bool_and(pg_catalog.jsonb_typeof(m.value) = 'string' and pg_catalog.length(m.value #>> '{}') <= 200)
+        and pg_catalog.bool_and(pg_catalog.length(m.key) <= 200)
+      from pg_catalog.jsonb_each(p_context) as m
+    )
+    else false
+  end
+$$;
+
+-- An event of a batch belongs to a request, and what the request says for all of its events is in the arrays, at that place.
+-- p_organization_ids: X-Organization-ID, or null when each event names its own. p_are_cloud_events: the events were CloudEvents and bring
+-- a source, and maybe a problem (see metering.read_cloud_events()). p_lates: 'reject', 'adjust' (an event of a finalized period is
+-- recorded now), or 'repair': usage that has happened and cannot be refused, for which also a time that no sane clock gives is replaced
+-- by now, and kept in dimensions.sent_time.
+--
+-- Most times are written as Postgres would write them, which is cheaper to see than what else RFC 3339 allows: they are cast, and
+-- compared with themselves as text. When one cannot even be cast, the batch is read again, carefully.
+create or replace function metering.parse_batch(
+  p_events jsonb, p_requests integer[], p_organization_ids uuid[], p_sources text[], p_are_cloud_events boolean[], p_lates text[],
+  p_max_future interval
+)
+returns metering.parsed_event[]
+language plpgsql
+stable
+set search_path = ''
+set timezone = 'UTC'
+as $$
+declare
+  v_parsed metering.parsed_event[];
+  v_latest timestamptz := statement_timestamp() + p_max_future;
+  v_oldest timestamptz := metering.oldest_event_time();
+  v_unknown uuid[] := array(
+    select i.organization_id
+    from (select distinct u from unnest(p_organization_ids) as u) as i (organization_id)
+    where not exists (select from tenancy.organizations o where o.id = i.organization_id)
+      and i.organization_id is not null
+  );
+begin
+  for v_careful in 0 .. 1 loop
+    begin
+      select array_agg(
+        row(
+          c.position,
+          c.organization_id,
+          case when c.problem is null then metering.event_key(c.organization_id, c.source, c.id) end,
+          case when c.problem is null then metering.event_fact(c.event_name, c.quantity, c.event ->> 'resource_id') end,
+          c.id,
+          c.event_name,
+          c.quantity,
+          c.event ->> 'unit',
+          case when c.is_insane then null else c.occurred_at end,
+          c.event ->> 'user_id',
+          c.event ->> 'resource_id',
+          c.event ->> 'request_id',
+          case
+            when c.is_insane
+              then coalesce(nullif(c.dimensions, 'null'), '{}') || jsonb_build_object('sent_time', c.event -> 'time')
+            when jsonb_typeof(c.dimensions) = 'object' then c.dimensions
+            else '{}'
+          end,
+          c.problem,
+          c.request,
+          c.source,
+          c.event ->> 'workspace_id',
+          nullif(c.event -> 'context', 'null'),
+          c.late <> 'reject'
+        )::metering.parsed_event
+      ) into v_parsed
+      from (
+        select
+          s.*,
+          case
+            when jsonb_typeof(s.event) <> 'object'
+              then 'an event is a JSON object, without \u0000, half of a surrogate pair or a number that Postgres cannot hold'
+            when s.problem_before is not null then s.problem_before
+            when s.id is null or length(s.id) not between 1 and 256 then 'id needs a string of 1 to 256 characters'
+            when s.event_name is null or length(s.event_name) not between 1 and 128 or s.event_name ~ '[^A-Za-z0-9_.:-]'
+              then case when s.is_cloud_event then 'type' else 'event' end || ' needs a name of 1 to 128 letters, digits and _ . : -'
+            when s.quantity is null then 'quantity needs a number'
+            when s.quantity < 0 and s.event_name not in (
+              select m.event_name from metering.meters m where m.allow_negative and m.deleted_at is null and m.event_name is not null
+            ) then 'quantity is negative, and no meter of this event allows that'
+            when abs(s.quantity) >= 1e18 or scale(s.quantity) > 18 then 'quantity needs to be below 1e18, with at most 18 decimals'
+            when s.named_organization is not null and s.organization_id is null and s.request_organization is not null
+              then s.organization_member || ' is not the organization of X-Organization-ID or of the API key'
+            when s.organization_id is null then s.organization_member || ' is missing: name it here or in X-Organization-ID'
+            when case
+              when s.request_organization is null then not exists (select from tenancy.organizations o where o.id = s.organization_id)
+              else s.organization_id = any (v_unknown)
+            end then s.organization_member || ': there is no such organization'
+            when s.occurred_at is null and coalesce(jsonb_typeof(s.event -> 'time'), 'null') <> 'null'
+              then 'time needs RFC 3339 with an offset, such as 2026-01-31T09:30:00Z'
+            when s.is_future and s.late <> 'repair' then 'time is in the future'
+            when s.is_ancient and s.late <> 'repair' then 'time is more than five years ago'
+            when coalesce(jsonb_typeof(s.dimensions), 'null') not in ('object', 'null') then 'dimensions needs an object'
+            when pg_column_size(s.dimensions) > 8192 or octet_length(s.dimensions::text) > 16384
+              then 'dimensions are larger than 8 kB'
+            when exists (
+              select from unnest(array['unit', 'user_id', 'workspace_id', 'resource_id', 'request_id']) as f (name)
+              where s.event ? f.name and (jsonb_typeof(s.event -> f.name) not in ('string', 'null') or length(s.event ->> f.name) > 256)
+            ) then 'unit, user_id, workspace_id, resource_id and request_id need strings of at most 256 characters'
+            when jsonb_typeof(s.event -> 'context') <> 'null' and not metering.is_context(s.event -> 'context')
+              then 'context needs an object: type (project, workspace, admin or other) and at most 7 names of at most 200 characters'
+            when s.late not in ('reject', 'adjust') and p_lates[s.request] <> 'repair'
+              then 'late needs to be "reject" or "adjust"'
+          end as problem,
+          s.is_future or s.is_ancient as is_insane
+        from (
+          select
+            t.*,
+            t.occurred_at > v_latest as is_future,
+            t.occurred_at < v_oldest as is_ancient,
+            case when t.is_cloud_event then 'subject' else 'organization_id' end as organization_member
+          from (
+            select
+              r.*,
+              case
+                when r.time in (r.written_time || 'Z', r.written_time || '+00:00') then r.cast_time
+                else metering.parse_time(r.time)
+              end as occurred_at,
+              case
+                when r.request_organization is null then case when tenancy.is_uuid(r.named_organization) then r.named_organization::uuid end
+                when r.named_organization is null or lower(r.named_organization) = r.request_organization::text then r.request_organization
+              end as organization_id
+            from (
+              select b.*, replace(left(b.cast_time::text, -3), ' ', 'T') as written_time
+              from (
+                select
+                  e.position,
+                  e.request,
+                  e.event,
+                  p_organization_ids[e.request] as request_organization,
+                  e.is_cloud_event,
+                  case when e.is_cloud_event then coalesce(left(e.event ->> 'source', 256), '') else p_sources[e.request] end as source,
+                  case when e.is_cloud_event then e.event ->> 'problem' end as problem_before,
+                  case p_lates[e.request]
+                    when 'repair' then 'repair'
+                    else coalesce(e.event ->> 'late', p_lates[e.request])
+                  end as late,
+                  case when jsonb_typeof(e.event -> 'id') = 'string' then e.event ->> 'id' end as id,
+                  case when jsonb_typeof(e.event -> 'event') = 'string' then e.event ->> 'event' end as event_name,
+                  case when jsonb_typeof(e.event -> 'quantity') = 'number' then (e.event -> 'quantity')::numeric end as quantity,
+                  e.event -> 'dimensions' as dimensions,
+                  e.event ->> 'organization_id' as named_organization,
+                  e.event ->> 'time' as time,
+                  case when v_careful = 0 then (e.event ->> 'time')::timestamptz end as cast_time
+                from (
+                  select i.*, p_are_cloud_events[i.request] as is_cloud_event
+                  from (
+                    select
+                      (o.number - 1)::integer as position,
+                      o.event,
+                      case when p_requests is null then 1 else p_requests[o.number] end as request
+                    from jsonb_array_elements(p_events) with ordinality as o (event, number)
+                    offset 0
+                  ) as i
+                  offset 0
+                ) as e
+                offset 0
+              ) as b
+              offset 0
+            ) as r
+            offset 0
+          ) as t
+          offset 0
+        ) as s
+        offset 0
+      ) as c;
+      return v_parsed;
+    exception when data_exception then
+      if v_careful = 1 then
+        raise;
+      end if;
+    end;
+  end loop;
+end;
+$$;
+
+-- The events of one request.
+create or replace function metering.parse_events(
+  p_events jsonb, p_organization_id uuid, p_source text, p_late text, p_max_future interval default '5 minutes'
+)
 returns metering.parsed_event[]
 language sql
 stable
 set search_path = ''
 as $$
-  with raw as materialized (
-    select
-      (e.position - 1)::integer as position,
-      e.event,
-      jsonb_typeof(e.event) = 'object' as is_object,
-      case when jsonb_typeof(e.event -> 'id') = 'string' then e.event ->> 'id' end as id,
-      case when jsonb_typeof(e.event -> 'event') = 'string' then e.event ->> 'event' end as event_name,
-      case when jsonb_typeof(e.event -> 'quantity') = 'number' then (e.event -> 'quantity')::numeric end as quantity,
-      metering.parse_time(e.event ->> 'time') as occurred_at,
-      case
-        when p_organization_id is not null and coalesce(lower(e.event ->> 'organization_id') = p_organization_id::text, true)
-          then p_organization_id
-        when p_organization_id is null and tenancy.is_uuid(e.event ->> 'organization_id')
-          then (e.event ->> 'organization_id')::uuid
-      end as organization_id
-    from jsonb_array_elements(p_events) with ordinality as e (event, position)
-  ),
-  timed as materialized (
-    select
-      r.*,
-      r.occurred_at > statement_timestamp() + interval '5 minutes' as is_future,
-      r.occurred_at < metering.oldest_event_time() as is_ancient
-    from raw r
-  ),
-  organizations as materialized (
-    select o.id
-    from tenancy.organizations o
-    where o.id = any (array(select distinct r.organization_id from raw r))
-  ),
-  checked as materialized (
-    select
-      r.*,
-      case
-        when not r.is_object
-          then 'an event is a JSON object, without \u0000, half of a surrogate pair or a number that Postgres cannot hold'
-        when r.id is null or length(r.id) not between 1 and 256 then 'id needs a string of 1 to 256 characters'
-        when r.event_name is null or length(r.event_name) not between 1 and 128 or r.event_name ~ '[^A-Za-z0-9_.:-]'
-          then 'event needs a name of 1 to 128 letters, digits and _ . : -'
-        when r.quantity is null then 'quantity needs a number'
-        when r.quantity < 0 then 'quantity is negative'
-        when r.quantity >= 1e18 or scale(r.quantity) > 18 then 'quantity needs to be below 1e18, with at most 18 decimals'
-        when p_organization_id is not null and r.organization_id is null
-          then 'organization_id is not the organization of X-Organization-ID or of the API key'
-        when r.organization_id is null then 'organization_id is missing: name it here or in X-Organization-ID'
-        when not r.organization_id = any (array(select id from organizations)) then 'organization_id: there is no such organization'
-        when r.event ? 'time' and jsonb_typeof(r.event -> 'time') <> 'null' and r.occurred_at is null
-          then 'time needs RFC 3339 with an offset, such as 2026-01-31T09:30:00Z'
-        when r.is_future and p_late <> 'adjust' then 'time is in the future'
-        when r.is_ancient and p_late <> 'adjust' then 'time is more than five years ago'
-        when coalesce(jsonb_typeof(r.event -> 'dimensions'), 'null') not in ('object', 'null') then 'dimensions needs an object'
-        when pg_column_size(r.event -> 'dimensions') > 8192 or octet_length((r.event -> 'dimensions')::text) > 16384
-          then 'dimensions are larger than 8 kB'
-        when exists (
-          select from unnest(array['unit', 'user_id', 'resource_id', 'request_id']) as f (name)
-          where r.event ? f.name and (jsonb_typeof(r.event -> f.name) not in ('string', 'null') or length(r.event ->> f.name) > 256)
-        ) then 'unit, user_id, resource_id and request_id need strings of at most 256 characters'
-      end as problem
-    from timed r
-  ),
-  keyed as materialized (
-    select
-      c.*,
-      case when c.problem is null then metering.event_key(c.organization_id, p_source, c.id) end as key,
-      case when c.problem is null then metering.event_fact(c.event_name, c.quantity, c.event ->> 'resource_id') end as fact
-    from checked c
-  )
-  select array_agg(
-    row(
-      k.position, k.organization_id, k.key, k.fact, k.id, k.event_name, k.quantity, k.event ->> 'unit',
-      case when k.is_future or k.is_ancient then null else k.occurred_at end, k.event ->> 'user_id', k.event ->> 'resource_id', k.event ->> 'request_id',
-      case when jsonb_typeof(k.event -> 'dimensions') = 'object' then k.event -> 'dimensions' else '{}' end
-        || case when k.is_future or k.is_ancient then jsonb_build_object('sent_time', k.event -> 'time') else '{}' end,
-      k.problem
-    )::metering.parsed_event
-    order by k.organization_id, k.key, k.position
-  )
-  from keyed k
+  select metering.parse_batch(p_events, null, array[p_organization_id], array[p_source], array[false], array[p_late], p_max_future)
 $$;
 
-alter function metering.parse_events(jsonb, uuid, text, text) owner to goldleaves_kernel;
 grant execute on function metering.parse_time(text), metering.event_key(uuid, text, text), metering.event_fact(text, numeric, text),
-  metering.oldest_event_time() to goldleaves_kernel;
+  metering.oldest_event_time(), metering.is_context(jsonb),
+  metering.parse_batch(jsonb, integer[], uuid[], text[], boolean[], text[], interval),
+  metering.parse_events(jsonb, uuid, text, text, interval) to goldleaves_kernel;

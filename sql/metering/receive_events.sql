@@ -16,10 +16,9 @@ exception when data_exception or program_limit_exceeded then
 end;
 $$;
 
--- The events of a batch, one by one, so that one that jsonb cannot hold does not cost the others. Type json looks into no string,
--- but its operators do: the wrapper {"events": [...]} is taken off as text.
-create or replace function metering.split_events(p_body text)
-returns jsonb
+-- The events of a body, one by one, so that one that jsonb cannot hold does not cost the others. Type json looks into no string, but its
+-- operators do: the wrapper {"events": [...], "late": "adjust"} is taken off as text. An event alone becomes a batch of one.
+create or replace function metering.split_events(p_body text, out events jsonb, out late text)
 language plpgsql
 immutable
 parallel safe
@@ -27,21 +26,66 @@ set search_path = ''
 as $$
 declare
   v_body text := btrim(p_body, E' \t\r\n');
-  v_wrapper text := substring(left(v_body, 1000) from '^\{[ \t\r\n]*"events"[ \t\r\n]*:');
+  v_head text := substring(left(v_body, 1000) from '^\{[ \t\r\n]*(?:"late"[ \t\r\n]*:[ \t\r\n]*(?:"[a-z]*"|null)[ \t\r\n]*,[ \t\r\n]*)?"events"[ \t\r\n]*:');
+  v_tail text := substring(right(v_body, 1000) from '(?:,[ \t\r\n]*"late"[ \t\r\n]*:[ \t\r\n]*(?:"[a-z]*"|null)[ \t\r\n]*)?\}$');
 begin
-  if v_wrapper is not null and right(v_body, 1) = '}' then
-    v_body := left(substr(v_body, length(v_wrapper) + 1), -1);
+  if v_head is not null and v_tail is not null then
+    late := substring(v_head || v_tail from '"late"[ \t\r\n]*:[ \t\r\n]*"([a-z]*)"');
+    v_body := left(substr(v_body, length(v_head) + 1), -length(v_tail));
+  elsif v_body like '{%' then
+    perform v_body::json;
+    v_body := '[' || v_body || ']';
   end if;
-  return (
-    select coalesce(jsonb_agg(metering.jsonb_or_text(e.event::text) order by e.position), '[]')
-    from json_array_elements(v_body::json) with ordinality as e (event, position)
-  );
+  select coalesce(jsonb_agg(metering.jsonb_or_text(e.event::text) order by e.position), '[]') into events
+  from json_array_elements(v_body::json) with ordinality as e (event, position);
+end;
+$$;
+
+-- The events of a body and what to do with late ones, in the words of metering.ingest_batch(). Raises INVALID_BODY (400), and what
+-- Postgres says of text that is no JSON.
+create or replace function metering.read_body(p_body text, p_format text, p_late text, out events jsonb, out late text)
+language plpgsql
+immutable
+parallel safe
+set search_path = ''
+as $$
+declare
+  v_body jsonb;
+begin
+  if p_format = 'ndjson' then
+    late := metering.late_of_body('[]', p_late);
+    begin
+      select coalesce(jsonb_agg(l.line::jsonb order by l.number), '[]') into events
+      from string_to_table(p_body, E'\n') with ordinality as l (line, number)
+      where l.line ~ '[^ \t\r]';
+    exception when data_exception or program_limit_exceeded then
+      select jsonb_agg(metering.jsonb_or_text(l.line) order by l.number) into events
+      from string_to_table(p_body, E'\n') with ordinality as l (line, number)
+      where l.line ~ '[^ \t\r]';
+    end;
+    return;
+  end if;
+
+  begin
+    v_body := p_body::jsonb;
+  exception when data_exception or program_limit_exceeded then
+    select s.events, metering.late_of_body(jsonb_build_object('events', '[]'::jsonb, 'late', s.late), p_late) into events, late
+    from metering.split_events(p_body) as s;
+    return;
+  end;
+  if p_format = 'cloudevents' then
+    events := metering.events_of_body(case when jsonb_typeof(v_body) = 'object' then jsonb_build_array(v_body) else v_body end);
+    late := metering.late_of_body('[]', p_late);
+  else
+    events := metering.events_of_body(v_body);
+    late := metering.late_of_body(v_body, p_late);
+  end if;
 end;
 $$;
 
 -- What the sidecar calls: metering.ingest_events(), which says what the parameters are, with the events as text. p_key_id: the API
 -- key that they came with. It is looked up here, so that a key counts for nothing from the moment it is revoked. p_format: 'events' (an
--- array of ours, or {"events": [...], "late": "adjust"}), 'cloudevents' (one CloudEvent, or an array of them), 'ndjson' (one of ours a
+-- event, an array of them, or {"events": [...], "late": "adjust"}), 'cloudevents' (one CloudEvent, or an array of them), 'ndjson' (an event a
 -- line, blank lines are skipped). p_max_future: how far ahead of the clock a time may be.
 create or replace function metering.receive_events(
   p_body text, p_organization_id uuid, p_source text, p_late text, p_key_id uuid default null, p_format text default 'events',
@@ -54,23 +98,24 @@ set search_path = ''
 as $$
 declare
   v_organization_id uuid := p_organization_id;
-  v_events jsonb;
+  v_body record;
 begin
   if p_key_id is not null then
     v_organization_id := tenancy.organization_of_events(p_key_id, p_organization_id);
   end if;
-  begin
-    v_events := p_body::jsonb;
-  exception when data_exception or program_limit_exceeded then
-    v_events := metering.split_events(p_body);
-  end;
-  return metering.ingest_events(v_events, v_organization_id, p_source, p_late);
+  v_body := metering.read_body(p_body, p_format, p_late);
+  return (
+    metering.ingest_batch(
+      v_body.events, null, array[v_organization_id], array[p_source], array[p_format = 'cloudevents'], array[v_body.late], p_max_future
+    )
+  )[1];
 end;
 $$;
 
 -- A group of small requests of POST /v1/events in one transaction, each answered as if it had come alone: the arrays have an element a
 -- request, and so has the answer, in that order. A request that is refused as a whole (malformed, or its key is not good) has
 -- error_state (an SQLSTATE), error_message, error_details and error_hint instead of an outcome, and costs the others nothing.
+-- They are one batch: the lock, the keys and the facts are taken and written once for all of them.
 create or replace function metering.receive_group(
   p_bodies text[], p_organization_ids uuid[], p_key_ids uuid[], p_formats text[], p_lates text[], p_max_future interval default '5 minutes'
 )
@@ -79,28 +124,52 @@ language plpgsql
 volatile
 set search_path = ''
 as $$
+declare
+  v_organization_ids uuid[] := p_organization_ids;
+  v_lates text[] := p_lates;
+  v_batches jsonb[];
+  v_are_cloud_events boolean[];
+  v_errors jsonb[];
+  v_body record;
+  v_events jsonb;
+  v_requests integer[];
+  v_outcomes jsonb[];
 begin
   for v_request in 1 .. cardinality(p_bodies) loop
-    position := v_request;
-    outcome := null;
-    error_state := null;
-    error_message := null;
-    error_details := null;
-    error_hint := null;
     begin
-      outcome := metering.receive_events(
-        p_bodies[v_request], p_organization_ids[v_request], 'api', p_lates[v_request], p_key_ids[v_request], p_formats[v_request],
-        p_max_future
-      );
+      if p_key_ids[v_request] is not null then
+        v_organization_ids[v_request] := tenancy.organization_of_events(p_key_ids[v_request], p_organization_ids[v_request]);
+      end if;
+      v_body := metering.read_body(p_bodies[v_request], p_formats[v_request], p_lates[v_request]);
+      v_batches[v_request] := v_body.events;
+      v_lates[v_request] := v_body.late;
     exception when data_exception or program_limit_exceeded or sqlstate 'PT400' or sqlstate 'PT401' or sqlstate 'PT403' then
       get stacked diagnostics
         error_state = returned_sqlstate, error_message = message_text, error_details = pg_exception_detail, error_hint = pg_exception_hint;
+      v_batches[v_request] := '[]';
+      v_errors[v_request] := jsonb_build_array(error_state, error_message, nullif(error_details, ''), nullif(error_hint, ''));
     end;
-    return next;
+    v_are_cloud_events[v_request] := p_formats[v_request] = 'cloudevents';
   end loop;
+
+  select coalesce(jsonb_agg(e.event order by b.request, e.place), '[]'), coalesce(array_agg(b.request::integer order by b.request, e.place), '{}')
+  into v_events, v_requests
+  from unnest(v_batches) with ordinality as b (events, request)
+  cross join jsonb_array_elements(b.events) with ordinality as e (event, place);
+
+  v_outcomes := metering.ingest_batch(
+    v_events, v_requests, v_organization_ids, array_fill('api'::text, array[cardinality(p_bodies)]), v_are_cloud_events, v_lates, p_max_future
+  );
+
+  return query
+    select
+      r.request::integer, case when v_errors[r.request] is null then r.outcome end,
+      v_errors[r.request] ->> 0, v_errors[r.request] ->> 1, v_errors[r.request] ->> 2, v_errors[r.request] ->> 3
+    from unnest(v_outcomes) with ordinality as r (outcome, request)
+    order by r.request;
 end;
 $$;
 
-grant execute on function metering.jsonb_or_text(text), metering.split_events(text),
+grant execute on function metering.jsonb_or_text(text), metering.split_events(text), metering.read_body(text, text, text),
   metering.receive_events(text, uuid, text, text, uuid, text, interval),
   metering.receive_group(text[], uuid[], uuid[], text[], text[], interval) to sidecar;

@@ -68,6 +68,7 @@ declare
   v_event jsonb := coalesce(p_event, v_rejected.event);
   v_late text := coalesce(p_late, case when v_rejected.source in ('gateway', 'trigger') then 'adjust' else 'reject' end);
   v_organization_id uuid := (select o.id from tenancy.organizations o where o.id = v_rejected.organization_id);
+  v_is_cloud_event boolean := v_event ? 'specversion';
   v_answer jsonb;
 begin
   if v_late not in ('reject', 'adjust') then
@@ -75,7 +76,12 @@ begin
   end if;
 
   begin
-    v_answer := metering.ingest_events(jsonb_build_array(v_event), v_organization_id, v_rejected.source, v_late);
+    v_answer := (
+      metering.ingest_batch(
+        jsonb_build_array(v_event), null, array[v_organization_id], array[v_rejected.source], array[v_is_cloud_event],
+        array[metering.late_of_body('[]', v_late)], interval '5 minutes'
+      )
+    )[1];
     outcome := case
       when (v_answer ->> 'accepted')::integer = 1 then 'accepted'
       when (v_answer ->> 'duplicates')::integer = 1 then 'duplicate'
@@ -95,7 +101,8 @@ begin
 
   if outcome <> 'rejected' then
     perform metering.resolve_rejected_event(
-      v_rejected, 'replayed', coalesce(v_organization_id, (v_event ->> 'organization_id')::uuid),
+      v_rejected, 'replayed',
+      coalesce(v_organization_id, tenancy.find_organization(v_event ->> case when v_is_cloud_event then 'subject' else 'organization_id' end)),
       jsonb_build_object('outcome', outcome, 'mended', v_event <> v_rejected.event),
       jsonb_build_object('event_id', v_event ->> 'id', 'source', v_rejected.source)
     );
