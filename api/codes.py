@@ -173,6 +173,21 @@ CODES: Final[Mapping[str, Code]] = {
         "expires_at of an API key is not in the future, or overlap of a rotation is not between 0 and 30 days.",
         "Mend it. A key without expires_at is good until it is revoked.",
     ),
+    "INVALID_FILTER": Code(
+        400,
+        "filter of usage_summary or usage_report is no object of names and values, or names a meter that there is not.",
+        'Send it as in {"meter": "api.request", "user_id": ["ada", "ben"]}, URL-encoded in a query.',
+    ),
+    "INVALID_GRANULARITY": Code(
+        400,
+        "granularity of usage_report is not one of hour, day, week and month.",
+        "Choose one of these.",
+    ),
+    "INVALID_GROUP_BY": Code(
+        400,
+        "group_by names a dimension that no meter keeps, or none of those in filter.",
+        "hint names the dimensions that there are. platform_admin lets a meter keep another one with change_meter.",
+    ),
     "INVALID_METER": Code(
         400,
         "A meter would not count anything sensible: message says which of its properties is wrong, such as a sum of texts.",
@@ -183,6 +198,11 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "INVALID_PATH": Code(
         400, "The path of a request to the gateway has a control character in it.", "Leave %00 to %1F and %7F out."
+    ),
+    "INVALID_RANGE": Code(
+        400,
+        "from or to of usage_report is neither a date nor a time, or from is not before to.",
+        "Send them as in 2026-01-31, 2026-01-31T09:30:00 or 2026-01-31T09:30:00Z.",
     ),
     "INVALID_SCOPE": Code(
         400,
@@ -335,6 +355,11 @@ CODES: Final[Mapping[str, Code]] = {
         503,
         "PostgREST cannot be reached or went away before it had answered.",
         "Try again after Retry-After. A write may have been done all the same: look before you repeat it.",
+    ),
+    "REPORT_TOO_LONG": Code(
+        400,
+        "A usage report would have more than 2,300 buckets or 100,000 rows.",
+        "Ask for less time, for longer buckets, for fewer dimensions, or for one meter by filter.",
     ),
     "REQUEST_TIMEOUT": Code(
         408,

@@ -366,6 +366,10 @@ def from_a_revoked_key(world: World) -> httpx.Response:
     return world.ask("GET", "/api/v1/cases", made["key"])
 
 
+def usage(world: World, function: str = "usage_summary", **arguments: str) -> httpx.Response:
+    return world.ask("GET", f"/api/v1/rpc/{function}", world.member(), params=arguments)
+
+
 def by_staff(world: World, function: str, **arguments: object) -> httpx.Response:
     token = world.stack.token("staff", role="platform_admin")
     return world.ask("POST", f"/api/v1/rpc/{function}", token, json=arguments)
@@ -479,8 +483,15 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_EMAIL": (400, lambda world: invite(world, "nobody")),
     "INVALID_EVENT": (400, partial(amending, quantity=-1)),
     "INVALID_EXPIRY": (400, lambda world: making_a_key(world, expires_at="2000-01-01")),
+    "INVALID_FILTER": (400, lambda world: usage(world, filter='{"meter": "nothing"}')),
+    "INVALID_GRANULARITY": (
+        400,
+        partial(usage, function="usage_report", **{"from": "2026-01-01", "to": "2026-01-02", "granularity": "year"}),
+    ),
+    "INVALID_GROUP_BY": (400, partial(usage, group_by="{color}")),
     "INVALID_METER": (400, lambda world: by_staff(world, "create_meter", code="No", unit="u", description="d")),
     "INVALID_NAME": (400, lambda world: world.found(name=" ")),
+    "INVALID_RANGE": (400, partial(usage, function="usage_report", **{"from": "yesterday", "to": "2026-01-02"})),
     "INVALID_SCOPE": (400, lambda world: making_a_key(world, scopes=["events:write"])),
     "INVALID_ROLE": (400, lambda world: invite(world, role="boss")),
     "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
@@ -535,6 +546,10 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: correcting(world, "dismiss_rejected_event", rejected_id=str(uuid4())),
     ),
     "REJECTED_EVENT_RESOLVED": (409, from_a_rejected_event_that_was_dismissed),
+    "REPORT_TOO_LONG": (
+        400,
+        partial(usage, function="usage_report", **{"from": "2000-01-01", "to": "2026-01-01", "granularity": "hour"}),
+    ),
     "ROLE_REQUIRED": (403, lambda world: world.close("finalize_period", month(1), role="service")),
     "SCOPE_REQUIRED": (
         403,

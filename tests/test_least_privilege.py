@@ -78,7 +78,14 @@ _STAFF_CORRECTS = {
     for name in ("void_usage_event", "amend_usage_event", "replay_rejected_event", "dismiss_rejected_event")
 }
 _METERS = {f"api.{name}" for name in ("create_meter", "change_meter", "delete_meter", "set_operation_weight")}
-_SUMMARY = {"api.usage_summary", "billing.usage_summary", "billing.unit_amount_cents", "billing.cost_cents"}
+_SUMMARY = {
+    "api.usage_summary",
+    "api.usage_report",
+    "billing.usage_summary",
+    "metering.usage_report",
+    "billing.unit_amount_cents",
+    "billing.cost_cents",
+}
 _READ_OF_VIEWS = {"audit.told_of", "metering.context_text"}
 
 _KEYS = {f"{schema}.{verb}_api_key" for schema in ("api", "tenancy") for verb in ("create", "rotate", "revoke")}

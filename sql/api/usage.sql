@@ -101,25 +101,60 @@ comment on column api.billing_events.belongs_at is 'When it really happened (UTC
 
 grant select on api.usage_events, api.billing_events to member, platform_admin;
 
-create function api.usage_summary(period_start date default null)
-returns table (meter text, unit text, events bigint, quantity numeric, unit_amount_cents numeric, amount_cents numeric)
+create function api.usage_summary(period_start date default null, group_by text[] default '{}', filter jsonb default '{}')
+returns table (
+  meter text, unit text, events bigint, quantity numeric, unit_amount_cents numeric, amount_cents numeric, groups jsonb
+)
 language sql
 stable
 set search_path = ''
-as $$ select * from billing.usage_summary(period_start) $$;
+as $$ select * from billing.usage_summary(period_start, group_by, filter) $$;
 
-comment on function api.usage_summary(date) is $$What a period's usage is and costs, a row a meter
+comment on function api.usage_summary(date, text[], jsonb) is $$What a period's usage is and costs, a row a meter
 
 period_start is the first day of the period, in the organization's timezone: start_date of billing_periods. Without it: the
-current period. Of a finalized period the amounts are those of its invoices.
+current period. Of a finalized period the amounts are those of its invoices. group_by names dimensions that meters keep (column
+group_by of meters), and makes a row of each of their groups. filter is an object of names and values, one or a list each: meter,
+user_id, workspace_id, billing_entity_id, billing_entity_type, or any dimension. With either of them amounts are not rounded, so that
+those of sums and counts add up.
 
 - meter: Code of the meter; the name of the event when no meter counts it. Never null.
 - unit: What quantity is in; null when no meter counts the event.
 - events: How many events there are. Never null.
-- quantity: In unit: the number of events or the sum of their quantities, as the meter says. Never null.
+- quantity: In unit: what the meter makes of the events, such as their number or the sum of their quantities. Never null.
 - unit_amount_cents: Price of one unit, in minor units of the organization's currency, perhaps a fraction; null when it is not billed.
-- amount_cents: quantity times unit_amount_cents, rounded once a payer, half away from zero, to whole minor units; 0 when it is not billed. Never null.
+- amount_cents: quantity times unit_amount_cents, rounded once a payer, half away from zero, to whole minor units, unless it is grouped or filtered; 0 when it is not billed. Never null.
+- groups: The dimensions of group_by, with null where the meter does not keep one; {} without group_by. Never null.
 
-Errors: PERIOD_NOT_FOUND (404), ORGANIZATION_REQUIRED (400).$$;
+Errors: PERIOD_NOT_FOUND (404), ORGANIZATION_REQUIRED, INVALID_GROUP_BY, INVALID_FILTER (400).$$;
 
-grant execute on function api.usage_summary(date) to member, platform_admin;
+create function api.usage_report(
+  "from" text, "to" text, granularity text default 'day', group_by text[] default '{}', filter jsonb default '{}'
+)
+returns table (
+  bucket_start timestamptz, bucket_end timestamptz, meter text, unit text, groups jsonb, events bigint, quantity numeric
+)
+language sql
+stable
+set search_path = ''
+as $$ select * from metering.usage_report("from", "to", granularity, group_by, filter) $$;
+
+comment on function api.usage_report(text, text, text, text[], jsonb) is $$Usage over time, a row a bucket and meter
+
+from and to are dates (2026-01-31) or times, read in the organization's timezone unless they have an offset; to does not belong to the
+report. granularity is hour, day, week (from Monday) or month, of that timezone: a day has 23, 24 or 25 hours. The report is widened to
+whole buckets, and has a row for each of them and each meter and group that was used in it at all, with zeros where it was not.
+group_by and filter are those of usage_summary. A correction of a finalized period counts where it was made, perhaps below zero.
+
+- bucket_start: First moment of the bucket (UTC). Never null.
+- bucket_end: First moment of the next one (UTC). Never null.
+- meter: Code of the meter; the name of the event when no meter counts it. Never null.
+- unit: What quantity is in; null when no meter counts the event.
+- groups: The dimensions of group_by, with null where the meter does not keep one; {} without group_by. Never null.
+- events: How many events there are. Never null.
+- quantity: In unit: what the meter makes of the events. Never null.
+
+Errors: INVALID_RANGE, INVALID_GRANULARITY, INVALID_GROUP_BY, INVALID_FILTER, REPORT_TOO_LONG, ORGANIZATION_REQUIRED (400).$$;
+
+grant execute on function api.usage_summary(date, text[], jsonb), api.usage_report(text, text, text, text[], jsonb)
+  to member, platform_admin;

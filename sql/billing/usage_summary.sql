@@ -1,6 +1,8 @@
 -- What the current organization has used in a period, and what that costs. Reads only, for everybody who may read usage.
-create or replace function billing.usage_summary(p_period_start date)
-returns table (meter text, unit text, events bigint, quantity numeric, unit_amount_cents numeric, amount_cents numeric)
+create or replace function billing.usage_summary(p_period_start date, p_group_by text[] default '{}', p_filter jsonb default '{}')
+returns table (
+  meter text, unit text, events bigint, quantity numeric, unit_amount_cents numeric, amount_cents numeric, groups jsonb
+)
 language plpgsql
 stable
 security definer
@@ -8,14 +10,28 @@ set search_path = ''
 as $$
 declare
   v_period record;
+  v_filter jsonb;
+  v_group_by text[];
 begin
   perform tenancy.require_organization();
   perform tenancy.require_role_in('owner', 'admin', 'member', 'viewer', 'billing', 'usage:read');
   select * into v_period from billing.period_from_date(tenancy.current_org(), p_period_start);
+  v_filter := metering.checked_filter(p_filter);
+  v_group_by := metering.checked_group_by(p_group_by, v_filter);
+
+  if v_group_by <> '{}' or v_filter <> '{}' then
+    perform metering.require_known_meters(tenancy.current_org(), array[v_period.period_start, v_period.period_end], v_filter);
+    return query
+      select *
+      from billing.usage_by_group(
+        tenancy.current_org(), v_period.period_start, v_period.period_end, v_period.status is not distinct from 'finalized', v_group_by, v_filter
+      );
+    return;
+  end if;
 
   if v_period.status is distinct from 'finalized' then
     return query
-      select r.meter_code, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents
+      select r.meter_code, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents, '{}'::jsonb
       from billing.rate_meters(tenancy.current_org(), v_period.period_start, v_period.period_end) r;
     return;
   end if;
@@ -33,15 +49,62 @@ begin
       group by l.meter_code, l.unit, l.unit_amount_cents
       order by l.meter_code
     )
-    select l.meter_code, l.unit, l.events, l.quantity, l.unit_amount_cents, l.amount_cents
+    select l.meter_code, l.unit, l.events, l.quantity, l.unit_amount_cents, l.amount_cents, '{}'::jsonb
     from lines l
     union all
-    select r.meter_code, r.unit, r.events, r.quantity, null, 0
+    select r.meter_code, r.unit, r.events, r.quantity, null, 0, '{}'::jsonb
     from billing.rate_meters(tenancy.current_org(), v_period.period_start, v_period.period_end) r
     where r.unit is null
       or not exists (select from lines l where l.meter_code = r.meter_code);
 end;
 $$;
 
-alter function billing.usage_summary(date) owner to goldleaves_kernel;
-grant execute on function billing.usage_summary(date) to member, platform_admin;
+-- A part of a period: its amounts are not rounded, so that parts add up. Of a finalized period at the prices of its invoices.
+create or replace function billing.usage_by_group(
+  p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz, p_is_finalized boolean, p_group_by text[], p_filter jsonb
+)
+returns table (
+  meter text, unit text, events bigint, quantity numeric, unit_amount_cents numeric, amount_cents numeric, groups jsonb
+)
+language sql
+stable
+set search_path = ''
+as $$
+  with used as (
+    select u.meter_code, u.metered, u.groups, sum(u.events)::bigint as events, sum(u.quantity) as quantity
+    from metering.measure(p_organization_id, array[p_period_start, p_period_end], p_group_by, p_filter) u
+    group by 1, 2, 3
+  )
+  select
+    u.meter_code, m.unit, u.events, u.quantity, p.unit_amount_cents, coalesce(trim_scale(u.quantity * p.unit_amount_cents), 0), u.groups
+  from used u
+  left join metering.meters m on u.metered and m.code = u.meter_code
+  cross join lateral (
+    select case
+      when p_is_finalized then (
+        select l.unit_amount_cents
+        from billing.invoices i
+        join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
+        where i.organization_id = p_organization_id
+          and i.period_start = p_period_start
+          and l.meter_code = m.code
+        limit 1
+      )
+      else (
+        select r.unit_amount_cents
+        from billing.prices r
+        join tenancy.organizations o on o.currency = r.currency
+        where o.id = p_organization_id
+          and r.meter_code = m.code
+          and r.effective_from <= p_period_start
+        order by r.effective_from desc
+        limit 1
+      )
+    end as unit_amount_cents
+  ) as p
+  order by m.code is null, u.meter_code, u.groups
+$$;
+
+alter function billing.usage_summary(date, text[], jsonb) owner to goldleaves_kernel;
+grant execute on function billing.usage_by_group(uuid, timestamptz, timestamptz, boolean, text[], jsonb) to goldleaves_kernel;
+grant execute on function billing.usage_summary(date, text[], jsonb) to member, platform_admin;

@@ -29,6 +29,24 @@ _USAGE_LINE: Final = {
     "amount_cents": 30100,
 }
 
+_METER: Final = {
+    "code": "ai.tokens",
+    "event_name": "ai_completion",
+    "aggregation": "sum",
+    "value": "dimensions.tokens",
+    "filter": {"region": ["eu", "us"]},
+    "group_by": ["model"],
+    "max_groups": 1000,
+    "allow_negative": False,
+    "unit": "1,000 tokens",
+    "unit_size": 1000,
+    "description": "Tokens of completions",
+    "version": 2,
+    "effective_from": "2026-02-01T00:00:00+00:00",
+    "created_at": "2026-01-05T08:00:00.5+00:00",
+    "deleted_at": None,
+}
+
 ROWS: Final[dict[str, dict[str, Any]]] = {
     "organizations": {
         "id": _ORGANIZATION,
@@ -66,6 +84,27 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "before": {"role": "member"},
         "after": {"role": "admin"},
         "hash": "9f2c8e6d0b7a41538c0de1f4a59b6e37d2c4081f6e5a9b3c7d80f1e2a3b4c5d6",
+    },
+    "meters": _METER,
+    "meter_versions": {
+        "meter": "ai.tokens",
+        "version": 2,
+        "event_name": "ai_completion",
+        "value": "dimensions.tokens",
+        "filter": {"region": ["eu", "us"]},
+        "group_by": ["model"],
+        "max_groups": 1000,
+        "allow_negative": False,
+        "effective_from": "2026-02-01T00:00:00+00:00",
+        "counts": True,
+        "created_at": "2026-01-28T10:15:00.25+00:00",
+    },
+    "operation_weights": {
+        "organization_id": None,
+        "operation": "ai_completion",
+        "weight": 10,
+        "effective_from": "2000-01-01T00:00:00+00:00",
+        "created_at": "2026-01-05T08:00:00.5+00:00",
     },
     "workspaces": {
         "id": _WORKSPACE,
@@ -225,6 +264,7 @@ RESULTS: Final[dict[str, Any]] = {
     "accept_invitation": ROWS["organizations"],
     "amend_usage_event": [{"void_id": _VOID, "replacement_id": _REPLACEMENT, "already": False}],
     "change_member_role": ROWS["memberships"],
+    "change_meter": _METER,
     "create_api_key": _NEW_KEY,
     "create_invitation": _SENT,
     "leave_organization": ROWS["memberships"],
@@ -248,16 +288,30 @@ RESULTS: Final[dict[str, Any]] = {
         "resolution": "dismissed",
         "resolved_at": "2026-01-07T08:00:00+00:00",
     },
+    "create_meter": _METER | {"version": 1, "effective_from": None},
+    "delete_meter": _METER | {"version": 3, "deleted_at": "2026-03-01T00:00:00.75+00:00"},
     "finalize_period": ROWS["invoices"],
     "health": {"status": "ok"},
     "recalculate_period": [_USAGE_LINE],
     "replay_rejected_event": [{"outcome": "accepted", "code": None, "message": None}],
+    "set_operation_weight": ROWS["operation_weights"],
     "sign_in": {
         "user_id": _USER,
         "email": "ada@acme.example",
         "default_organization_id": _ORGANIZATION,
         "organizations": [{"id": _ORGANIZATION, "slug": "acme", "name": "Acme Law", "role": "owner"}],
     },
-    "usage_summary": [_USAGE_LINE],
+    "usage_report": [
+        {
+            "bucket_start": "2026-01-06T08:00:00+00:00",
+            "bucket_end": "2026-01-07T08:00:00+00:00",
+            "meter": "api.request",
+            "unit": "request",
+            "groups": {"endpoint": "/api/v1/cases"},
+            "events": 41,
+            "quantity": 41,
+        }
+    ],
+    "usage_summary": [_USAGE_LINE | {"groups": {}}],
     "void_usage_event": [{"void_id": _VOID, "already": False}],
 }
