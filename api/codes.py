@@ -190,7 +190,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "INVALID_METER": Code(
         400,
-        "A meter would not count anything sensible: message says which of its properties is wrong, such as a sum of texts.",
+        "A meter would count nothing sensible. message says what is wrong with it, such as a sum of texts.",
         "Do what hint says, then define or change it again.",
     ),
     "INVALID_NAME": Code(
@@ -292,8 +292,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "METER_FIXED": Code(
         409,
-        "A code, aggregation, unit or unit_size of a meter was changed, or a meter removed that invoices speak of. Only direct SQL "
-        "can cause it.",
+        "A code, aggregation, unit or unit_size of a meter was to change, or a meter to be removed that invoices speak of. "
+        "Only direct SQL can cause it.",
         "Make another meter, and delete the one with delete_meter.",
     ),
     "METER_NOT_FOUND": Code(
