@@ -292,8 +292,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "METER_FIXED": Code(
         409,
-        "A code, aggregation, unit or unit_size of a meter was to change, or a meter to be removed that invoices speak of. "
-        "Only direct SQL can cause it.",
+        "A code, aggregation, unit or unit_size of a meter was to change, or a meter to be removed of which invoices "
+        "speak. Only direct SQL can cause it.",
         "Make another meter, and delete the one with delete_meter.",
     ),
     "METER_NOT_FOUND": Code(
