@@ -244,15 +244,17 @@ begin
     select e.*
     from metering.counted_by_time(p_organization_id, p_from, p_until) e
     where e.aggregation not in ('max', 'min', 'latest')
-      or e.event_type = 'void'
-      or not exists (
-        select
-        from metering.usage_events v
-        where v.organization_id = e.organization_id
-          and v.occurred_at = e.occurred_at
-          and v.corrects = e.id
-          and v.event_type = 'void'
-      );
+      or case e.event_type
+        when 'void' then e.belongs_at is not null
+        else not exists (
+          select
+          from metering.usage_events v
+          where v.organization_id = e.organization_id
+            and v.occurred_at = e.occurred_at
+            and v.corrects = e.id
+            and v.event_type = 'void'
+        )
+      end;
 end;
 $$;
 
