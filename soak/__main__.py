@@ -17,7 +17,7 @@ from rich.table import Table
 from api.tokens import Role, mint_token
 from bench.stack import BenchStack, bench_stack, machine
 from soak.account import Account
-from soak.clients import LATE_NAME, Backend, Load, Person, Tenant
+from soak.clients import Backend, Load, Person, Tenant
 from soak.faults import Faults
 from soak.reckoning import METERED, METERS, Entry, differences_now, differences_of_requests, ledger
 
@@ -28,7 +28,7 @@ PAUSE_SECONDS: Final = (0.5, 4.0)  # between two faults
 DRAIN_SECONDS: Final = 300
 PERIOD_CLOSES_AT: Final = 0.5  # of the run
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=120)
 
 
 def main() -> int:
@@ -85,11 +85,10 @@ def _run(stack: BenchStack, load: Load, faults: Faults, seconds: float) -> None:
 
 def _close_last_month(stack: BenchStack, load: Load, after: float) -> None:
     """What is late is before it of its period, and an adjustment after it."""
-    staff = Backend(load)
-    body = f'{{"id": "opens", "event": "{LATE_NAME}", "quantity": 0, "time": "{load.last_month.isoformat()}"}}'.encode()
     tenant = load.tenants[0]
     load.over.wait(after)
-    staff.insist("a first event of the period", lambda: _post_event(staff, load, tenant, body))
+    staff = Backend(load)
+    staff.send_late()  # so that there is such a period
     headers = {
         "Authorization": f"Bearer {_token(stack, 'staff', 'platform_admin', 60)}",
         "X-Organization-ID": tenant.id,
@@ -101,11 +100,6 @@ def _close_last_month(stack: BenchStack, load: Load, after: float) -> None:
     if answer is not None and answer.status_code != 200:
         load.account.surprise(f"finalize_period: {answer.status_code} {answer.text}")
     load.account.did("finalized a period")
-
-
-def _post_event(staff: Backend, load: Load, tenant: Tenant, body: bytes) -> httpx.Response | None:
-    headers = {"Authorization": f"Bearer {load.service_token}", "X-Organization-ID": tenant.id}
-    return staff.ask("POST", "/v1/events", {**headers, "Content-Type": "application/json"}, content=b"[" + body + b"]")
 
 
 def _tenant(stack: BenchStack, subject: str, minutes: float) -> Tenant:

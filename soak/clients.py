@@ -152,7 +152,7 @@ class Backend(Client):
             (self._cloud_event, 8),
             (self._cloud_events, 4),
             (self._lines, 4),
-            (self._late, 3),
+            (self.send_late, 3),
             (self._duplicate, 10),
             (self._conflict, 3),
             (self._one_bad, 3),
@@ -223,7 +223,7 @@ class Backend(Client):
         body = b"\n".join(_json(_ours(event)) for event in events)
         self.settle(Sending("NDJSON", "application/x-ndjson", body, events, gzip=random.random() < 0.5))
 
-    def _late(self) -> None:
+    def send_late(self) -> None:
         """Of a period that is closed at some moment of the run: before it counts there, after it as an adjustment."""
         one = self._load.tenants[0].id
         event = replace(self._usage(one), name=LATE_NAME)
