@@ -102,6 +102,11 @@ CODES: Final[Mapping[str, Code]] = {
         "The sidecar cannot reach Postgres, or Postgres is starting or out of connections.",
         "Try again after Retry-After. Operators: GET /health says which part is away.",
     ),
+    "DAY_NOT_ENDED": Code(
+        409,
+        "A storage snapshot is asked for of a day that is not over in the organization's timezone.",
+        "Wait until it is over, or name an earlier day.",
+    ),
     "EMAIL_NOT_VERIFIED": Code(
         403,
         "An invitation is accepted with a token whose claim email_verified is false.",
@@ -284,6 +289,11 @@ CODES: Final[Mapping[str, Code]] = {
         404,
         "Nobody with this user_id belongs to the organization.",
         "GET /api/v1/memberships lists who does.",
+    ),
+    "METERED_TABLE": Code(
+        409,
+        "TRUNCATE of a table whose rows' deletion, or whose storage, is metered: what it held would stay on the bill.",
+        "Delete the rows, or call metering.unmeter_table() first.",
     ),
     "METER_EXISTS": Code(
         409,

@@ -472,6 +472,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("Prefer", "count=planned")]),
     ),
     "DATABASE_RESTORED": (503, from_restored_database),
+    "DAY_NOT_ENDED": (409, lambda world: by_staff(world, "remake_storage_snapshots", day="2999-01-01")),
     "EMAIL_NOT_VERIFIED": (403, partial(from_an_invitation, email_verified=False)),
     "EVENT_AMENDED": (409, from_an_event_that_was_amended),
     "EVENT_NOT_FOUND": (404, lambda world: correcting(world, "void_usage_event", event_id=str(uuid4()))),
@@ -514,6 +515,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         ),
     ),
     "METER_FIXED": (409, lambda world: refusal_in_sql(world, "update metering.meters set unit = 'other'")),
+    "METERED_TABLE": (409, lambda world: refusal_in_sql(world, "truncate app.documents")),
     "METER_NOT_FOUND": (404, lambda world: by_staff(world, "delete_meter", code="nothing")),
     "NOT_A_MEMBER": (
         403,

@@ -77,6 +77,7 @@ _STAFF_CORRECTS = {
     f"api.{name}"
     for name in ("void_usage_event", "amend_usage_event", "replay_rejected_event", "dismiss_rejected_event")
 }
+_STORAGE = {"api.remake_storage_snapshots"}
 _METERS = {f"api.{name}" for name in ("create_meter", "change_meter", "delete_meter", "set_operation_weight")}
 _SUMMARY = {
     "api.usage_summary",
@@ -99,10 +100,17 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _CLOSING
     | _STAFF_CORRECTS
     | _METERS
+    | _STORAGE
     | _SUMMARY
     | _READ_OF_VIEWS
     | _KEYS,
-    "service": {"api.health", "tenancy.pre_request"} | _PERSONAL | _CLOSING | _STAFF_CORRECTS | _METERS | _KEYS,
+    "service": {"api.health", "tenancy.pre_request"}
+    | _PERSONAL
+    | _CLOSING
+    | _STAFF_CORRECTS
+    | _METERS
+    | _STORAGE
+    | _KEYS,
     "platform_admin": {
         "api.health",
         "tenancy.pre_request",
@@ -116,6 +124,8 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | {"metering.replay_rejected_event", "metering.dismiss_rejected_event"}
     | _METERS
     | {name.replace("api.", "metering.") for name in _METERS}
+    | _STORAGE
+    | {"metering.remake_storage_snapshots"}
     | _PERSONAL
     | _CLOSING
     | _SUMMARY
@@ -138,6 +148,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "metering.record_rejection",
         "metering.roll_up",
         "metering.split_events",
+        "metering.take_storage_snapshots",
         "ops.maintain",
         "ops.health",
         "ops.describe_api",
@@ -208,6 +219,8 @@ _READ_BY_MEMBERS = {
         "api.meters",
         "metering.operation_weights",
         "api.operation_weights",
+        "metering.storage_snapshots",
+        "api.storage_snapshots",
         "billing.billing_periods",
         "billing.invoices",
         "billing.invoice_lines",

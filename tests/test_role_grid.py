@@ -117,6 +117,8 @@ AREAS: Mapping[str, tuple[Table, ...]] = {
     "usage": (
         Table("metering.usage_events", update="quantity = 0"),
         Table("stripe.report_marks", update="acknowledged_xid = '4'"),
+        Table("metering.storage_snapshots", update="bytes = 0"),
+        Table("api.storage_snapshots", update="day_end = now()"),
         Table("api.usage_events", update="units = 0"),
         Table("api.billing_events", update="quantity = 0"),
     ),

@@ -2,17 +2,51 @@
 -- rows and the events of their resource are brought together when a table begins to be metered, and when it is not any more.
 
 -- What an organization stored at a moment, as recorded: an event counts from its time on. It may be below zero when somebody sent too much.
+-- Whole periods and hours are rolled up; what is not yet, and what lies in the hour of the moment, comes from the events, in one snapshot.
 create or replace function metering.recorded_storage(p_organization_id uuid, p_at timestamptz)
 returns numeric
 language sql
 stable
 set search_path = ''
 as $$
-  select coalesce(sum(e.quantity), 0)
-  from metering.usage_events e
-  where e.organization_id = p_organization_id
-    and e.occurred_at < p_at
-    and e.event_name = 'storage.bytes'
+  with edge as (
+    select
+      h.start as hour_start,
+      (select max(p.period_start) from billing.billing_periods p where p.organization_id = p_organization_id and p.period_start <= h.start) as period_start,
+      r.generation,
+      r.xid
+    from metering.rollup_position r
+    cross join (select date_trunc('hour', p_at, 'UTC') as start) as h
+  )
+  select coalesce(sum(s.value), 0)
+  from (
+    select r.value
+    from edge e
+    join metering.usage_rollups r
+      on r.organization_id = p_organization_id
+      and r.grain = 'period'
+      and r.meter_code = 'storage.bytes'
+      and r.bucket_start < e.period_start
+    union all
+    select r.value
+    from edge e
+    join metering.usage_rollups r
+      on r.organization_id = p_organization_id
+      and r.grain = 'hour'
+      and r.meter_code = 'storage.bytes'
+      and r.bucket_start >= e.period_start
+      and r.bucket_start < e.hour_start
+    union all
+    select c.value
+    from edge e
+    cross join lateral metering.counted_by_position(e.generation, e.xid, null, null, p_organization_id, '-infinity', e.hour_start) c
+    where c.meter_code = 'storage.bytes'
+    union all
+    select c.value
+    from edge e
+    cross join lateral metering.counted_by_time(p_organization_id, e.hour_start, p_at) c
+    where c.meter_code = 'storage.bytes'
+  ) as s
 $$;
 
 create or replace function metering.storage_level(p_organization_id uuid, p_at timestamptz)

@@ -106,6 +106,13 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "effective_from": "2000-01-01T00:00:00+00:00",
         "created_at": "2026-01-05T08:00:00.5+00:00",
     },
+    "storage_snapshots": {
+        "organization_id": _ORGANIZATION,
+        "day": "2026-01-31",
+        "day_end": "2026-02-01T00:00:00+00:00",
+        "bytes": 7516192768,
+        "taken_at": "2026-02-01T00:20:00.5+00:00",
+    },
     "workspaces": {
         "id": _WORKSPACE,
         "organization_id": _ORGANIZATION,
@@ -293,6 +300,7 @@ RESULTS: Final[dict[str, Any]] = {
     "finalize_period": ROWS["invoices"],
     "health": {"status": "ok"},
     "recalculate_period": [_USAGE_LINE],
+    "remake_storage_snapshots": 1,
     "replay_rejected_event": [{"outcome": "accepted", "code": None, "message": None}],
     "set_operation_weight": ROWS["operation_weights"],
     "sign_in": {
