@@ -183,7 +183,7 @@ begin
               select from unnest(array['unit', 'user_id', 'workspace_id', 'resource_id', 'request_id']) as f (name)
               where s.event ? f.name and (jsonb_typeof(s.event -> f.name) not in ('string', 'null') or length(s.event ->> f.name) > 256)
             ) then 'unit, user_id, workspace_id, resource_id and request_id need strings of at most 256 characters'
-            when jsonb_typeof(s.event -> 'context') <> 'null' and not metering.is_context(s.event -> 'context')
+            when coalesce(jsonb_typeof(s.event -> 'context'), 'null') <> 'null' and not metering.is_context(s.event -> 'context')
               then 'context needs an object: type (project, workspace, admin or other) and at most 7 names of at most 200 characters'
             when s.late not in ('reject', 'adjust') and p_lates[s.request] <> 'repair'
               then 'late needs to be "reject" or "adjust"'
