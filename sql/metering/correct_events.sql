@@ -347,10 +347,9 @@ begin
 end;
 $$;
 
--- p_json is what p_new was parsed from. It weighs what it weighed when it happened; whoever paid the first one pays this one, unless it
--- happened at another time.
+-- It weighs what it weighed when it happened; whoever paid the first one pays this one, unless it happened at another time.
 create or replace function metering.record_replacement(
-  p_event metering.usage_events, p_json jsonb, p_new metering.parsed_event, p_occurred_at timestamptz, p_belongs_at timestamptz
+  p_event metering.usage_events, p_new metering.parsed_event, p_occurred_at timestamptz, p_belongs_at timestamptz
 )
 returns metering.usage_events
 language sql
@@ -363,8 +362,8 @@ as $$
   )
   select
     p_event.organization_id, p_occurred_at, p_event.source, p_new.id, case when p_belongs_at is null then 'usage' else 'adjustment' end,
-    p_new.event_name, p_new.quantity, p_new.quantity * w.weight, p_new.unit, p_new.user_id, p_json ->> 'workspace_id', p_new.resource_id,
-    p_new.request_id, p_new.dimensions, nullif(p_json -> 'context', 'null'), p_belongs_at,
+    p_new.event_name, p_new.quantity, p_new.quantity * w.weight, p_new.unit, p_new.user_id, p_new.workspace_id, p_new.resource_id,
+    p_new.request_id, p_new.dimensions, p_new.context, p_belongs_at,
     case
       when coalesce(p_belongs_at, p_occurred_at) = coalesce(p_event.belongs_at, p_event.occurred_at) then p_event.payer_user_id
       else billing.payer(o.billing_user_id, o.billing_start_at, coalesce(p_belongs_at, p_occurred_at))
@@ -395,8 +394,11 @@ declare
   v_late text := coalesce(p_event ->> 'late', p_late);
   v_event metering.usage_events := metering.take_event(p_organization_id, p_id, p_source, v_late, p_reason, p_key_id);
   v_organization_id uuid := v_event.organization_id;
-  v_json jsonb := metering.amended_event(v_event, p_event);
-  v_new metering.parsed_event := (metering.parse_events(jsonb_build_array(v_json), v_organization_id, v_event.source, 'reject'))[1];
+  v_new metering.parsed_event := (
+    metering.parse_events(
+      jsonb_build_array(metering.amended_event(v_event, p_event)), v_organization_id, v_event.source, v_late, p_max_future
+    )
+  )[1];
   v_void_key uuid := metering.event_key(v_organization_id, 'void', v_event.id::text);
   v_done record;
   v_void record;
@@ -433,7 +435,7 @@ begin
 
     if cardinality(v_inserted) = 2 then
       v_void_id := metering.record_void(v_event, v_void.occurred_at, v_void.belongs_at);
-      v_replacement := metering.record_replacement(v_event, v_json, v_new, v_place.occurred_at, v_place.belongs_at);
+      v_replacement := metering.record_replacement(v_event, v_new, v_place.occurred_at, v_place.belongs_at);
       perform audit.append_for(
         p_key_id, p_caller, v_organization_id, 'usage_event.amended', 'usage_event', v_event.id::text,
         metering.told_of_event(v_event),
@@ -476,6 +478,6 @@ grant execute on function metering.find_event(uuid, text, text), metering.take_e
   metering.now_open(uuid), metering.record_void(metering.usage_events, timestamptz, timestamptz),
   metering.correction_of(metering.usage_events), metering.raise_amended(metering.usage_events, metering.usage_events),
   metering.told_of_event(metering.usage_events), metering.time_text(timestamptz), metering.amended_event(metering.usage_events, jsonb),
-  metering.record_replacement(metering.usage_events, jsonb, metering.parsed_event, timestamptz, timestamptz) to goldleaves_kernel;
+  metering.record_replacement(metering.usage_events, metering.parsed_event, timestamptz, timestamptz) to goldleaves_kernel;
 grant execute on function metering.void_event(uuid, text, text, text, text, uuid, jsonb),
   metering.amend_event(uuid, text, jsonb, text, text, text, uuid, jsonb, interval) to sidecar, platform_admin;

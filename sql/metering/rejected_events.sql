@@ -54,8 +54,17 @@ begin
 end;
 $$;
 
--- p_event: the event as it should have been, or null: as it was sent. Its source stays, and so does its organization, unless there is no
--- such one. p_late: 'reject', 'adjust', or null: as events of its source are taken. What is refused again stays open and says why.
+-- Whether it is a CloudEvent, which says its source itself.
+create or replace function metering.is_cloud_event(p_event jsonb)
+returns boolean
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$ select jsonb_typeof(p_event) = 'object' and p_event ? 'specversion' $$;
+
+-- p_event: the event as it should have been, or null: as it was sent. Its source stays, and so does its organization, unless that was what
+-- was wrong with it. p_late: 'reject', 'adjust', or null: as events of its source are taken. What is refused again stays open and says why.
 create or replace function metering.replay_rejected_event(p_organization_id uuid, p_id uuid, p_event jsonb, p_late text)
 returns table (outcome text, code text, message text)
 language plpgsql
@@ -66,20 +75,34 @@ as $$
 declare
   v_rejected metering.rejected_events := metering.take_rejected_event(p_id, p_organization_id);
   v_event jsonb := coalesce(p_event, v_rejected.event);
-  v_late text := coalesce(p_late, case when v_rejected.source in ('gateway', 'trigger') then 'adjust' else 'reject' end);
+  v_is_cloud_event boolean := metering.is_cloud_event(v_event);
   v_organization_id uuid := (select o.id from tenancy.organizations o where o.id = v_rejected.organization_id);
-  v_is_cloud_event boolean := v_event ? 'specversion';
+  -- Null where a CloudEvent named none, or one that is not its to name.
+  v_source text := case
+    when v_rejected.source = '' or metering.is_cloud_event(v_rejected.event) and v_rejected.source in ('gateway', 'trigger', 'void') then null
+    else v_rejected.source
+  end;
+  v_late text := coalesce(p_late, 'reject');
   v_answer jsonb;
 begin
   if v_late not in ('reject', 'adjust') then
     raise exception using errcode = 'PT400', message = 'INVALID_EVENT: late is "reject" or "adjust"';
   end if;
+  if v_is_cloud_event and v_event ->> 'source' <> v_source then
+    raise exception using
+      errcode = 'PT400',
+      message = format('INVALID_EVENT: this event came from source %s, which stays', v_source),
+      hint = 'Send it as a new event, and dismiss this one.';
+  end if;
+  if v_source in ('gateway', 'trigger') then
+    v_late := 'repair';
+  end if;
 
   begin
     v_answer := (
       metering.ingest_batch(
-        jsonb_build_array(v_event), null, array[v_organization_id], array[v_rejected.source], array[v_is_cloud_event],
-        array[metering.late_of_body('[]', v_late)], interval '5 minutes'
+        jsonb_build_array(v_event), null, array[v_organization_id], array[coalesce(v_source, 'api')], array[v_is_cloud_event], array[v_late],
+        '5 minutes'
       )
     )[1];
     outcome := case
@@ -101,14 +124,26 @@ begin
 
   if outcome <> 'rejected' then
     perform metering.resolve_rejected_event(
-      v_rejected, 'replayed',
-      coalesce(v_organization_id, tenancy.find_organization(v_event ->> case when v_is_cloud_event then 'subject' else 'organization_id' end)),
+      v_rejected, 'replayed', coalesce(v_organization_id, metering.organization_of(v_event)),
       jsonb_build_object('outcome', outcome, 'mended', v_event <> v_rejected.event),
       jsonb_build_object('event_id', v_event ->> 'id', 'source', v_rejected.source)
     );
   end if;
   return next;
 end;
+$$;
+
+-- Which organization an event that was accepted has named.
+create or replace function metering.organization_of(p_event jsonb)
+returns uuid
+language sql
+stable
+set search_path = ''
+as $$
+  select case
+    when metering.is_cloud_event(p_event) then tenancy.find_organization(p_event ->> 'subject')
+    else (p_event ->> 'organization_id')::uuid
+  end
 $$;
 
 create or replace function metering.dismiss_rejected_event(p_organization_id uuid, p_id uuid, p_reason text)
@@ -133,7 +168,7 @@ $$;
 
 alter function metering.replay_rejected_event(uuid, uuid, jsonb, text) owner to goldleaves_kernel;
 alter function metering.dismiss_rejected_event(uuid, uuid, text) owner to goldleaves_kernel;
-grant execute on function metering.take_rejected_event(uuid, uuid),
+grant execute on function metering.take_rejected_event(uuid, uuid), metering.is_cloud_event(jsonb), metering.organization_of(jsonb),
   metering.resolve_rejected_event(metering.rejected_events, text, uuid, jsonb, jsonb) to goldleaves_kernel;
 grant execute on function metering.replay_rejected_event(uuid, uuid, jsonb, text), metering.dismiss_rejected_event(uuid, uuid, text)
   to platform_admin;
