@@ -17,19 +17,27 @@ from api.release.errors import MigrationError
 
 _VOCABULARY = (Path(__file__).parent / "vocabulary.sql").read_text()
 
-# A reason stands in the comment of the object, on a line of its own: `goldleaves lint <rule>: <reason>`.
+# All rules are one statement, so that the words are looked up once. A reason stands in the comment of the object, on a
+# line of its own: `goldleaves lint <rule>: <reason>`.
 _FINDINGS = """
-select finding.object, finding.what, finding.mend,
-  (regexp_match(comment.text, '^goldleaves lint ' || {rule} || ': *(.+)$', 'n'))[1]
-from (
-{query}
-) as finding
+, finding as (
+{rules}
+)
+select finding.rule, finding.object, finding.what, finding.mend,
+  (regexp_match(comment.text, '^goldleaves lint ' || finding.rule || ': *(.+)$', 'n'))[1]
+from finding
 cross join lateral (
   select coalesce(
     obj_description(finding.id, finding.class::name), shobj_description(finding.id, finding.class::name)
   ) as text
 ) as comment
-order by finding.object, finding.what
+order by finding.position, finding.object, finding.what
+"""
+_OF_RULE = """
+select {position} as position, '{rule}'::text as rule, one.object, one.what, one.mend, one.id, one.class
+from (
+{query}
+) as one
 """
 
 
@@ -76,11 +84,16 @@ def examine(conn: Connection, only: Iterable[str] = ()) -> Report:
             raise MigrationError("Nothing was migrated here yet. Run `goldleaves migrate` first.")
         facts = sql.Literal(json.dumps(predicates(conn))).as_string(conn)
         vocabulary = _VOCABULARY.replace(":predicates", facts)
-        for rule in named(only):
-            query = _FINDINGS.format(rule=f"'{rule.name}'", query=rule.query)
-            for subject, what, mend, reason in cursor.execute((vocabulary + query).encode()).fetchall():
-                if reason is None:
-                    report.findings.append(Finding(rule.name, rule.level, subject, what, rule.why, mend))
-                else:
-                    report.exemptions.append(Exemption(rule.name, subject, reason))
+        rules = {rule.name: rule for rule in named(only)}
+        queries = [
+            _OF_RULE.format(position=position, rule=rule.name, query=rule.query)
+            for position, rule in enumerate(rules.values())
+        ]
+        query = vocabulary + _FINDINGS.format(rules="union all".join(queries))
+        for name, subject, what, mend, reason in cursor.execute(query.encode()).fetchall():
+            if reason is None:
+                rule = rules[name]
+                report.findings.append(Finding(name, rule.level, subject, what, rule.why, mend))
+            else:
+                report.exemptions.append(Exemption(name, subject, reason))
     return report
