@@ -22,6 +22,7 @@ _TRANSACTION = re.compile(
 )
 # END is COMMIT, too, but for the one that ends a body.
 _END = re.compile(r"\bbegin\s+atomic\b|(?:^|;)\s*end\b(?=\s*(?:work\b|transaction\b|and\b|;|$))", re.IGNORECASE)
+_VIEW = re.compile(r"^create\s+(or\s+replace\s+)?view\b", re.IGNORECASE | re.MULTILINE)
 _SCHEMA_GRANT = re.compile(r"(?:^|;)\s*(?:grant|revoke)\b[^;]*\bon\s+schema\b", re.IGNORECASE)
 
 
@@ -39,10 +40,7 @@ class Tree:
         Raises MigrationError for a policy file not named after a table.
         """
         found = sorted(
-            path
-            for folder in ("sql", "policies")
-            for path in (root / folder).rglob("*.sql")
-            if not path.name.startswith(".")
+            path for folder in ("sql", "policies") for path in (root / folder).rglob("*.sql") if not is_draft(path.name)
         )
         if not found:
             raise MigrationError(f"there is nothing in {root / 'sql'}: is this the project's directory?")
@@ -62,7 +60,9 @@ class Tree:
 
     @property
     def api(self) -> list[str]:
-        return sorted(path for path in self.files if path.startswith(API))
+        """Views first: functions return their rows, and a file that misses what it needs starts everything over."""
+        paths = [path for path in self.files if path.startswith(API)]
+        return sorted(paths, key=lambda path: (_VIEW.search(self.files[path]) is None, path))
 
     @property
     def policies(self) -> list[str]:
@@ -76,6 +76,11 @@ class Tree:
     def fingerprint(self) -> str:
         lines = "".join(f"{path}\0{digest}\n" for path, digest in sorted(self.hashes.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def is_draft(path: str) -> bool:
+    """Whether it is what an editor keeps beside a file, which is never released."""
+    return Path(path).name.startswith(".")
 
 
 def refuse_transaction_commands(path: str, text: str) -> None:

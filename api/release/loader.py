@@ -125,14 +125,15 @@ class _Leave(Exception):
 
 
 class _Order:
-    """The order in which files run: by path, those that missed something last."""
+    """The order in which files run: as they are listed, those that missed something last."""
 
     def __init__(self) -> None:
         self._missed: dict[str, tuple[int, _FileError]] = {}
 
     def of(self, paths: Iterable[str]) -> list[str]:
+        """Of `paths`, which are in the order that they have as long as nobody misses anything."""
         late = list(self._missed)
-        return sorted(paths, key=lambda path: (late.index(path) if path in late else -1, path))
+        return sorted(paths, key=lambda path: late.index(path) if path in late else -1)
 
     def put_off(self, path: str, ran_before: int, error: _FileError) -> None:
         """Raises _Again, or MigrationError naming all that miss something when putting off has not got us further."""
@@ -391,6 +392,7 @@ class _Load:
         self.dropped: list[str] = []
         self.removed: set[str] = set()  # to be made anew, or dropped if no file does
         self.manifest: dict[str, list[str]] = {}
+        self.written: set[tuple[Ref, str]] = set()  # until now, by this transaction
 
     def run(self) -> LoadReport:
         files, given_up = self._changed_policies()
@@ -484,6 +486,7 @@ class _Load:
         # Of all files at once, since an object may have moved from one to another.
         catalog.reset(self.conn, self._made_before([*changed, *self._gone_paths()]))
         self.manifest = {path: self.release.objects.get(path, []) for path in self.tree.domains if path not in changed}
+        self.written = catalog.written(self.conn)
         for path in self.order.of(changed):
             self._run_domain_file(path, changed)
         catalog.restore(self.conn, lost)
@@ -491,6 +494,7 @@ class _Load:
         if self.tree.api:
             self.conn.execute("create schema api authorization goldleaves_owner")
             catalog.let_kernel_create(self.conn, True)
+        self.written = catalog.written(self.conn)
         for path in self.order.of(self.tree.api):
             self._run_and_claim(path)
 
@@ -512,15 +516,15 @@ class _Load:
         return [self.existing[name] for name in sorted(names) if name in self.existing]
 
     def _run_and_claim(self, path: str) -> None:
-        before = catalog.touched(self.conn)
         try:
             self._run_file(path)
         except _FileError as error:
             if isinstance(error.__cause__, _MISSING):
                 self.order.put_off(path, len(self.loaded), error)
             raise
+        before, self.written = self.written, catalog.written(self.conn)
         claimed = {name for names in self.manifest.values() for name in names}
-        made = {name for name, _ in catalog.touched(self.conn) - before}
+        made = catalog.identities(self.conn, {ref for ref, _ in self.written - before})
         self.manifest[path] = sorted(made - claimed)
 
     def _run_file(self, path: str) -> None:
@@ -601,10 +605,11 @@ class _Load:
 
     def _load_policies(self, files: list[str], given_up: list[str]) -> None:
         policies.clear_existing(self.conn, given_up)
+        before = states.tables(self.conn, map(table_of, files))
         for path in files:
-            policies.make_new(self.conn, path)
+            policies.make_new(self.conn, path, before.get(table_of(path)))
             self._run_file(path)
-            policies.align_partitions(self.conn, table_of(path))
+        policies.align_partitions(self.conn, map(table_of, files))
 
     def _overwrite_objects(self) -> None:
         """Put back what no policy file speaks of, as it was released; what no release knows goes."""
@@ -627,23 +632,31 @@ class _Load:
         """Check every function body of ours. Raises MigrationError that names each broken one and its file."""
         self.conn.execute("set local check_function_bodies = on")
         now = catalog.objects(self.conn)
-        broken = [
-            problem
+        made = [
+            (path, name, now[name])
             for path, names in sorted(self.manifest.items())
             for name in names
-            if name.startswith("function ") and (problem := self._problem_with(path, name, now[name]))
+            if name.startswith("function ")
+        ]
+        if self._error_of([ref for _, _, ref in made]) is None:
+            return
+        broken = [
+            explain(error, path, self.tree.files[path], name)
+            for path, name, ref in made
+            if (error := self._error_of([ref])) is not None
         ]
         if broken:
             raise MigrationError("\n".join(broken))
 
-    def _problem_with(self, path: str, name: str, ref: Ref) -> str | None:
+    def _error_of(self, functions: list[Ref]) -> psycopg.Error | None:
+        """What the server says of the first that is broken."""
         try:
             with self.conn.transaction():
-                self.conn.execute(catalog.VALIDATE, [ref.id])
+                self.conn.execute(catalog.VALIDATE, [[ref.id for ref in functions]])
         except psycopg.Error as error:
             if is_busy(error):
                 raise
-            return explain(error, path, self.tree.files[path], name)
+            return error
         return None
 
 

@@ -6,7 +6,7 @@ changed it by hand, perhaps at three in the morning for a good reason: `api.rele
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -104,13 +104,12 @@ def clear_existing(conn: Connection, tables: list[str]) -> None:
         clear(conn, table)
 
 
-def make_new(conn: Connection, path: str) -> None:
+def make_new(conn: Connection, path: str, state: Live | None) -> None:
     """Make the table of a policy file as if nothing had ever been said of it, so that the file alone decides.
 
-    Raises MigrationError when there is no such table.
+    `state` is what it is now. Raises MigrationError when there is no such table.
     """
     table = table_of(path)
-    state = states.tables(conn, [table]).get(table)
     if state is None:
         raise MigrationError(f"{path}: there is no table {table}. If a migration makes it, run `goldleaves migrate`")
     if state["owner"] != "goldleaves_owner":
@@ -119,17 +118,17 @@ def make_new(conn: Connection, path: str) -> None:
     _switch(conn, table, on=False, forced=False)
 
 
-def align_partitions(conn: Connection, table: str) -> None:
-    """Protect partitions as their table is, where somebody has changed that: they are reached through it alone."""
-    state = states.tables(conn, [table])[table]
-    for partition, strange in state.get("partitions", {}).items():
-        if "owner" in strange:
-            _give_to_owner(conn, partition)
-        clear(conn, partition)
-        _switch(conn, partition, on=state["row security"], forced=state["forced row security"])
-        for trigger in strange.get("triggers off", []):
-            command = sql.SQL("alter table only {} enable trigger {}")
-            conn.execute(command.format(_identifier(partition), sql.Identifier(trigger)))
+def align_partitions(conn: Connection, tables: Iterable[str]) -> None:
+    """Protect partitions as their tables are, where somebody has changed that: they are reached through those alone."""
+    for state in states.tables(conn, tables).values():
+        for partition, strange in state.get("partitions", {}).items():
+            if "owner" in strange:
+                _give_to_owner(conn, partition)
+            clear(conn, partition)
+            _switch(conn, partition, on=state["row security"], forced=state["forced row security"])
+            for trigger in strange.get("triggers off", []):
+                command = sql.SQL("alter table only {} enable trigger {}")
+                conn.execute(command.format(_identifier(partition), sql.Identifier(trigger)))
 
 
 def _switch(conn: Connection, table: str, *, on: bool, forced: bool) -> None:
