@@ -14,6 +14,8 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
+from api.stack.parts import PARTS
+from api.stack.processes import log_end
 from api.tokens import Role, mint_token
 from bench.stack import BenchStack, bench_stack, machine
 from soak.account import Account
@@ -50,7 +52,12 @@ def main() -> int:
         )
         faults = Faults(stack, load, account)
         started = time.monotonic()
-        _run(stack, load, faults, minutes * 60)
+        try:
+            _run(stack, load, faults, minutes * 60)
+        except Exception:
+            for part in PARTS:
+                console.print(f"\n{part}:\n{log_end(part, stack.stack.state)}", markup=False)
+            raise
         console.print(f"The load ended after {time.monotonic() - started:.0f} s. Waiting for the spool and rollups …")
         _drain(stack)
         return 0 if _report(stack, account, faults, tenants) else 1

@@ -18,6 +18,7 @@ import psutil
 import psycopg
 
 from api.stack.parts import PARTS
+from api.stack.postgres import prepare_cluster
 from api.stack.processes import await_end, find, members, start, stop, wait_until_ready
 from bench.stack import BenchStack
 from soak.account import Account, Usage
@@ -115,9 +116,12 @@ class Faults:
         return "disk full"
 
     def _start(self, *names: str) -> None:
-        parts = [self.stack.stack.part(name) for name in PARTS if name in names]
-        for part in parts:
-            wait_until_ready(part, start(part, self.stack.stack.state), self.stack.stack.state)
+        """As the supervisor does."""
+        stack = self.stack.stack
+        for part in (stack.part(name) for name in PARTS if name in names):
+            if part.name == "postgres" and (secrets := stack.state.read_secrets()) is not None:
+                prepare_cluster(stack.settings, stack.state, secrets, print)
+            wait_until_ready(part, start(part, stack.state), stack.state)
 
     def _dropped(self) -> int:
         for _ in range(100):
