@@ -1,5 +1,5 @@
-"""What a request is metered as: always `traffic.bytes`, and `api.request` where it is billed. Both are one record in the
-spool. Traffic of nobody whom we know is the platform's own.
+"""What a request is metered as: always `traffic.bytes`, and `api.request` where it is billed. Both are one record in
+the spool. Traffic of nobody whom we know is the platform's own.
 """
 
 from __future__ import annotations

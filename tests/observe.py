@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import httpx
 from psycopg import sql
 
+from api.stack.state import StateDir
 from tests.harness import Database, RunningStack
 from tests.sql_requests import Connection
 
@@ -92,6 +93,11 @@ def await_block(observer: Connection, waiting: Connection, holder: Connection) -
         return pids
 
     assert holder.info.backend_pid in eventually(blocking, lambda pids: holder.info.backend_pid in pids, seconds=60)
+
+
+def wait_until_shipped(state: StateDir) -> None:
+    """Postgres has what was asked before. Looked up on disk, since asking how much is left leaves a record itself."""
+    assert eventually(lambda: list(state.spool.glob("*.spool")), lambda left: not left) == []
 
 
 @contextmanager

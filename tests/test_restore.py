@@ -20,7 +20,7 @@ from api.stack.endpoints import SUPERUSER, postgres_url
 from api.stack.installations import binaries
 from tests.conftest import MAJOR, MakeOrganization, embedded_postgres, state_dir
 from tests.harness import Cluster, Database, Organization, RunningStack
-from tests.observe import assert_problem, eventually, metered_ids, spool_state
+from tests.observe import assert_problem, eventually, metered_ids, wait_until_shipped
 from tests.sql_requests import Caller, enter, request
 from tests.usage import Answer, event, finalize, ingest, moment, month, value
 
@@ -222,5 +222,5 @@ def test_the_gateway_keeps_what_it_metered_until_the_generation_begins(
         kept = {read.headers["X-Request-ID"], last}
         arrived = eventually(lambda: set(metered_ids(stack, organization.id)), lambda ids: kept <= ids)
         assert kept <= arrived
-        assert eventually(lambda: spool_state(stack)["pending_bytes"], lambda pending: pending == 0) == 0
+        wait_until_shipped(stack.state)
         assert client.post("/api/v1/documents", json={"title": "A document"}).status_code == 201

@@ -25,7 +25,7 @@ from api.spool import Spool, read_segment
 from api.stack.processes import find
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import RunningStack
-from tests.observe import eventually, metered_ids, spool_state
+from tests.observe import eventually, metered_ids, spool_state, wait_until_shipped
 from tests.test_spool_shipping import sidecar_cut_off
 
 ROOMY = 64 * 1024 * 1024
@@ -187,8 +187,7 @@ def test_without_descriptors_requests_are_metered_and_health_answers(
                     assert health.status_code in (200, 503), health.text
                     assert health.json()["spool"]["dropped"] == 0, health.text
                     time.sleep(0.15)  # long enough for a segment to be sealed
-        pending = eventually(lambda: spool_state(stack)["pending_bytes"], lambda pending: pending == 0)
-        assert pending == 0
+        wait_until_shipped(stack.state)
         assert set(asked) <= set(metered_ids(stack, organization.id))
 
 
@@ -224,8 +223,7 @@ def test_a_full_log_disk_fails_no_request_and_loses_no_record(
                 assert set(statuses) == {200}
                 dropped = spool_state(stack)["dropped"]
                 assert 0 < dropped < len(statuses)
-            pending = eventually(lambda: spool_state(stack)["pending_bytes"], lambda pending: pending == 0)
-            assert pending == 0
+            wait_until_shipped(stack.state)
             assert len(metered_ids(stack, organization.id)) == 1 + len(statuses) - dropped
         assert unlimited.state.log("sidecar").stat().st_size < LOG_BYTES + 4096, "the log was not full"
 
@@ -281,7 +279,7 @@ def test_what_postgres_turns_down_is_counted_and_logged_by_code(
         for each in [*events, {**event, "id": "three", "organization_id": str(uuid4())}]:
             assert spool.append(json.dumps(each).encode())
     stack.start()
-    assert eventually(lambda: spool_state(stack)["pending_bytes"], lambda pending: pending == 0) == 0
+    wait_until_shipped(stack.state)
     assert spool_state(stack)["rejected"] == 3
     lines = [json.loads(line) for line in stack.state.log("sidecar").read_text().splitlines()]
     (warning,) = (line for line in lines if line["event"] == "events_rejected")

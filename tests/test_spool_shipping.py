@@ -22,7 +22,7 @@ from api.spool import Spool
 from api.stack.processes import members
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Database, Organization, RunningStack
-from tests.observe import eventually, metered_ids, spool_state
+from tests.observe import metered_ids, spool_state, wait_until_shipped
 
 MEBIBYTE = 1024 * 1024
 
@@ -40,7 +40,7 @@ def test_a_segment_sent_twice_counts_once(stack: RunningStack, organization: Org
     again = segment.read_bytes()
     for _ in range(2):
         stack.start()
-        wait_until_shipped(stack)
+        wait_until_shipped(stack.state)
         assert not segment.exists()
         stack.stop()
         segment.write_bytes(again)
@@ -77,7 +77,7 @@ def test_what_postgres_refuses_is_kept_with_its_reason_and_costs_nobody_else(
     stack.stop()
     spooled(stack, [*good[:7], *list(refused)[:3], *good[7:30], *list(refused)[3:], *good[30:]])
     stack.start()
-    wait_until_shipped(stack)
+    wait_until_shipped(stack.state)
     assert sorted(metered_ids(stack, organization.id)) == sorted(keys)
     with stack.database.connect() as connection:
         kept = connection.execute("select code, message, event from metering.rejected_events").fetchall()
@@ -93,7 +93,7 @@ def test_a_torn_tail_costs_only_itself(stack: RunningStack, organization: Organi
     )
     segment.write_bytes(segment.read_bytes()[:-5])
     stack.start()
-    wait_until_shipped(stack)
+    wait_until_shipped(stack.state)
     assert sorted(metered_ids(stack, organization.id)) == ["first", "second"]
     assert segment.with_suffix(".damaged").exists()
 
@@ -121,7 +121,7 @@ def test_requests_go_on_while_nobody_takes_the_records(stack: RunningStack, orga
             process.wait(timeout=20)
         stack.stop()
         stack.start()
-    wait_until_shipped(stack)
+    wait_until_shipped(stack.state)
     assert {f"cut-off-{number}" for number in range(20)} <= set(metered_ids(stack, organization.id))
 
 
@@ -143,7 +143,7 @@ def test_a_full_spool_serves_on_and_says_so(open_stack: OpenStack, make_organiza
             assert 0 < state["dropped"] < len(statuses)
             assert state["pending_bytes"] <= MEBIBYTE
             assert httpx.get(f"{stack.gateway_url}/health", trust_env=False).status_code == 503
-        wait_until_shipped(stack)
+        wait_until_shipped(stack.state)
         assert len(metered_ids(stack, organization.id)) == 1 + len(statuses) - state["dropped"]
         with sidecar_known(stack, organization):
             assert spool_state(stack)["full"] is False
@@ -173,11 +173,6 @@ def spooled(stack: RunningStack, records: Iterable[bytes]) -> Path:
         segment = spool.oldest_sealed()
         assert segment is not None
         return segment.path
-
-
-def wait_until_shipped(stack: RunningStack) -> None:
-    pending = eventually(lambda: spool_state(stack)["pending_bytes"], lambda pending: pending == 0)
-    assert pending == 0
 
 
 @contextmanager

@@ -117,7 +117,8 @@ def test_what_is_killed_comes_back_and_nothing_acknowledged_is_lost(goldleaves: 
         asking.result()
 
     def metered() -> list[str]:
-        rows = execute(goldleaves.endpoints(), "select request_id from metering.usage_events where source = 'gateway'")
+        query = "select request_id from metering.usage_events where event_name = 'api.request'"
+        rows = execute(goldleaves.endpoints(), query)
         return [str(request_id) for (request_id,) in rows]
 
     counts = Counter(eventually(metered, set(acknowledged).issubset, seconds=WITHIN))
