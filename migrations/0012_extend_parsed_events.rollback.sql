@@ -1,4 +1,5 @@
 set local role goldleaves_owner;
+revoke usage on schema metering from monitor;
 alter type metering.parsed_event
   drop attribute request,
   drop attribute source,

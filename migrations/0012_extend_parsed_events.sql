@@ -9,4 +9,7 @@ alter type metering.parsed_event
   -- Recorded now when its period is finalized, instead of being turned down.
   add attribute adjusts boolean;
 
+-- To ask metering.repeated_events().
+grant usage on schema metering to monitor;
+
 reset role;

@@ -29,7 +29,19 @@ times = st.one_of(
     st.datetimes(datetime(2024, 1, 1), datetime(2027, 1, 1)).map(lambda at: at.isoformat() + "Z"),
     st.from_regex(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,20})?([Zz]|[+-]\d\d:\d\d)", fullmatch=True),
 )
-FIELDS = ("unit", "user_id", "resource_id", "request_id")
+FIELDS = ("unit", "user_id", "workspace_id", "resource_id", "request_id")
+NO_CONTEXTS: tuple[object, ...] = (
+    "project",
+    [],
+    {},
+    {"type": "task"},
+    {"type": None},
+    {"project": "Apollo"},
+    {"type": "project", "project": 5},
+    {"type": "project", "project": "x" * 201},
+    {"type": "project", "x" * 201: "Apollo"},
+    {"type": "other", **{str(number): "name" for number in range(8)}},
+)
 WRONG: tuple[object, ...] = (5, [], {}, True, "x" * 257)
 
 
@@ -233,6 +245,10 @@ def test_how_far_away_a_time_may_be(connection: Connection, organization: UUID, 
         ({"organization_id": "not one"}, "organization_id"),
         ({"organization_id": 5}, "organization_id"),
         ({"organization_id": "00000000-0000-7000-8000-000000000000"}, "organization_id"),
+        ({"quantity": -1, "event": "storage.bytes.other"}, "quantity"),
+        ({"quantity": -(10**18), "event": "storage.bytes"}, "quantity"),
+        *(({"context": context}, "context") for context in NO_CONTEXTS),
+        ({"late": "never"}, "late"),
         ({"dimensions": []}, "dimensions"),
         ({"dimensions": "{}"}, "dimensions"),
         ({"dimensions": {"a": "x" * 9000}}, "dimensions"),
@@ -264,6 +280,11 @@ def test_what_is_wrong_with_an_event_is_said(
         {"dimensions": {"a": [{"b": [None, 1.5, "ü"]}]}},
         {"dimensions": {"a": "x" * 7000}},
         {"time": None},
+        {"late": None},
+        {"context": None},
+        {"context": {"type": "other"}},
+        {"context": {"type": "project", "project": "ü" * 200, **{str(number): "" for number in range(6)}}},
+        {"quantity": -1, "event": "storage.bytes"},
         {"something": "else"},
     ]
     + [{field: right} for field in FIELDS for right in (None, "", "x" * 256, "ü" * 256)],
@@ -274,12 +295,21 @@ def test_what_is_right_is_accepted(connection: Connection, organization: UUID, c
 
 
 def test_an_event_is_stored_as_it_was_sent(connection: Connection, organization: UUID) -> None:
-    sent = {"unit": "GB", "user_id": "u|1", "resource_id": "r", "request_id": "q", "dimensions": {"a": {"b": 1}}}
+    sent = {
+        "unit": "GB",
+        "user_id": "u|1",
+        "workspace_id": "w",
+        "resource_id": "r",
+        "request_id": "q",
+        "dimensions": {"a": {"b": 1}},
+        "context": {"type": "project", "project": "Apollo"},
+    }
     with connection.transaction(force_rollback=True):
         ingest(connection, [event("whole", moment(1, days=1), name="n", quantity=1.25, **sent)], organization)
         found = connection.execute(
             """
-            select event_name, quantity, occurred_at, source, unit, user_id, resource_id, request_id, dimensions
+            select event_name, quantity, occurred_at, source,
+              unit, user_id, workspace_id, resource_id, request_id, dimensions, context
             from metering.usage_events where idempotency_key = 'whole'
             """
         ).fetchone()
@@ -347,3 +377,16 @@ def test_a_clock_that_is_wrong_costs_the_gateway_no_usage(
         [organization, f"skew-{years}"],
     ).fetchall()
     assert found == [(True, said.isoformat())]
+
+
+def test_a_meter_that_is_gone_allows_nothing_any_more(connection: Connection, organization: UUID) -> None:
+    with connection.transaction(force_rollback=True):
+        connection.execute("update metering.meters set deleted_at = now() where code = 'storage.bytes'")
+        problem = problem_with(connection, organization, event("a", name="storage.bytes", quantity=-1))
+    assert problem == "event 0: quantity is negative, and no meter of this event allows that"
+
+
+def test_an_event_alone_is_a_batch_of_one(connection: Connection, organization: UUID) -> None:
+    with connection.transaction(force_rollback=True):
+        answer = ingest(connection, '{"id": "alone", "event": "x", "quantity": 1}', organization)
+    assert (answer.accepted, answer.answered) == (1, 1)

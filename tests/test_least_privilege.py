@@ -36,7 +36,7 @@ SCHEMA_USAGE: Mapping[str, set[str]] = {
     "service": {"api", "tenancy"},
     "platform_admin": {"api", "tenancy", "app", "metering", "billing", "stripe", "audit"},
     "sidecar": {"tenancy", "metering", "audit", "ops"},
-    "monitor": set(),
+    "monitor": {"metering"},
     "authenticator": set(),
 }
 
@@ -146,6 +146,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "metering.receive_events",
         "metering.receive_group",
         "metering.record_rejection",
+        "metering.repeated_events",
         "metering.roll_up",
         "metering.split_events",
         "metering.take_storage_snapshots",
@@ -156,7 +157,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "ops.allowed_values",
     }
     | _CORRECTING,
-    "monitor": set(),
+    "monitor": {"metering.repeated_events"},
     "authenticator": set(),
 }
 

@@ -8,6 +8,7 @@ set search_path = ''
 as $$
 begin
   perform metering.ensure_partitions(now() - interval '2 months', now() + interval '3 months');
+  perform metering.forget_repeated_batches();
 end;
 $$;
 
