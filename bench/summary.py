@@ -1,0 +1,174 @@
+"""`python -m bench.summary`: the current period's summary of 5 million events against that of 50 thousand.
+
+The events are written straight into the table, over all hours of the period so far and many groups; the rollup takes
+them, which is timed, and the same number lies in the tail of both when the summaries are read.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+
+from bench.figures import Figure, at_most, print_figures
+from bench.pgbench import Pgbench
+from bench.rounds import Comparison, compare, show
+from bench.stack import BenchStack, bench_stack
+from bench.wrk import Wrk, require_wrk
+
+ROUNDS: Final = 5
+SECONDS: Final = 2
+MANY: Final = 5_000_000
+FEW: Final = 50_000
+TAIL: Final = 1_000  # events of each that are not rolled up
+CHUNK: Final = 250_000
+STATEMENTS: Final = 10  # a transaction
+TIMES: Final = 1.5
+MILLISECONDS: Final = 5.0
+
+_SUBJECT: Final = "{organization}|reader"
+
+# As quick as Postgres takes rows: what guards finalized periods is off, there are none.
+_FILL: Final = """
+  insert into metering.usage_events (
+    organization_id, occurred_at, source, event_name, quantity, user_id, dimensions, recorded_generation
+  )
+  select
+    %(organization)s, s.start + (now() - s.start) * (n::float8 / %(events)s), 'gateway', 'api.request', 1,
+    'user-' || n %% 100,
+    jsonb_build_object('endpoint', '/api/v1/e' || n %% 20, 'method', ('{GET,POST}'::text[])[1 + n %% 2]),
+    (select max(generation) from metering.generations)
+  from generate_series(%(first)s, %(last)s) n
+  cross join (select date_trunc('month', now(), 'UTC')) as s (start)
+"""
+
+
+def measure() -> list[Figure]:
+    """Raises RuntimeError when a summary is not what was written."""
+    require_wrk()
+    with bench_stack() as stack:
+        _pause_rollups(stack)
+        organizations = [_organization(stack, name) for name in ("many", "few")]
+        for organization, events in zip(organizations, (MANY, FEW), strict=True):
+            _fill(stack, organization, events)
+        stack.vacuum()
+        rollup = _roll_up(stack)
+        for organization in organizations:
+            _fill(stack, organization, TAIL)
+        _require_total(stack, organizations[0], MANY + TAIL)
+        many, few = organizations
+        return [rollup, _over_sql(stack, many, few), _over_postgrest(stack, many, few)]
+
+
+def _pause_rollups(stack: BenchStack) -> None:
+    """The sidecar would roll up meanwhile. Reads over PostgREST need none."""
+    stack.stop("sidecar")
+
+
+def _organization(stack: BenchStack, name: str) -> UUID:
+    """One with a member who may read."""
+    organization = stack.organization(name)
+    stack.value(
+        """
+        with reader as (insert into tenancy.users (subject) values (%s) returning id)
+        insert into tenancy.memberships (organization_id, user_id, role)
+        select %s, id, 'billing' from reader
+        returning 1
+        """,
+        _SUBJECT.format(organization=organization),
+        organization,
+    )
+    return organization
+
+
+def _fill(stack: BenchStack, organization: UUID, events: int) -> None:
+    with psycopg.connect(stack.database_url, autocommit=True) as connection:
+        connection.execute("set session_replication_role = replica")
+        connection.execute("set synchronous_commit = off")
+        connection.execute("select billing.ensure_period(%s, now())", [organization])
+        for first in range(1, events + 1, CHUNK):
+            last = min(first + CHUNK - 1, events)
+            values = {"organization": organization, "events": events, "first": first, "last": last}
+            connection.execute(_FILL, values)
+
+
+def _roll_up(stack: BenchStack) -> Figure:
+    """Everything that was written, in as many runs as it takes."""
+    rates: list[float] = []
+    taken, started = 0, perf_counter()
+    with psycopg.connect(stack.sidecar_database_url, autocommit=True) as connection:
+        behind = True
+        while behind:
+            before = perf_counter()
+            report: dict[str, Any] = (connection.execute("select metering.roll_up()").fetchone() or ({},))[0]
+            behind = bool(report["behind"])
+            if report["events"]:
+                rates.append(report["events"] / (perf_counter() - before))
+                taken += report["events"]
+    seconds = perf_counter() - started
+    if taken != MANY + FEW:
+        raise RuntimeError(f"{taken:,} events were rolled up of {MANY + FEW:,}")
+    spread = f"{min(rates):,.0f} to {max(rates):,.0f} a run"
+    print(f"\nRollup: {taken:,} events in {seconds:.0f} s, {taken / seconds:,.0f}/s ({spread})")
+    return Figure(f"rollup of {taken:,} events", f"{taken / seconds:,.0f} events/s ({spread})")
+
+
+def _require_total(stack: BenchStack, organization: UUID, expected: int) -> None:
+    bounds = "array[date_trunc('month', now(), 'UTC'), date_trunc('month', now(), 'UTC') + interval '1 month']"
+    query = f"select sum(quantity) from metering.measure(%s, {bounds})"  # noqa: S608 - a constant
+    if (total := stack.value(query, organization)) != expected:
+        raise RuntimeError(f"the summary says {total}, and {expected:,} were written")
+
+
+def _over_sql(stack: BenchStack, many: UUID, few: UUID) -> Figure:
+    def calling(organization: UUID) -> Pgbench:
+        major = stack.stack.settings.postgres_version
+        return Pgbench(major, stack.database_url, _script(organization), STATEMENTS, SECONDS, connections=1)
+
+    return _figure("over SQL", compare(ROUNDS, calling(many).run, calling(few).run))
+
+
+def _over_postgrest(stack: BenchStack, many: UUID, few: UUID) -> Figure:
+    def asking(organization: UUID) -> Wrk:
+        token = stack.token(_SUBJECT.format(organization=organization))
+        headers = (f"Authorization: Bearer {token}", f"X-Organization-ID: {organization}")
+        target = f"{stack.postgrest_url}/rpc/usage_summary"
+        return Wrk("summary", target, headers, seconds=SECONDS, connections=1)
+
+    return _figure("over PostgREST", compare(ROUNDS, asking(many).run, asking(few).run))
+
+
+def _figure(way: str, comparison: Comparison) -> Figure:
+    """Times, not rates: how long one summary takes."""
+    ours, reference = (1000 / rate for rate in (comparison.our_median, comparison.reference_median))
+    times = sorted(1 / ratio for ratio in comparison.ratios)
+    title = f"summary of {MANY:,} events, {way}"
+    show(title, comparison, "summaries/s", ("5 million", "50 thousand"))
+    return Figure(
+        title,
+        f"{ours:.2f} ms",
+        f"of {FEW:,} events, {reference:.2f} ms",
+        f"{median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})",
+        (at_most(" times", median(times), TIMES), at_most(" ms", ours, MILLISECONDS)),
+    )
+
+
+def _script(organization: UUID) -> str:
+    return "\n".join(
+        (
+            "begin;",
+            f"select tenancy.enter('{_SUBJECT.format(organization=organization)}', 'member', '{organization}', null);",
+            "set local role member;",
+            r"\startpipeline",
+            *("select * from api.usage_summary();" for _ in range(STATEMENTS)),
+            r"\endpipeline",
+            "commit;",
+        )
+    )
+
+
+if __name__ == "__main__":
+    print_figures(measure())
