@@ -332,6 +332,7 @@ VALUES = {
     "text[]": "'{data:read}'",
     "date": "'2020-01-01'",
     "numeric": "1",
+    "jsonb": "'{}'",
 }
 
 
