@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.auth import IdentityProvider, TokenVerifier
 from api.context import context_of
 from api.cors import AllowedOrigins
-from api.database import Database, DatabaseError
+from api.database import Database
 from api.docs import docs_routes
 from api.endpoints import Endpoints
 from api.gateway import Gateway
@@ -33,6 +33,7 @@ from api.observation import Observation
 from api.patience import Patience
 from api.refusals import Refusals
 from api.routes import REPORT_ROUTES, BillableRoutes, Targets
+from api.scheduler import Rollups, every_hour
 from api.sender import Sender
 from api.settings import Settings, SettingsError
 from api.spool import Spool
@@ -43,8 +44,6 @@ from api.usage import Usage
 
 log = structlog.get_logger(__name__)
 
-MAINTENANCE_SECONDS: Final = 3600.0
-MAINTENANCE_RETRY_SECONDS: Final = 10.0
 RESTART_SECONDS: Final = 1.0
 
 
@@ -58,7 +57,8 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     keys = ApiKeys(database, Exchange(settings.require("jwt_secret"), settings.jwt_algorithm, settings.jwt_audience))
     tenants = Tenants(database)
     postgrest = Upstream(settings.require("postgrest_url"))
-    metrics = Metrics(spool, database)
+    rollups = Rollups(database)
+    metrics = Metrics(spool, database, rollups)
     refusals = Refusals(database, metrics)
     token = settings.metrics_token
     show_metrics = metrics_endpoint(metrics, token.get_secret_value() if token is not None else None)
@@ -74,7 +74,9 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
         ]
         beside = [
             tasks.start("syncing", spool.keep_synced),
-            tasks.start("maintenance", lambda: _maintain(database)),
+            tasks.start("maintenance", lambda: every_hour("maintenance", database.maintain)),
+            tasks.start("storage-snapshots", lambda: every_hour("storage_snapshots", database.take_storage_snapshots)),
+            tasks.start("rollups", rollups.run),
             tasks.start("endpoints", lambda: endpoints.keep_read(database)),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
         ]
@@ -183,15 +185,3 @@ class Tasks:
             finally:
                 self._running[name] = False
             await asyncio.sleep(RESTART_SECONDS)
-
-
-async def _maintain(database: Database) -> None:
-    """Make partitions ahead, at start and every hour."""
-    while True:
-        pause = MAINTENANCE_SECONDS
-        try:
-            await database.maintain()
-        except DatabaseError as error:
-            log.warning("maintenance_failed", state=error.state, error=error.message or str(error))
-            pause = MAINTENANCE_RETRY_SECONDS
-        await asyncio.sleep(pause)

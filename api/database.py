@@ -318,6 +318,14 @@ class Database:
     async def maintain(self) -> None:
         await self._first(select(func.ops.maintain()))
 
+    async def take_storage_snapshots(self) -> None:
+        await self._first(select(func.metering.take_storage_snapshots()))
+
+    async def roll_up(self) -> dict[str, Any]:
+        """Roll up what is there to take, and say what came of it: see sql/metering/roll_up.sql."""
+        row = await self._first(select(func.metering.roll_up()))
+        return dict(row[0]) if row is not None else {}
+
     async def health(self) -> dict[str, Any]:
         """What is known of any schema: this call does not ask for ours."""
         async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):

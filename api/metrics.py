@@ -34,11 +34,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series be
 class Metrics:
     """A registry of its own, so that nothing is counted twice where several are made in one process."""
 
-    def __init__(self, spool: Spool, database: Database) -> None:
+    def __init__(self, spool: Spool, database: Database, *others: Collector) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Parts(spool, database))
         events = EventMetrics()
         self._registry.register(events)
+        for other in others:
+            self._registry.register(other)
         ProcessCollector(registry=self._registry)
         requests = Histogram(
             "goldleaves_request_duration_seconds",
