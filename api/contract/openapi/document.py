@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Final
 
 from api.contract.catalog import Catalog
-from api.contract.openapi import gateway, sidecar
+from api.contract.openapi import gateway, reports, sidecar
 from api.contract.openapi.components import COMPONENTS, Json, examples
 
 _READERS: Final = """
@@ -20,13 +20,14 @@ user may do is narrower, and the database shows every organization its own rows 
 
 
 def build_document(catalog: Catalog) -> Json:
+    of_gateway = gateway.paths(catalog.views, catalog.functions)
     title, _, description = (catalog.comment or "Goldleaves").partition("\n")
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version("goldleaves"), "description": description.strip() + _READERS},
         "servers": [{"url": "/", "description": "This gateway"}],
         "tags": [*gateway.tags(catalog.views), *sidecar.TAGS],
-        "paths": gateway.paths(catalog.views, catalog.functions) | sidecar.PATHS,
+        "paths": of_gateway | reports.paths(of_gateway) | sidecar.PATHS,
         "components": {
             **COMPONENTS,
             "examples": examples(),
