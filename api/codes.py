@@ -69,7 +69,10 @@ CODES: Final[Mapping[str, Code]] = {
         "Leave the period as it is. Send late usage again with a time in the open period.",
     ),
     "BODY_TOO_LARGE": Code(
-        413, "The body of POST /v1/events is larger than MAX_INGEST_BYTES.", "Send smaller batches."
+        413,
+        "The body of POST /v1/events is larger than MAX_INGEST_BYTES, compressed or not, or a line of NDJSON longer "
+        "than 1 MB. When details say that some of it was stored, that stays.",
+        "Send smaller batches. NDJSON in chunks, without Content-Length, may be of any length.",
     ),
     "CONVERSION_FAILED": Code(
         500,
@@ -158,7 +161,9 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "INVALID_BODY": Code(
         400,
-        'The body of POST /v1/events is not JSON that Postgres can hold, or neither an array nor {"events": […]}.',
+        "The body of POST /v1/events is not JSON that Postgres can hold, or neither an event, nor an array nor "
+        '{"events": […]}; '
+        "its gzip is damaged; or the headers of a CloudEvent cannot be read.",
         "Mend the body; details says what is wrong with it. Nothing of it was stored.",
     ),
     "INVALID_EMAIL": Code(400, "What is invited is not an e-mail address.", "Write it as in ada@example.com."),
@@ -417,8 +422,9 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "UNSUPPORTED_MEDIA_TYPE": Code(
         415,
-        "The body of POST /v1/events is not declared as JSON, or as compressed or in another charset than UTF-8.",
-        "Set Content-Type: application/json, and send it in UTF-8 without Content-Encoding.",
+        "The body of POST /v1/events is not declared as JSON, CloudEvents or NDJSON, or is compressed by another "
+        "coding than gzip, or in another charset than UTF-8.",
+        "Set Content-Type: application/json, or another one that the guide lists, and send it in UTF-8.",
     ),
     "USER_NOT_PROVISIONED": Code(
         403,

@@ -286,6 +286,8 @@ def test_more_batches_than_postgres_takes_in_are_sent_away_whole(
             blocker.execute("lock table metering.event_keys in access exclusive mode")
             sent = [pool.submit(backend.post, "/v1/events", json=batch(number)) for number in range(24)]
             assert eventually(lambda: sum(answer.done() for answer in sent), lambda done: done >= 22) == 22
+            small = backend.post("/v1/events", json={"id": "small", "event": "y", "quantity": 1})
+            assert_problem(small, 503, "INGEST_BUSY")
             blocker.rollback()
             answers = [answer.result(timeout=30) for answer in sent]
             refused = [answer for answer in answers if answer.status_code != 200]

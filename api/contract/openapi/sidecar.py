@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from api.contract.openapi.components import REQUEST_ID, SECURED, Json, refusals
@@ -33,8 +34,8 @@ _EVENT: Final[Json] = {
         "time": {
             "type": ["string", "null"],
             "format": "date-time",
-            "description": "When it happened: RFC 3339 with an offset, at most five years ago and not in the future. "
-            "Without it: when it arrives.",
+            "description": "When it happened: RFC 3339 with an offset, at most five years ago and not in the future, "
+            "but for what clocks differ by (EVENT_MAX_FUTURE). Without it: when it arrives.",
         },
         "organization_id": {
             "type": ["string", "null"],
@@ -44,11 +45,24 @@ _EVENT: Final[Json] = {
         },
         "unit": {**_TEXT, "description": "What `quantity` is in, for people."},
         "user_id": {**_TEXT, "description": "Who did it, by your id or ours."},
+        "workspace_id": {**_TEXT, "description": "The workspace in which it was done, by your id or ours."},
         "resource_id": {**_TEXT, "description": "What it happened to, such as the id of a document."},
         "request_id": {**_TEXT, "description": "The request that caused it."},
         "dimensions": {
             "type": ["object", "null"],
             "description": "Whatever else is worth keeping, at most 8 kB.",
+        },
+        "context": {
+            "type": ["object", "null"],
+            "description": "Where it happened, for people: `type` and names.",
+            "properties": {"type": {"enum": ["project", "workspace", "admin", "other"]}},
+            "additionalProperties": {"type": "string", "maxLength": 200},
+            "maxProperties": 8,
+        },
+        "late": {
+            "type": ["string", "null"],
+            "enum": ["adjust", "reject", None],
+            "description": "What to do when its period is finalized: refuse it, or count it in the open one.",
         },
     },
     "required": ["id", "event", "quantity"],
@@ -60,6 +74,8 @@ _REFUSED_EVENT: Final[Json] = {
         "id": {"type": ["string", "null"], "description": "The event's id; null when it has none."},
         "code": {"type": "string", "description": "A stable code."},
         "message": {"type": "string", "description": "Why, with the position in the batch where that helps."},
+        "index": {"type": "integer", "minimum": 0, "description": "Its position in the batch, from 0."},
+        "line": {"type": "integer", "minimum": 1, "description": "Its line, of NDJSON alone."},
     },
     "required": ["id", "code", "message"],
 }
@@ -80,8 +96,53 @@ _OUTCOME: Final[Json] = {
             "items": {"$ref": "#/components/schemas/RefusedEvent"},
             "description": "`INVALID_EVENT`, or `BILLING_PERIOD_LOCKED`: of a finalized period. Kept for the provider.",
         },
+        "conflicts_total": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "Of NDJSON, of which at most 1,000 conflicts are listed.",
+        },
+        "rejected_total": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "Of NDJSON, of which at most 1,000 rejected events are listed.",
+        },
     },
     "required": ["accepted", "duplicates", "conflicts", "rejected"],
+}
+
+_CLOUD_EVENT: Final[Json] = {
+    "type": "object",
+    "description": "A CloudEvent (1.0): `source` and `id` are its key, `type` is what happened. Attributes that are "
+    "not listed here, and further members of `data`, become dimensions.",
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "id": {"type": "string", "minLength": 1, "maxLength": 256},
+        "source": {"type": "string", "minLength": 1, "description": "Not `gateway` or `trigger`."},
+        "type": {"type": "string", "pattern": "^[A-Za-z0-9_.:-]{1,128}$"},
+        "time": {"type": ["string", "null"], "format": "date-time"},
+        "subject": {"type": ["string", "null"], "description": "The organization that used it: its id or slug."},
+        "data": {
+            "type": ["object", "null"],
+            "description": "`quantity` (1 when absent), `unit`, `user_id`, `workspace_id`, `resource_id`, "
+            "`request_id`, `context`, `late`, as in a UsageEvent.",
+        },
+    },
+    "required": ["specversion", "id", "source", "type"],
+}
+
+_CORRECTION: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "format": "uuid", "description": "Our id of the event that was corrected."},
+        "void_id": {"type": "string", "format": "uuid", "description": "The row that takes it back."},
+        "replacement_id": {
+            "type": "string",
+            "format": "uuid",
+            "description": "The row in its place, when it was amended.",
+        },
+        "already": {"type": "boolean", "description": "It had been done before, and was done once."},
+    },
+    "required": ["id", "void_id", "already"],
 }
 
 _STATUS: Final[Json] = {"type": "string", "enum": ["ok", "down"]}
@@ -162,6 +223,8 @@ _HEALTH: Final[Json] = {
 
 SCHEMAS: Final[Json] = {
     "UsageEvent": _EVENT,
+    "CloudEvent": _CLOUD_EVENT,
+    "Correction": _CORRECTION,
     "RefusedEvent": _REFUSED_EVENT,
     "IngestOutcome": _OUTCOME,
     "Health": _HEALTH,
@@ -177,11 +240,20 @@ _BATCH_EXAMPLE: Final = {
     "dimensions": {"format": "pdf"},
 }
 
+_CLOUD_EVENT_EXAMPLE: Final = {
+    "specversion": "1.0",
+    "id": "render-8f14e45f",
+    "source": "https://reports.example.com",
+    "type": "report.rendered",
+    "subject": "olga",
+    "data": {"quantity": 3, "unit": "page"},
+}
+
 _OUTCOME_EXAMPLE: Final = {
     "accepted": 1,
     "duplicates": 0,
     "conflicts": [],
-    "rejected": [{"id": "render-0", "code": "INVALID_EVENT", "message": "event 1: quantity is negative"}],
+    "rejected": [{"id": "render-0", "code": "INVALID_EVENT", "message": "event 1: quantity is negative", "index": 1}],
 }
 
 _HEALTH_EXAMPLE: Final = {
@@ -220,14 +292,28 @@ _SEND_EVENTS: Final[Json] = {
                         {
                             "type": "object",
                             "properties": {
-                                "events": {"type": "array", "items": {"$ref": "#/components/schemas/UsageEvent"}}
+                                "events": {"type": "array", "items": {"$ref": "#/components/schemas/UsageEvent"}},
+                                "late": {"type": ["string", "null"], "enum": ["adjust", "reject", None]},
                             },
                             "required": ["events"],
                         },
+                        {"$ref": "#/components/schemas/UsageEvent"},
                     ]
                 },
                 "example": [_BATCH_EXAMPLE],
-            }
+            },
+            "application/cloudevents+json": {
+                "schema": {"$ref": "#/components/schemas/CloudEvent"},
+                "example": _CLOUD_EVENT_EXAMPLE,
+            },
+            "application/cloudevents-batch+json": {
+                "schema": {"type": "array", "items": {"$ref": "#/components/schemas/CloudEvent"}},
+                "example": [_CLOUD_EVENT_EXAMPLE],
+            },
+            "application/x-ndjson": {
+                "schema": {"type": "string", "description": "A UsageEvent a line, of any number."},
+                "example": json.dumps(_BATCH_EXAMPLE),
+            },
         },
     },
     "responses": {
@@ -257,6 +343,112 @@ _SEND_EVENTS: Final[Json] = {
                 "REQUEST_TIMEOUT",
             )
         ),
+    },
+}
+
+
+_CORRECTION_PARAMETERS: Final[list[Json]] = [
+    {
+        "name": "id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1, "maxLength": 256},
+        "description": "The id that it was sent with, or the one that `usage_events` shows.",
+    },
+    {
+        "name": "source",
+        "in": "query",
+        "schema": {"type": "string", "default": "api"},
+        "description": "Where it came from: `api`, `gateway`, `trigger`, or the source of a CloudEvent.",
+    },
+    {
+        "name": "late",
+        "in": "query",
+        "schema": {"type": "string", "enum": ["reject", "adjust"], "default": "reject"},
+        "description": "What to do when its period is finalized: refuse, or correct it in the open one.",
+    },
+    {
+        "name": "reason",
+        "in": "query",
+        "schema": {"type": "string", "maxLength": 500},
+        "description": "Why, for the audit log.",
+    },
+    {"$ref": "#/components/parameters/RequestId"},
+]
+
+
+def _correction(operation: str, summary: str, description: str, *codes: str) -> Json:
+    return {
+        "tags": ["Usage events"],
+        "operationId": operation,
+        "summary": summary,
+        "description": f"{description} For the provider's backend, as `POST /v1/events`. Nothing is changed or "
+        "deleted: a row is added that takes the event back. Safe to send again.",
+        "security": SECURED,
+        "parameters": _CORRECTION_PARAMETERS,
+        "responses": {
+            "200": {
+                "description": "It is done, now or before.",
+                "headers": REQUEST_ID,
+                "content": {
+                    "application/json": {
+                        "schema": {"$ref": "#/components/schemas/Correction"},
+                        "example": _CORRECTION_EXAMPLE,
+                    }
+                },
+            },
+            **refusals(
+                (
+                    "INVALID_EVENT",
+                    "ORGANIZATION_REQUIRED",
+                    "INVALID_ENCODING",
+                    "INVALID_PATH",
+                    "NOT_A_MEMBER",
+                    "ROLE_REQUIRED",
+                    "SCOPE_REQUIRED",
+                    "ORGANIZATION_NOT_FOUND",
+                    "EVENT_NOT_FOUND",
+                    "EVENT_VOIDED",
+                    "EVENT_AMENDED",
+                    "BILLING_PERIOD_LOCKED",
+                    "DATABASE_BUSY",
+                    "DATABASE_UNAVAILABLE",
+                    "INGEST_BUSY",
+                    "JWKS_UNAVAILABLE",
+                    *codes,
+                )
+            ),
+        },
+    }
+
+
+_CORRECTION_EXAMPLE: Final = {
+    "id": "01a1fe89-501f-7683-b5cb-a8abcaa31de8",
+    "void_id": "01a1fe89-502d-73ef-a8dd-99e99ec1780a",
+    "already": False,
+}
+
+_VOID_EVENT: Final[Json] = _correction("void_event", "Take an event back", "As if it had not happened.")
+
+_AMEND_EVENT: Final[Json] = {
+    **_correction(
+        "amend_event",
+        "Replace an event",
+        "By the one in the body, which has an `id` of its own; what it leaves out is as it was.",
+        "INVALID_BODY",
+        "BODY_TOO_LARGE",
+        "UNSUPPORTED_MEDIA_TYPE",
+        "IDEMPOTENCY_CONFLICT",
+        "REQUEST_TIMEOUT",
+    ),
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": _EVENT["properties"], "required": ["id"]},
+                "example": {"id": "render-8f14e45f-2", "quantity": 4},
+            }
+        },
     },
 }
 
@@ -305,6 +497,7 @@ TAGS: Final[list[Json]] = [
 
 PATHS: Final[Json] = {
     "/v1/events": {"post": _SEND_EVENTS},
+    "/v1/events/{id}": {"delete": _VOID_EVENT, "put": _AMEND_EVENT},
     "/health": {"get": _GET_HEALTH},
     "/openapi.json": {"get": _GET_OPENAPI},
 }
