@@ -12,8 +12,8 @@ from api.lazy_commands import lazy_group
 COMMANDS: Final = {
     "up": "api.commands.stack",
     "down": "api.commands.stack",
-    "dev": "api.commands.stack",
-    "demo": "api.commands.stack",
+    "dev": "api.commands.play",
+    "demo": "api.commands.play",
     "status": "api.commands.stack",
     "token": "api.commands.access",
     "psql": "api.commands.access",

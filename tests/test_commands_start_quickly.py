@@ -20,7 +20,7 @@ from api.policies import cli as policies
 HEAVY = {"psycopg", "sqlalchemy", "yoyo", "httpx", "starlette", "uvicorn", "structlog"}
 
 
-@pytest.mark.parametrize("arguments", [["token", "--sub", "ann"], ["token", "--help"], ["psql", "--help"]])
+@pytest.mark.parametrize("arguments", [["token", "--sub", "ann"], ["token", "--help"], ["psql", "--help"], ["down"]])
 def test_what_is_asked_often_imports_little(arguments: list[str], tmp_path: Path) -> None:
     script = (
         "import sys\n"

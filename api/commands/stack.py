@@ -1,25 +1,18 @@
-"""`goldleaves up`, `down`, `dev`, `demo` and `status`."""
+"""`goldleaves up`, `down` and `status`."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from api.command_line import console, explain_errors
-from api.demo import play, running_venue, stack_venue
-from api.dev.session import develop
-from api.settings import Settings, load_settings
+from api.commands.whole_stack import stack_here, terminable
+from api.settings import Settings
 from api.stack.endpoints import Endpoints
-from api.stack.progress import Progress
 from api.stack.stack import Stack
 from api.stack.supervisor import NAME as SUPERVISOR
 
@@ -40,8 +33,8 @@ def up(
 
     Example:  GATEWAY_PORT=8080 goldleaves up
     """
-    stack = _stack()
-    with _terminable():
+    stack = stack_here()
+    with terminable():
         endpoints = stack.up()
         _say_where(stack, endpoints)
         if follow:
@@ -73,44 +66,8 @@ def down() -> None:
 
     Example:  goldleaves down
     """
-    if not _stack().down():
+    if not stack_here().down():
         console.print("Nothing was running.")
-
-
-@commands.command()
-@explain_errors
-def dev() -> None:
-    """Run the stack in the foreground, and reload what is saved in sql/, policies/, migrations/ and api/.
-
-    What cannot be loaded is shown with its line, and the last good version stays. Ctrl-C leaves the stack as it was.
-
-    Example:  goldleaves dev
-    """
-    with _terminable():
-        develop(console, _stack())
-
-
-@commands.command()
-@explain_errors
-def demo(
-    against: Annotated[
-        str | None, typer.Option(metavar="URL", help="A gateway that runs elsewhere, instead of the stack.")
-    ] = None,
-) -> None:
-    """Play one metered month against the real stack, as a short story.
-
-    Starts the stack when it is not running, and then stops it at the end. With --against it is played on the gateway at
-    that URL, whose JWT_SECRET has to be set here too: the people of the story sign in with it. One scene tries SQL, if
-    ADMIN_DATABASE_URL is set. New organizations stay there, each time.
-
-    Example:  goldleaves demo --against http://127.0.0.1:8000
-    """
-    if against is not None:
-        play(console, running_venue(against, load_settings()))
-        return
-    stack = _stack()
-    with _terminable(), stack.borrowed() as endpoints:
-        play(console, stack_venue(endpoints, stack.settings))
 
 
 @commands.command()
@@ -120,7 +77,7 @@ def status() -> None:
 
     Example:  goldleaves status
     """
-    stack = _stack()
+    stack = stack_here()
     parts = stack.status()
     table = Table("part", "state", "pid", "restarts", "url", box=None, pad_edge=False, header_style="bold")
     for part in parts:
@@ -146,24 +103,6 @@ def _look_after_supervisor(stack: Stack) -> None:
     console.print(
         f"supervisor: {'none' if pid is None else f'pid {pid}'}, log {stack.state.log(SUPERVISOR)}", soft_wrap=True
     )
-
-
-def _stack() -> Stack:
-    return Stack(load_settings(), Progress(console))
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the block like Ctrl-C does, so that what it started is stopped."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _health(settings: Settings) -> object | None:

@@ -13,10 +13,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import psycopg
-
 from api.settings import Settings
-from api.stack.endpoints import SUPERUSER, StackError, postgres_url, url_host
+from api.stack.endpoints import SUPERUSER, StackError, postgres_url
 from api.stack.installations import binaries, locale_arguments
 from api.stack.processes import Part, members
 from api.stack.state import Secrets, StateDir
@@ -102,19 +100,6 @@ def prepare_cluster(settings: Settings, state: StateDir, secrets: Secrets, tell:
 
 def superuser_url(settings: Settings, secrets: Secrets, database: str = "postgres") -> str:
     return postgres_url(SUPERUSER, secrets.postgres, settings.host, settings.postgres_port, database)
-
-
-def check_superuser(settings: Settings, state: StateDir, secrets: Secrets) -> None:
-    """Raise StackError when the secrets are not those of this database."""
-    try:
-        psycopg.connect(superuser_url(settings, secrets)).close()
-    except psycopg.OperationalError as error:
-        if "password authentication failed" not in str(error):
-            raise StackError(f"Cannot connect to Postgres on {url_host(settings.host)}: {error}") from None
-        raise StackError(
-            f"{state.secrets_file} is not the one that {state.data} was made with. "
-            f"Restore it, or remove {state.root} to start anew without the data."
-        ) from None
 
 
 def _run_initdb(major: int, target: Path, password_file: Path, user: str | None) -> None:

@@ -8,15 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 
-from api.migrations import migrate
 from api.settings import Settings
-from api.spool import records_left
-from api.stack import bootstrap
-from api.stack.endpoints import DATABASE, MIGRATOR, Endpoints, StackError, http_url, url_host
-from api.stack.parts import PARTS, database_url, jwt_secret, stack_parts
-from api.stack.postgres import check_superuser, prepare_cluster, require_own_data, superuser_url
+from api.stack.endpoints import DATABASE, Endpoints, StackError, http_url, url_host
+from api.stack.parts import PARTS, jwt_secret, stack_parts
+from api.stack.postgres import prepare_cluster, require_own_data, superuser_url
 from api.stack.processes import (
     Part,
     Record,
@@ -167,7 +163,7 @@ class Stack:
                 if members(name, self.state):
                     with self._progress.step(f"Stop {name}") as step:
                         stop(name, self.state)
-                        if name == "sidecar" and (left := records_left(self._spool())):
+                        if name == "sidecar" and (left := self._records_left()):
                             step.outcome = f"{left} usage records stay in the spool for the next start"
                     stopped.append(name)
                 self.state.record(name).unlink(missing_ok=True)
@@ -175,8 +171,10 @@ class Stack:
                 self.state.stack_file.unlink(missing_ok=True)
             return tuple(stopped)
 
-    def _spool(self) -> Path:
-        return self.settings.spool_dir or self.state.spool
+    def _records_left(self) -> int:
+        from api.spool import records_left  # part of the sidecar, which a command rarely needs
+
+        return records_left(self.settings.spool_dir or self.state.spool)
 
     def _clear_the_way(self, parts: tuple[Part, ...]) -> None:
         """Stop what is left of killed parts, and parts whose settings have changed. Then every port must be free.
@@ -226,15 +224,10 @@ class Stack:
             wait_until_ready(part, process, self.state)
 
     def _prepare_database(self, secrets: Secrets) -> None:
-        """Make the migrator and the database, migrate, and only then let anybody in."""
+        from api.stack.database import prepare_database  # all that migrates: only `up` has to wait for it
+
         with self._progress.step("Database") as step:
-            check_superuser(self.settings, self.state, secrets)
-            server_url = superuser_url(self.settings, secrets)
-            bootstrap.create_migrator(server_url, secrets.goldleaves_migrator)
-            bootstrap.create_database(server_url)
-            report = migrate(database_url(self.settings, MIGRATOR, secrets.goldleaves_migrator), self.settings)
-            bootstrap.set_passwords(server_url, secrets.of_services())
-            step.outcome = str(report)
+            step.outcome = str(prepare_database(self.settings, self.state, secrets))
 
     def _endpoints(self, secrets: Secrets) -> Endpoints:
         settings = self.settings
