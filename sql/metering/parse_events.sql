@@ -199,7 +199,7 @@ begin
             select
               r.*,
               case
-                when r.time in (r.written_time || 'Z', r.written_time || '+00:00') then r.cast_time
+                when r.time = r.written_time || 'Z' or r.time = r.written_time || '+00:00' then r.cast_time
                 else metering.parse_time(r.time)
               end as occurred_at,
               case
@@ -229,15 +229,12 @@ begin
                   e.event ->> 'time' as time,
                   case when v_careful = 0 then (e.event ->> 'time')::timestamptz end as cast_time
                 from (
-                  select i.*, p_are_cloud_events[i.request] as is_cloud_event
-                  from (
-                    select
-                      (o.number - 1)::integer as position,
-                      o.event,
-                      case when p_requests is null then 1 else p_requests[o.number] end as request
-                    from jsonb_array_elements(p_events) with ordinality as o (event, number)
-                    offset 0
-                  ) as i
+                  select
+                    (o.number - 1)::integer as position,
+                    o.event,
+                    case when p_requests is null then 1 else p_requests[o.number] end as request,
+                    p_are_cloud_events[case when p_requests is null then 1 else p_requests[o.number] end] as is_cloud_event
+                  from jsonb_array_elements(p_events) with ordinality as o (event, number)
                   offset 0
                 ) as e
                 offset 0
