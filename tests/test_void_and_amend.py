@@ -348,20 +348,7 @@ def test_nobody_corrects_events_of_another_organization(
     assert refusal(lambda: amend(sidecar, other, "theirs", body)) == "INVALID_EVENT"
     assert rows(superuser, other) == [theirs]
 
-    def key(bound_to: UUID | None, *scopes: str) -> UUID:
-        made: UUID = value(
-            superuser,
-            """
-            insert into tenancy.api_keys (kind, organization_id, name, prefix, key_sha256, scopes)
-            values ('provider', %s, 'Key', left(replace(gen_random_uuid()::text, '-', ''), 12), sha256('x'), %s)
-            returning id
-            """,
-            bound_to,
-            list(scopes),
-        )
-        return made
-
-    bound, free = key(other.id, "events:write"), key(None, "events:write")
+    bound, free = made_key(superuser, other.id), made_key(superuser, None)
     assert refusal(lambda: void(sidecar, organization, "theirs", key_id=bound)) == "NOT_A_MEMBER"
     nowhere = Organization(None, "", {})  # type: ignore[arg-type]
     assert refusal(lambda: void(sidecar, nowhere, "theirs", key_id=free)) == "ORGANIZATION_REQUIRED"
@@ -534,6 +521,35 @@ def test_a_void_that_meets_the_finalization_is_on_the_invoice_or_refused(
 
 
 # Who did it
+
+
+def made_key(superuser: Connection, bound_to: UUID | None) -> UUID:
+    made: UUID = value(
+        superuser,
+        """
+        insert into tenancy.api_keys (kind, organization_id, name, prefix, key_sha256, scopes)
+        values ('provider', %s, 'Key', right(gen_random_uuid()::text, 12), sha256('x'), '{events:write}')
+        returning id
+        """,
+        bound_to,
+    )
+    return made
+
+
+def test_a_tenant_is_told_the_providers_key_and_no_more(
+    database: Database, sidecar: Connection, superuser: Connection, organization: Organization
+) -> None:
+    ingest(sidecar, [event("a")], organization.id)
+    so_far, key = length(superuser, organization.id), made_key(superuser, None)
+    void(sidecar, organization, "a", key_id=key, caller=json.dumps({"ip": "192.0.2.7"}))
+    with database.connect("authenticator") as connection:
+        for caller, ip in (
+            (Caller("platform_admin", "staff"), "192.0.2.7"),
+            (Caller("member", organization["owner"].subject, str(organization.id)), None),
+        ):
+            with request(connection, caller):
+                [told] = entries(connection, organization.id, so_far)
+                assert (told.actor_type, told.actor_id, told.ip) == ("api_key", str(key), ip)
 
 
 def test_corrections_are_in_the_audit_log(

@@ -198,6 +198,20 @@ volatile
 set search_path = ''
 as $$ select uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) $$;
 
+-- Whether the provider's people did it, of whom tenants are told nothing more. Keys of the provider are theirs.
+create or replace function audit.is_providers(p_actor_type text, p_actor_id text)
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+  select case
+    when p_actor_type = 'api_key'
+      then exists (select from tenancy.api_keys k where k.id = p_actor_id::uuid and k.kind = 'provider')
+    else p_actor_type not in ('user', 'anonymous')
+  end
+$$;
+
 -- Links all entries of the transaction. What comes after, if somebody has set constraints immediate, is linked anew.
 create or replace function audit.link_pending()
 returns trigger
@@ -247,7 +261,7 @@ begin
     v_entry.hash := v_hash;
     insert into audit.log select v_entry.*;
     perform audit.set_apart(
-      v_chain_id, v_position, case when v_pending.actor_type in ('user', 'api_key', 'anonymous') then 'actor' else 'staff' end,
+      v_chain_id, v_position, case when audit.is_providers(v_pending.actor_type, v_pending.actor_id) then 'staff' else 'actor' end,
       v_actor_salt, v_pending.actor
     );
     perform audit.set_apart(v_chain_id, v_position, 'change', v_change_salt, v_pending.change);
@@ -265,7 +279,8 @@ alter function audit.link_pending() owner to goldleaves_kernel;
 
 grant execute on function audit.platform(), audit.current_actor(), audit.actor_of_sidecar(uuid, jsonb), audit.is_first_entry(),
   audit.hash_of(audit.log), audit.digest_of(bytea, jsonb), audit.no_hash(), audit.set_apart(uuid, bigint, text, bytea, jsonb),
-  audit.new_salt(), audit.append_for(uuid, jsonb, uuid, text, text, text, jsonb, jsonb, jsonb),
+  audit.new_salt(), audit.is_providers(text, text),
+  audit.append_for(uuid, jsonb, uuid, text, text, text, jsonb, jsonb, jsonb),
   audit.append(uuid, text, text, text, jsonb, jsonb, jsonb) to goldleaves_kernel;
 
 drop trigger if exists link_pending on audit.pending;
