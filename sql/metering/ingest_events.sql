@@ -16,6 +16,20 @@ as $$
   )
 $$;
 
+-- Of equal ids the first that may count, in the order in which keys are inserted. Without `set search_path`, so that it is inlined.
+create or replace function metering.countable(p_parsed metering.parsed_event[], p_locked integer[])
+returns setof metering.parsed_event
+language sql
+stable
+parallel safe
+as $$
+  select distinct on (e.organization_id, e.key) e.*
+  from pg_catalog.unnest(p_parsed) as e
+  where e.problem is null
+    and (e.adjusts or e.position not in (select pg_catalog.unnest(p_locked)))
+  order by e.organization_id, e.key, e.position
+$$;
+
 -- The core: a batch of one request, or of several that share its transaction. p_requests says of each event which request it came with
 -- (null: there is one); the arrays after it have an element a request, see metering.parse_batch().
 -- Membership in a list is asked with `in (select unnest(…))`, which is hashed: `= any (…)` compares with each element, and a batch
@@ -51,7 +65,8 @@ declare
   v_paid_by_users uuid[];
   v_months date[];
   v_locked integer[] := '{}';
-  v_new uuid[] := '{}';
+  v_new uuid[];  -- null: all that may count
+  v_accepted integer := 0;
 begin
   with named as (
     select
@@ -136,79 +151,78 @@ begin
     -- A UUID of version 7, whose random part is the event's key: random numbers cost a system call each, and keys are as rare.
     v_id_prefix := overlay(lpad(to_hex((extract(epoch from v_now) * 1000)::bigint), 12, '0') placing '-' from 9 for 0) || '-7';
 
-    -- Of equal ids the first that may count does. The keys arrive sorted: unsorted, overlapping batches of many writers deadlock.
-    -- No joins: nobody can say beforehand how many rows there are, and for a few a nested loop would be right.
-    with batch as materialized (
-      select distinct on (e.organization_id, e.key)
-        e.*,
-        case when e.is_locked then v_now else coalesce(e.occurred_at, v_now) end as counted_at,
-        case when e.is_locked then e.occurred_at end as belongs_at
-      from (
-        select p.*, p.position in (select unnest(v_locked)) as is_locked
-        from unnest(v_parsed) as p
-        where p.problem is null
-        offset 0
-      ) as e
-      where e.adjusts or not e.is_locked
-      order by e.organization_id, e.key, e.position
-    ),
-    inserted as (
+    -- Mostly all keys are new, and inserting them costs less when nobody looks first. Who meets one that is there takes all of its own
+    -- back, and looks. The keys arrive sorted: unsorted, overlapping batches of many writers deadlock.
+    begin
       insert into metering.event_keys (organization_id, key, fact, occurred_at)
-      select b.organization_id, b.key, b.fact, b.counted_at
-      from batch b
-      order by b.organization_id, b.key
-      on conflict do nothing
-      returning key
-    ),
-    stored as (
-      insert into metering.usage_events (
-        organization_id, occurred_at, id, source, idempotency_key, event_type, event_name, quantity, weighted_units, unit,
-        user_id, workspace_id, resource_id, request_id, dimensions, context, belongs_at, payer_user_id, recorded_generation
+      select c.organization_id, c.key, c.fact, case when c.position in (select unnest(v_locked)) then v_now else coalesce(c.occurred_at, v_now) end
+      from metering.countable(v_parsed, v_locked) as c;
+      get diagnostics v_accepted = row_count;
+    exception when unique_violation then
+      with inserted as (
+        insert into metering.event_keys (organization_id, key, fact, occurred_at)
+        select c.organization_id, c.key, c.fact, case when c.position in (select unnest(v_locked)) then v_now else coalesce(c.occurred_at, v_now) end
+        from metering.countable(v_parsed, v_locked) as c
+        on conflict do nothing
+        returning key
       )
-      select
-        b.organization_id,
-        b.counted_at,
-        (v_id_prefix || substr(b.key::text, 16, 4) || '8' || substr(b.key::text, 21))::uuid,
-        b.source,
-        b.id,
-        case when b.belongs_at is null then 'usage' else 'adjustment' end,
-        b.event_name,
-        b.quantity,
-        case
-          when b.event_name in (select unnest(v_weighted)) then b.quantity * (
-            select w.weight
-            from metering.weight_of(b.organization_id, b.event_name, coalesce(b.belongs_at, b.counted_at)) as w
-          )
-        end,
-        b.unit,
-        b.user_id,
-        b.workspace_id,
-        b.resource_id,
-        b.request_id,
-        b.dimensions,
-        b.context,
-        b.belongs_at,
-        case
-          when b.organization_id in (select unnest(v_paid_by_users)) then (
-            select billing.payer(o.billing_user_id, o.billing_start_at, coalesce(b.belongs_at, b.counted_at))
-            from tenancy.organizations o
-            where o.id = b.organization_id
-          )
-        end,
-        v_generation
-      from (select b.*, b.key in (select i.key from inserted i) as is_new from batch b offset 0) as b
-      where b.is_new
+      select coalesce(array_agg(i.key), '{}') into v_new from inserted i;
+      v_accepted := cardinality(v_new);
+    end;
+
+    insert into metering.usage_events (
+      organization_id, occurred_at, id, source, idempotency_key, event_type, event_name, quantity, weighted_units, unit,
+      user_id, workspace_id, resource_id, request_id, dimensions, context, belongs_at, payer_user_id, recorded_generation
     )
-    select coalesce(array_agg(i.key), '{}') into v_new from inserted i;
+    select
+      b.organization_id,
+      b.counted_at,
+      (v_id_prefix || substr(b.key::text, 16, 4) || '8' || substr(b.key::text, 21))::uuid,
+      b.source,
+      b.id,
+      case when b.belongs_at is null then 'usage' else 'adjustment' end,
+      b.event_name,
+      b.quantity,
+      case
+        when b.event_name in (select unnest(v_weighted)) then b.quantity * (
+          select w.weight
+          from metering.weight_of(b.organization_id, b.event_name, coalesce(b.belongs_at, b.counted_at)) as w
+        )
+      end,
+      b.unit,
+      b.user_id,
+      b.workspace_id,
+      b.resource_id,
+      b.request_id,
+      b.dimensions,
+      b.context,
+      b.belongs_at,
+      case
+        when b.organization_id in (select unnest(v_paid_by_users)) then (
+          select billing.payer(o.billing_user_id, o.billing_start_at, coalesce(b.belongs_at, b.counted_at))
+          from tenancy.organizations o
+          where o.id = b.organization_id
+        )
+      end,
+      v_generation
+    from (
+      select
+        c.*,
+        case when c.position in (select unnest(v_locked)) then v_now else coalesce(c.occurred_at, v_now) end as counted_at,
+        case when c.position in (select unnest(v_locked)) then c.occurred_at end as belongs_at
+      from metering.countable(v_parsed, v_locked) as c
+      where v_new is null or c.key in (select unnest(v_new))
+      offset 0
+    ) as b;
   end if;
 
-  if cardinality(v_new) < cardinality(v_parsed) then
+  if v_accepted < cardinality(v_parsed) then
     return metering.explain_batch(p_events, v_parsed, v_locked, v_new, v_now, cardinality(p_organization_ids));
   end if;
   return array(
     select metering.answer(count(e.request), 0, '[]', '[]')
     from generate_series(1, cardinality(p_organization_ids)) as r (request)
-    left join unnest(coalesce(p_requests, array_fill(1, array[cardinality(v_new)]))) as e (request) on e.request = r.request
+    left join unnest(coalesce(p_requests, array_fill(1, array[v_accepted]))) as e (request) on e.request = r.request
     group by r.request
     order by r.request
   );
@@ -225,11 +239,9 @@ volatile
 set search_path = ''
 as $$
   with accepted as materialized (
-    select distinct on (e.key) e.position
-    from unnest(p_parsed) as e
-    where e.key in (select unnest(p_new))
-      and (e.adjusts or e.position not in (select unnest(p_locked)))
-    order by e.key, e.position
+    select c.position
+    from metering.countable(p_parsed, p_locked) as c
+    where p_new is null or c.key in (select unnest(p_new))
   ),
   judged as materialized (
     select
@@ -392,7 +404,7 @@ $$;
 alter function metering.record_rejection(text, jsonb, text, text) owner to goldleaves_kernel;
 alter function metering.ingest_batch(jsonb, integer[], uuid[], text[], boolean[], text[], interval) owner to goldleaves_kernel;
 grant execute on function metering.explain_batch(jsonb, metering.parsed_event[], integer[], uuid[], timestamptz, integer),
-  metering.answer(bigint, bigint, jsonb, jsonb), metering.month_of(timestamptz) to goldleaves_kernel;
+  metering.countable(metering.parsed_event[], integer[]), metering.answer(bigint, bigint, jsonb, jsonb), metering.month_of(timestamptz) to goldleaves_kernel;
 grant execute on function metering.record_rejection(text, jsonb, text, text),
   metering.ingest_batch(jsonb, integer[], uuid[], text[], boolean[], text[], interval),
   metering.ingest_events(jsonb, uuid, text, text, interval), metering.events_of_body(jsonb), metering.late_of_body(jsonb, text)
