@@ -51,6 +51,7 @@ NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"access-control-request-method",
     b"access-control-request-headers",
     REQUEST_ID,
+    ORGANIZATION,
 }
 NOT_PASSED_ON: Final = HOP_BY_HOP | {b"date"}  # the server sends its own Date
 # PostgREST takes `cases%00…` for `cases`, which nobody is billed for, and writes the rest into its own headers.
@@ -91,8 +92,10 @@ class Gateway:
         _require_utf8(scope)
         body = RequestBody(scope, receive)
         # A write may be done whatever becomes of its client, so it runs to its end and is metered by its status.
-        hang_up = HangUp(body) if scope["method"] in READS else None
-        waiting = self._patience.begin()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        hang_up = HangUp(body, task) if scope["method"] in READS else None
+        waiting = self._patience.begin(task)
         try:
             await self._exchange(scope, path, body, send, waiting)
         except asyncio.CancelledError:
@@ -119,7 +122,8 @@ class Gateway:
         query: bytes = scope["query_string"]
         target = path + b"?" + query if query else path
         to_send = await body.to_send()
-        async with self._upstream.exchange(scope["method"], target, _request_headers(scope), to_send) as answer:
+        answer = await self._upstream.begin(scope["method"], target, _request_headers(scope), to_send)
+        try:
             waiting.end()
             if 200 <= answer.status < 300:
                 self._endpoints.learn(path)
@@ -137,6 +141,8 @@ class Gateway:
             while more:
                 chunk, more = await answer.read()
                 await send({"type": "http.response.body", "body": chunk, "more_body": more})
+        finally:
+            self._upstream.end(answer)
 
 
 class RequestBody:
@@ -184,9 +190,7 @@ class RequestBody:
 class HangUp:
     """Cancels the running exchange when the client goes away before it ends: nobody waits for what PostgREST does."""
 
-    def __init__(self, body: RequestBody) -> None:
-        exchange = asyncio.current_task()
-        assert exchange is not None  # noqa: S101
+    def __init__(self, body: RequestBody, exchange: asyncio.Task[None]) -> None:
         self._exchange = exchange
         self._body = body
         self._watcher: asyncio.Task[None] | None = None
@@ -227,7 +231,7 @@ def _require_utf8(scope: Scope) -> None:
     headers = scope["headers"]
     if not b"".join([value for _, value in headers]).isascii():
         for name, value in headers:
-            if name not in NOT_FORWARDED and name != ORGANIZATION and not _is_utf8(value):
+            if name not in NOT_FORWARDED and not _is_utf8(value):
                 raise problem("INVALID_ENCODING", f"the header {name.decode('ascii')} is not UTF-8")
     query: bytes = scope["query_string"]
     if ENCODED_NON_ASCII.search(query) and not _is_utf8(unquote_to_bytes(query)):
@@ -244,7 +248,8 @@ def _is_utf8(text: bytes) -> bool:
 
 def _request_headers(scope: Scope) -> Headers:
     context: RequestContext = context_of(scope)
-    dropped = NOT_FORWARDED | _named_in_connection(scope["headers"]) | {ORGANIZATION}
+    named = _named_in_connection(scope["headers"])
+    dropped = NOT_FORWARDED | named if named else NOT_FORWARDED
     headers = [header for header in scope["headers"] if header[0] not in dropped]
     preferences = [value for name, value in headers if name == PREFER]
     if len(preferences) > 1:  # SQL is shown only one header of a name, while PostgREST heeds them all

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 PATIENCE_SECONDS: Final = 5.0
 
@@ -20,9 +20,9 @@ class Patience:
         self._database_answers = database_answers
         self._probe: asyncio.Task[bool] | None = None
 
-    def begin(self) -> Waiting:
+    def begin(self, task: asyncio.Task[Any]) -> Waiting:
         """The task that runs starts to wait."""
-        return Waiting(self._answers)
+        return Waiting(self._answers, task)
 
     async def _answers(self) -> bool:
         """Asked once for all who want to know at the same time."""
@@ -34,9 +34,7 @@ class Patience:
 class Waiting:
     """Cancels the task that waits once the database does not answer."""
 
-    def __init__(self, answers: Callable[[], Awaitable[bool]]) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101
+    def __init__(self, answers: Callable[[], Awaitable[bool]], task: asyncio.Task[Any]) -> None:
         self._task = task
         self._answers = answers
         self._watcher: asyncio.Task[None] | None = None

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from uuid_utils import uuid7
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.cors import AllowedOrigins
 from api.errors import Problem, problem
@@ -39,6 +39,38 @@ class Phase(Enum):
     NOTHING = auto()
     HEAD = auto()
     BODY = auto()
+
+
+class HeadWithBody(asyncio.Transport):
+    """What an answer is written to: its head waits for the first of its body, which the application sends right behind
+    it. The two are one write for us, and one read for the client.
+    """
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport = transport
+        self._cycle = cycle
+        self._head: bytes | None = None
+        self._is_past = False
+
+    def write(self, data: bytes | bytearray | memoryview[int]) -> None:
+        if self._is_past:
+            self._transport.write(data)
+        elif self._head is not None:
+            self._is_past = True
+            self._transport.write(self._head + data)
+        elif self._cycle.response_started:
+            self._head = bytes(data)
+        else:  # 100 Continue
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._head is not None and not self._is_past:
+            self._is_past = True
+            self._transport.write(self._head)
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -116,6 +148,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":  # whose answers end with their heads
+            self.cycle.transport = HeadWithBody(self.transport, self.cycle)
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # the parser takes whatever follows for another protocol
         self._unfinished = 0

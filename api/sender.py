@@ -23,6 +23,9 @@ log = structlog.get_logger(__name__)
 SOURCE: Final = "gateway"
 BATCH_RECORDS: Final = 1000
 GATHER_SECONDS: Final = 0.1  # how long a first record waits for company
+# And while there are many: a batch costs Postgres milliseconds, whatever is in it.
+GATHER_MANY_SECONDS: Final = 0.4
+MANY_RECORDS: Final = 50
 FIRST_BACKOFF_SECONDS: Final = 0.1
 LONGEST_BACKOFF_SECONDS: Final = 5.0
 
@@ -35,6 +38,7 @@ class Sender:
         self._database = database
         self._count = count
         self._closing = asyncio.Event()
+        self._last_segment = 0  # how many records it had
 
     async def run(self) -> None:
         """Send what there is, oldest first. Returns when closing and nothing is left."""
@@ -49,7 +53,8 @@ class Sender:
                 continue
             if not self._closing.is_set():
                 await self._until_closing(self._spool.wait_for_records())
-                await self._until_closing(asyncio.sleep(GATHER_SECONDS))
+                is_busy = self._last_segment >= MANY_RECORDS
+                await self._until_closing(asyncio.sleep(GATHER_MANY_SECONDS if is_busy else GATHER_SECONDS))
             self._spool.seal()
             if self._closing.is_set() and self._spool.oldest_sealed() is None:
                 return
@@ -65,6 +70,7 @@ class Sender:
             await self._deliver(batch)
             segment.delivered += len(batch)
         self._spool.retire(segment, damaged)
+        self._last_segment = len(records)
 
     async def _deliver(self, batch: list[bytes]) -> None:
         """Until Postgres has answered for each event. A refused batch is halved until the bad event stands alone.

@@ -59,13 +59,19 @@ class Upstream:
         self, method: str, target: bytes, headers: Headers, body: bytes | Body | None = None
     ) -> AsyncIterator[Connection]:
         """Send a request and wait for the head of its response. Leaving early abandons the connection."""
-        head = self._head(method, target, headers, body)
-        connection = await self._begin(method, head, body)
+        connection = await self.begin(method, target, headers, body)
         try:
             yield connection
         finally:
-            if connection.end():
-                self._idle.append(connection)
+            self.end(connection)
+
+    async def begin(self, method: str, target: bytes, headers: Headers, body: bytes | Body | None = None) -> Connection:
+        """An exchange without the costs of a context manager: `end` has to follow."""
+        return await self._begin(method, self._head(method, target, headers, body), body)
+
+    def end(self, connection: Connection) -> None:
+        if connection.end():
+            self._idle.append(connection)
 
     async def _begin(self, method: str, head: bytes, body: bytes | Body | None) -> Connection:
         while True:

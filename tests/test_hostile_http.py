@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "Cookie that is not UTF-8": (CASES + b"Cookie: a=\xff\r\n\r\n", 400, "INVALID_ENCODING"),
     "Accept that is not UTF-8": (CASES + b"Accept: \xff\r\n\r\n", 400, "INVALID_ENCODING"),
     "NUL in the path": (b"GET /api/v1/cases%00 HTTP/1.1\r\n{member}\r\n", 400, "INVALID_PATH"),
-    "CR LF in the path": (b"GET /api/v1/cases%0D%0AX:%20y HTTP/1.1\r\n{member}\r\n", 404, "ROUTE_NOT_FOUND"),
+    "CR LF in the path": (b"GET /api/v1/cases%0D%0AX:%20y HTTP/1.1\r\n{member}\r\n", 400, "INVALID_PATH"),
     "space in the request line": (b"GET /api/v1/cases?a= b HTTP/1.1\r\n{member}\r\n", 400, "MALFORMED_REQUEST"),
     "line feeds alone": (b"GET /health HTTP/1.1\nHost: x\n\n", 400, "MALFORMED_REQUEST"),
     "header without a colon": (HEALTH + b"broken\r\n\r\n", 400, "MALFORMED_REQUEST"),
