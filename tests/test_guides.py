@@ -20,6 +20,7 @@ GUIDES = (
     "docs/frontend.md",
     "docs/dba.md",
     "docs/adopting.md",
+    "docs/events.md",
     "docs/operations.md",
     "README.md",  # stops the stack
 )
