@@ -31,10 +31,11 @@ from bench.wrk import Wrk, require_wrk
 
 ROUNDS: Final = 5
 SECONDS: Final = 2
+WARM_UP_SECONDS: Final = 2  # of sessions over SQL; those of the sidecar stay
 SMALL: Final = ((1, 1), (1, 8), (1, 32), (10, 8))  # events a batch, connections
 LARGE: Final = ((100, 4), (1000, 2), (1000, 8))
 EVENTS_A_ROUND: Final = 40_000  # in large batches
-REPEATED: Final = 100  # batches of 100 that are sent again and again
+REPEATED: Final = 10  # batches of 100 that are sent again and again
 
 SINGLES_A_SECOND: Final = 4_000
 SINGLES_MILLISECONDS: Final = 50
@@ -80,6 +81,7 @@ class _Events:
             statements=events,
             seconds=SECONDS,
             connections=connections,
+            warm_up=WARM_UP_SECONDS,
         )
         comparison = compare(ROUNDS, post, calling.run)
         self._require_stored(by_http, posting.answered * events)

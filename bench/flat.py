@@ -20,6 +20,7 @@ from bench.figures import Figure, at_least, keep, print_figures
 from bench.stack import BenchStack, bench_stack, when_and_where
 
 MILLIONS: Final = 20
+MILLION: Final = 1_000_000
 BATCH: Final = 1_000
 CONNECTIONS: Final = 2
 ORGANIZATIONS: Final = 20
@@ -51,7 +52,7 @@ def measure(millions: int) -> list[Figure]:
             ratio = rates[-1] / rates[min(1, million - 1)]
             print(f"{million:>4} million stored: {rates[-1]:>9,.0f} events/s, {ratio:.2f}", flush=True)
         stored = int(str(stack.value("select count(*) from metering.usage_events")))
-    if stored != millions * 1_000_000:
+    if stored != millions * MILLION:
         raise RuntimeError(f"{stored:,} events are stored")
     last = median(rates[-COMPARED:])
     ratios = sorted(rate / rates[1] for rate in rates[2:])
@@ -68,7 +69,7 @@ def measure(millions: int) -> list[Figure]:
 
 def _send(stack: BenchStack, organizations: list[UUID], million: int) -> float:
     """A million events. Returns events a second."""
-    batches = 1_000_000 // BATCH
+    batches = MILLION // BATCH
     with ExitStack() as opened, ThreadPoolExecutor(CONNECTIONS) as pool:
         sends = [[over_sql(stack, one, opened) for one in organizations[n::CONNECTIONS]] for n in range(CONNECTIONS)]
         started = perf_counter()
@@ -78,7 +79,7 @@ def _send(stack: BenchStack, organizations: list[UUID], million: int) -> float:
         ]
         for each in running:
             each.result()
-        return 1_000_000 / (perf_counter() - started)
+        return MILLION / (perf_counter() - started)
 
 
 def _send_batches(sends: list[Send], prefix: str, batches: range) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Final
 
 from api.stack.installations import binaries
@@ -24,6 +25,7 @@ class Pgbench:
     statements: int  # those of a run of the script that count
     seconds: int = 4
     connections: int = CONNECTIONS
+    warm_up: int = 0  # seconds before those, in which new sessions plan what they call
 
     def run(self) -> float:
         """Statements a second. Raises when one of them failed."""
@@ -32,11 +34,18 @@ class Pgbench:
             script.write_text(self.script)
             command = (
                 str(binaries(self.major) / "pgbench"),
-                *("--no-vacuum", "--protocol=prepared", f"--client={self.connections}", f"--time={self.seconds}"),
+                *(
+                    "--no-vacuum",
+                    "--protocol=prepared",
+                    f"--client={self.connections}",
+                    f"--time={self.warm_up + self.seconds}",
+                    "--progress=1",
+                ),
                 *(f"--file={script}", f"--dbname={self.database_url}"),
             )
             done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
-        rate = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
-        if done.returncode != 0 or rate is None:
+        reports = re.findall(r"^progress: ([\d.]+) s, ([\d.]+) tps", done.stderr, re.MULTILINE)
+        rates = [float(rate) for second, rate in reports if float(second) > self.warm_up + 0.5]
+        if done.returncode != 0 or not any(rates):
             raise RuntimeError(f"pgbench failed:\n{done.stdout}{done.stderr}")
-        return float(rate[1]) * self.statements
+        return mean(rates) * self.statements

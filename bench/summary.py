@@ -31,6 +31,8 @@ MILLISECONDS: Final = 5.0
 
 _SUBJECT: Final = "{organization}|reader"
 
+_PERIOD: Final = "select billing.ensure_periods(%s, date_trunc('month', now(), 'UTC'), now())"
+
 # As quick as Postgres takes rows: what guards finalized periods is off, there are none.
 _FILL: Final = """
   insert into metering.usage_events (
@@ -56,6 +58,7 @@ def measure() -> list[Figure]:
             _fill(stack, organization, events)
         stack.vacuum()
         rollup = _roll_up(stack)
+        stack.vacuum()
         for organization in organizations:
             _fill(stack, organization, TAIL)
         _require_total(stack, organizations[0], MANY + TAIL)
@@ -88,9 +91,7 @@ def _fill(stack: BenchStack, organization: UUID, events: int) -> None:
     with psycopg.connect(stack.database_url, autocommit=True) as connection:
         connection.execute("set session_replication_role = replica")
         connection.execute("set synchronous_commit = off")
-        connection.execute(
-            "select billing.ensure_periods(%s, date_trunc('month', now(), 'UTC'), now())", [organization]
-        )
+        connection.execute(_PERIOD, [organization])
         for first in range(1, events + 1, CHUNK):
             last = min(first + CHUNK - 1, events)
             values = {"organization": organization, "events": events, "first": first, "last": last}
