@@ -491,6 +491,29 @@ def test_what_is_finalized_is_corrected_on_the_open_period_or_not_at_all(
     assert (gone.quantity, b3.quantity, b3.event_type) == (-7, 6, "adjustment")
 
 
+def test_an_adjustment_is_taken_back_from_what_it_was_added_to(
+    sidecar: Connection, superuser: Connection, organization: Organization
+) -> None:
+    """Late usage counts in the open period, and so does its void: what it was there, it is no more."""
+    bounds = moment(0), moment(-1)
+    finalize(superuser, organization.id, month(1))
+    ingest(sidecar, [event("now", moment(0), name="parcel", quantity=10, user_id="ann")], organization.id)
+    before = measured(superuser, organization, *bounds)
+    late = event("late", moment(1, days=4), name="parcel", quantity=50, user_id="bob", late="adjust")
+    ingest(sidecar, [late], organization.id)
+    between = measured(superuser, organization, *bounds)
+    grown = [between[f"parcel.{aggregation}"] for aggregation in ("max", "unique", "sum")]
+    assert grown == [Decimal(50), Decimal(2), Decimal(60)]
+
+    void(sidecar, organization, "late")
+    for _ in range(2):
+        after = measured(superuser, organization, *bounds)
+        for code in before.keys() - {"parcel.weighted_sum"}:  # time goes on
+            assert after[code] == before[code], code
+        while value(sidecar, "select metering.roll_up()").get("events") != 0:
+            pass
+
+
 def test_a_void_that_meets_the_finalization_is_on_the_invoice_or_refused(
     database: Database, sidecar: Connection, superuser: Connection, make_organization: MakeOrganization
 ) -> None:

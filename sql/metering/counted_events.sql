@@ -54,6 +54,23 @@ as $$
   )
 $$;
 
+-- Whether a void is where the event is that it takes back. One of an adjustment is, in the open period; one of an event of a finalized
+-- period is not.
+create or replace function metering.is_beside_its_event(p_organization_id uuid, p_occurred_at timestamptz, p_corrects uuid)
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+  select exists (
+    select
+    from metering.usage_events o
+    where o.organization_id = p_organization_id
+      and o.occurred_at = p_occurred_at
+      and o.id = p_corrects
+  )
+$$;
+
 create or replace view metering.counted_events with (security_invoker) as
 select
   e.organization_id,
@@ -64,7 +81,7 @@ select
   e.billing_entity_id,
   e.event_type,
   e.corrects,
-  e.belongs_at,
+  l.belongs_at,
   -- For filters beyond what the meter keeps.
   e.dimensions,
   e.user_id,
@@ -84,7 +101,7 @@ select
       then metering.number_in(e.dimensions ->> substr(v.value, 12)) * case when e.event_type = 'void' then -1 else 1 end
   end as value,
   -- What a unique meter tells apart. A void of a finalized period takes no value away from the open one.
-  case when v.aggregation = 'unique' and (e.event_type <> 'void' or e.belongs_at is null) then
+  case when v.aggregation = 'unique' and (e.event_type <> 'void' or l.belongs_at is null) then
     metering.value_hash(
       case v.value
         when 'quantity' then trim_scale(abs(e.quantity))::text
@@ -113,6 +130,14 @@ select
     )
   end as groups
 from metering.usage_events e
+-- Of a void: null, unless what it takes back is in a finalized period.
+cross join lateral (
+  select
+    case
+      when e.event_type <> 'void' or e.belongs_at is null then e.belongs_at
+      when not metering.is_beside_its_event(e.organization_id, e.occurred_at, e.corrects) then e.belongs_at
+    end as belongs_at
+) as l
 -- By its own name, and by what it weighs. Two keys a row instead of an `or`, which no hash join takes.
 cross join lateral (
   values (e.event_name, true), (case when e.weighted_units is not null then '*' end, false)
@@ -149,7 +174,8 @@ where k.name is not null
   and (k.is_own or v.version is not null);
 
 grant select on metering.counted_events to goldleaves_kernel;
-grant execute on function metering.dimension(text, jsonb, text, text, text, text), metering.number_in(text), metering.value_hash(text),
+grant execute on function metering.is_beside_its_event(uuid, timestamptz, uuid),
+  metering.dimension(text, jsonb, text, text, text, text), metering.number_in(text), metering.value_hash(text),
   metering.passes(jsonb, jsonb, text, text, text, text) to goldleaves_kernel;
 
 -- Of all organizations or of one, what was recorded from one position on and before another (none: no end). Never by time or
