@@ -74,6 +74,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
         ]
         beside = [
             tasks.start("syncing", spool.keep_synced),
+            tasks.start("repeats", metrics.repeated_events.keep_read),
             tasks.start("maintenance", lambda: every_hour("maintenance", database.maintain)),
             tasks.start("storage-snapshots", lambda: every_hour("storage_snapshots", database.take_storage_snapshots)),
             tasks.start("rollups", rollups.run),

@@ -52,6 +52,11 @@ _INGEST_GROUP: Final = """
 _HEALTH: Final = select(func.ops.health())
 _NOTHING: Final = "select 1"
 _REJECT_LATE: Final = "reject"
+_REPEATED: Final = """
+  select source, organization_id, duplicates, conflicts, locked
+  from metering.repeated_events(make_interval(secs => %s))
+  limit %s
+"""
 _VOID: Final = "select metering.void_event(%s::uuid, %s, %s, %s, %s, %s::uuid, %s::jsonb)::text"
 _AMEND: Final = "select metering.amend_event(%s::uuid, %s, %s::jsonb, %s, %s, %s, %s::uuid, %s::jsonb, %s)::text"
 _NOTE_KEY_USE: Final = "select tenancy.note_key_use(%s::jsonb)"
@@ -86,6 +91,17 @@ class Correction:
     reason: str | None
     key_id: UUID | None
     caller: str  # as metering.void_event() takes it, as JSON text
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """How many events of a source an organization was sent again, or too late."""
+
+    source: str
+    organization_id: UUID
+    duplicates: int
+    conflicts: int
+    locked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +330,11 @@ class Database:
     async def record_refusals(self, refusals: str) -> None:
         """Add to the audit log. `refusals`: what audit.record_refusals() takes, as JSON text."""
         await self._first(_RECORD_REFUSALS, refusals)
+
+    async def repeated_events(self, within_seconds: float, most: int) -> list[Repeats]:
+        """Those who repeat the most first."""
+        rows = await self._rows(_REPEATED, within_seconds, most, within=QUICK_CALL_TIMEOUT_SECONDS)
+        return [Repeats(row[0], _uuid(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in map(tuple, rows)]
 
     async def maintain(self) -> None:
         await self._first(select(func.ops.maintain()))

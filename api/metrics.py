@@ -18,6 +18,7 @@ from api.codes import CODES, PASSED_ON
 from api.database import Database
 from api.errors import problem
 from api.event_metrics import EventMetrics
+from api.repeats import RepeatedEvents
 from api.spool import Spool
 
 METRICS_PATH: Final = "/metrics"
@@ -39,6 +40,8 @@ class Metrics:
         self._registry.register(_Parts(spool, database))
         events = EventMetrics()
         self._registry.register(events)
+        self.repeated_events = RepeatedEvents(database)
+        self._registry.register(self.repeated_events)
         for other in others:
             self._registry.register(other)
         ProcessCollector(registry=self._registry)

@@ -20,7 +20,7 @@ from tests.harness import Organization, RunningStack
 from tests.observe import assert_problem, eventually, metered_since
 
 TOKEN: Final = "scrape-0f8a6d1c47b29e35"
-UNITS: Final = ("_seconds", "_bytes", "_connections", "_in_use", "_total", "_alert")
+UNITS: Final = ("_seconds", "_bytes", "_connections", "_in_use", "_total", "_alert", "_events")
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -264,3 +264,20 @@ def test_labels_have_few_values_whatever_comes(tmp_path: Path) -> None:
         (steps,) = metrics._conversions.collect()
         assert len({sample.labels["step"] for sample in steps.samples}) <= MOST_STEPS + 2
         assert all(re.fullmatch("[a-z_]*", sample.labels["step"]) for sample in steps.samples)
+
+
+def test_who_repeats_is_named(stack: RunningStack, organization: Organization) -> None:
+    event = {"id": "again", "event": "job.done", "quantity": 1}
+    with stack.client("backend", role="service", org=organization.id) as backend:
+        for changes in ({}, {}, {}, {"quantity": 2}):
+            assert backend.post("/v1/events", json={**event, **changes}).status_code == 200
+    labels = {"organization": str(organization.id), "source": "api"}
+
+    def repeats() -> tuple[float, float]:
+        read = scrape(stack)
+        return (
+            value(read, "repeated_events", **labels, outcome="duplicate"),
+            value(read, "repeated_events", **labels, outcome="conflict"),
+        )
+
+    assert eventually(repeats, (2, 1).__eq__) == (2, 1)
