@@ -178,11 +178,11 @@ grant execute on function metering.is_beside_its_event(uuid, timestamptz, uuid),
   metering.dimension(text, jsonb, text, text, text, text), metering.number_in(text), metering.value_hash(text),
   metering.passes(jsonb, jsonb, text, text, text, text) to goldleaves_kernel;
 
--- Of all organizations or of one, what was recorded from one position on and before another (none: no end). Never by time or
+-- Of all organizations or of one, and of all meters or some, what was recorded from one position on and before another (none: no end). Never by time or
 -- organization: the planner cannot know how little that is, and would read a whole month for it.
 create or replace function metering.counted_by_position(
   p_from_generation integer, p_from_xid xid8, p_until_generation integer, p_until_xid xid8, p_organization_id uuid default null,
-  p_from timestamptz default '-infinity', p_until timestamptz default 'infinity'
+  p_from timestamptz default '-infinity', p_until timestamptz default 'infinity', p_meters text[] default null
 )
 returns setof metering.counted_events
 language plpgsql
@@ -199,13 +199,15 @@ begin
       and (e.recorded_generation, e.recorded_xid) < (coalesce(p_until_generation, 2147483647), coalesce(p_until_xid, '18446744073709551615'::xid8))
       and (p_organization_id is null or e.organization_id = p_organization_id)
       and e.occurred_at >= p_from
-      and e.occurred_at < p_until;
+      and e.occurred_at < p_until
+      and (p_meters is null or e.meter_code = any (p_meters));
 end;
 $$;
 
 -- Of one organization, what happened in a time and was recorded before a position (none: all).
 create or replace function metering.counted_by_time(
-  p_organization_id uuid, p_from timestamptz, p_until timestamptz, p_before_generation integer default null, p_before_xid xid8 default null
+  p_organization_id uuid, p_from timestamptz, p_until timestamptz, p_before_generation integer default null, p_before_xid xid8 default null,
+  p_meters text[] default null
 )
 returns setof metering.counted_events
 language plpgsql
@@ -222,9 +224,10 @@ begin
       and (
         p_before_generation is null
         or (e.recorded_generation, e.recorded_xid) < (p_before_generation, p_before_xid)
-      );
+      )
+      and (p_meters is null or e.meter_code = any (p_meters));
 end;
 $$;
 
-grant execute on function metering.counted_by_position(integer, xid8, integer, xid8, uuid, timestamptz, timestamptz),
-  metering.counted_by_time(uuid, timestamptz, timestamptz, integer, xid8) to goldleaves_kernel;
+grant execute on function metering.counted_by_position(integer, xid8, integer, xid8, uuid, timestamptz, timestamptz, text[]),
+  metering.counted_by_time(uuid, timestamptz, timestamptz, integer, xid8, text[]) to goldleaves_kernel;
