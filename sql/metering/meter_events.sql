@@ -210,7 +210,7 @@ begin
     ),
     string_agg(
       format(
-        E'      select %s as organization_id, %L as event_name, %s as quantity, left(%s::text, 256) as resource_id\n      from %s\n      where %s and not (%5$s >= 0 and %5$s < 1e18)',
+        E'      select %s as organization_id, %L as event_name, %s as quantity, left(%s::text, 256) as resource_id\n      from %s\n      where %s and not (%3$s >= 0 and %3$s < 1e18)',
         row_column.organization, k.event_name, k.quantity, row_column.id, v_rows, k.condition
       ),
       E'\n      union all\n' order by k.position
