@@ -250,6 +250,29 @@ def test_an_object_removed_from_its_file_is_dropped(loaded: Project) -> None:
     assert (loaded.exists("app.one"), loaded.exists("app.two")) == (False, True)
 
 
+RETURNED = {
+    "sql/app/a_totals.sql": function("app.weigh(p int)", "int", "select p * 2")
+    + "create or replace view app.totals as select app.weigh(1) as total;\n",
+    "sql/app/b_totals.sql": function("app.totals_of(p int)", "setof app.totals", "select * from app.totals")
+    + "create or replace view app.all_totals as select * from app.totals_of(1);\n",
+}
+
+
+def test_functions_that_return_the_rows_of_a_view_go_with_it(loaded: Project) -> None:
+    for path, text in RETURNED.items():
+        loaded.write(path, text)
+    loaded.migrate()
+    assert loaded.query("select * from app.all_totals") == [(2,)]
+    loaded.write("sql/app/a_totals.sql", RETURNED["sql/app/a_totals.sql"].replace("app.weigh(1)", "app.weigh(1)::text"))
+    assert loaded.migrate().dropped == ()
+    assert loaded.query("select * from app.all_totals") == [("2",)]
+    for path in RETURNED:
+        loaded.remove(path)
+    made = ("function app.totals_of(integer)", "function app.weigh(integer)", "view app.all_totals", "view app.totals")
+    assert loaded.migrate().dropped == made
+    assert loaded.query("select from pg_class where relname in ('totals', 'all_totals')") == []
+
+
 def test_an_object_that_moves_to_another_file_stays(loaded: Project) -> None:
     loaded.remove("sql/app/count_notes.sql")
     loaded.write("sql/app/a_new_home.sql", COUNT_NOTES)

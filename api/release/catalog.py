@@ -6,7 +6,7 @@ schema that goldleaves_owner owns, so nobody keeps a list of schemas.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -251,22 +251,48 @@ def api_members(conn: Connection) -> list[Ref]:
     return [Ref(class_id, oid) for class_id, oid in conn.execute(_API_MEMBERS)]
 
 
-def drop(conn: Connection, identities: Iterable[str]) -> list[PartitionTrigger]:
-    """Drop by identity, those of a kind in one statement so that their order does not matter. Never CASCADE.
-
-    Triggers of partitions go with their function. They are returned for `restore`.
-    """
-    names: dict[str, list[str]] = {}
-    for identity in sorted(identities):
-        kind, name = identity.split(" ", 1)
-        names.setdefault(kind, []).append(name)
-    rows = conn.execute(_PARTITION_TRIGGERS, {"functions": names.get("function", [])}).fetchall()
-    statements = [statement for _, statement, _ in rows]
-    statements += [f"drop trigger if exists {name}" for name in names.get("trigger", ())]
-    statements += [f"drop {word} if exists {', '.join(names[kind])}" for kind, word in _DROP_WORDS if kind in names]
-    for statement in statements:
+def drop(conn: Connection, wanted: Collection[str]) -> list[PartitionTrigger]:
+    """Drop by identity, never CASCADE. Triggers of partitions go with their function: they come back for `restore`."""
+    names = sorted(identity.split(" ", 1) for identity in wanted)
+    functions = [name for kind, name in names if kind == "function"]
+    rows = conn.execute(_PARTITION_TRIGGERS, {"functions": functions}).fetchall()
+    for statement in (
+        *(statement for _, statement, _ in rows),
+        *(f"drop trigger if exists {name}" for kind, name in names if kind == "trigger"),
+    ):
         conn.execute(statement.encode())
+    _drop_what_depends_first(conn, {name: ref for name, ref in objects(conn).items() if name in wanted})
     return [PartitionTrigger(f"function {function}", definition) for function, _, definition in rows]
+
+
+def _drop_what_depends_first(conn: Connection, left: dict[str, Ref]) -> None:
+    """Views call functions, and functions return the rows of views. Those of a kind go in one statement, in which their
+    order does not matter.
+    """
+    while left:
+        word, refs = _next_to_drop(conn, left)
+        names = ", ".join(name.split(" ", 1)[1] for name in sorted(refs))
+        conn.execute(f"drop {word} {names}".encode())
+        left = {name: ref for name, ref in left.items() if name not in refs}
+
+
+def _next_to_drop(conn: Connection, left: Mapping[str, Ref]) -> tuple[str, dict[str, Ref]]:
+    kinds = [
+        (word, {name: ref for name, ref in left.items() if name.startswith(f"{kind} ")}) for kind, word in _DROP_WORDS
+    ]
+    for word, refs in kinds:
+        if free := unblocked(conn, refs):
+            return word, free
+    return next((word, refs) for word, refs in kinds if refs)  # each holds another: the server says so
+
+
+def unblocked(conn: Connection, refs: Mapping[str, Ref]) -> dict[str, Ref]:
+    """Those that can be dropped together, with nothing else."""
+    free = dict(refs)
+    while found := blockers(conn, free.values()):
+        held = {blocker.target for blocker in found}
+        free = {name: ref for name, ref in free.items() if ref not in held}
+    return free
 
 
 def restore(conn: Connection, triggers: Iterable[PartitionTrigger]) -> None:

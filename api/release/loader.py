@@ -564,11 +564,7 @@ class _Load:
 
     def _drop_what_is_free(self) -> None:
         """Before `api` is rebuilt, so that its views cannot bind to a function that is about to go."""
-        free = self._leftovers()
-        while found := catalog.blockers(self.conn, free.values()):
-            held = {blocker.target for blocker in found}
-            free = {name: ref for name, ref in free.items() if ref not in held}
-        self._drop(free)
+        self._drop(catalog.unblocked(self.conn, self._leftovers()))
 
     def _drop_leftovers(self) -> None:
         """What old policies needed until now."""
