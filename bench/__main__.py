@@ -13,7 +13,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from bench import events, gateway, lag, rls, summary
+from bench import events, gateway, lag, rls, summary, triggers
 from bench.figures import COLUMNS, Figure, keep
 from bench.stack import when_and_where
 
@@ -22,6 +22,7 @@ BENCHMARKS: Final[dict[str, Callable[[], Sequence[Figure]]]] = {
     "bench.events": events.measure,
     "bench.summary": summary.measure,
     "bench.lag": lag.measure,
+    "bench.triggers": triggers.measure,
     "bench.rls": rls.measure,
 }
 

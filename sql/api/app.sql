@@ -20,7 +20,7 @@ alter view api.documents alter column organization_id set default tenancy.curren
 
 comment on view api.clients is 'The people and firms that the organization works for.';
 comment on view api.cases is 'Matters of a client.';
-comment on view api.documents is 'Documents of a case. Inserting one records doc.upload, its status becoming processed records doc.processed.';
+comment on view api.documents is 'Documents of a case. Inserting one records doc.upload, its status becoming processed records doc.processed, and what it stores storage.bytes.';
 comment on column api.clients.id is 'Made by us unless sent; unique within the organization, and fixed.';
 comment on column api.clients.organization_id is 'Whose row it is; fills itself with the current organization.';
 comment on column api.clients.name is '1 to 200 characters.';
