@@ -102,7 +102,7 @@ def test_an_outage_is_said_clearly_and_everything_is_recorded_once(site: Site) -
                 sent.append(event["id"])  # type: ignore[arg-type]
 
     before = site.command.pids()
-    with under_way(read_cases, send_events), site.client(site.member) as client:
+    with under_way(read_cases, *[send_events] * 4), site.client(site.member) as client:
         assert eventually(lambda: min(len(read), len(sent)), (20).__le__, seconds=WITHIN) >= 20
         os.kill(before["postgres"], signal.SIGKILL)
         assert eventually(lambda: client.get("/health").status_code, (503).__eq__, seconds=WITHIN) == 503
