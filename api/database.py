@@ -342,9 +342,9 @@ class Database:
     async def take_storage_snapshots(self) -> None:
         await self._first(select(func.metering.take_storage_snapshots()))
 
-    async def roll_up(self) -> dict[str, Any]:
-        """Roll up what is there to take, and say what came of it: see sql/metering/roll_up.sql."""
-        row = await self._first(select(func.metering.roll_up()))
+    async def roll_up(self, most: int) -> dict[str, Any]:
+        """Roll up about so many events at most, and say what came of it: see sql/metering/roll_up.sql."""
+        row = await self._first(select(func.metering.roll_up(most)))
         return dict(row[0]) if row is not None else {}
 
     async def health(self) -> dict[str, Any]:

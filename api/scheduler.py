@@ -20,6 +20,8 @@ HOUR: Final = 3600.0
 RETRY_SECONDS: Final = 10.0
 ROLLUP_SECONDS: Final = 1.0
 LONGEST_ROLLUP_PAUSE: Final = 8.0
+MOST_EVENTS: Final = 200_000  # at once: some seconds
+FEWEST_EVENTS: Final = 1_000
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,7 @@ class Rollups(Collector):
         self._lag_seconds = 0.0
         self._held_back_by: str | None = None
         self._fails = False
+        self._most = MOST_EVENTS
 
     async def run(self) -> None:
         pause = ROLLUP_SECONDS
@@ -67,13 +70,15 @@ class Rollups(Collector):
     async def _step(self, pause: float) -> float:
         """Roll up once. Returns how long to wait until the next time."""
         try:
-            report = await self._database.roll_up()
+            report = await self._database.roll_up(self._most)
         except DatabaseError as error:
             if not self._fails:  # once: whoever is away may stay so for long
                 log.warning("rollup_failed", state=error.state, error=error.message or str(error))
             self._fails = True
+            self._most = max(self._most // 4, FEWEST_EVENTS)  # perhaps it was cancelled for taking too long
             return RETRY_SECONDS
         self._fails = False
+        self._most = min(self._most * 2, MOST_EVENTS)
         self._note(report)
         if report.get("behind"):
             return 0.0
