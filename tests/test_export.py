@@ -82,6 +82,20 @@ OVER_HTTP = {
 }
 
 
+def test_a_report_is_over_the_days_that_are_asked_for(
+    stack: RunningStack, run_export: Export, hostile: Organization
+) -> None:
+    days = {"from": month(1).isoformat(), "to": month().isoformat(), "granularity": "month"}
+    path = f"/rpc/usage_report?from={days['from']}&to={days['to']}&granularity=month"
+    over_http = json.loads(ask(stack, hostile, path, "application/json").text, parse_float=str)
+    assert {row["meter"] for row in over_http} == {"api.request", "else"}
+    options = [part for name, value in days.items() for part in (f"--{name}", value)]
+    for by in (options, ["--period", days["from"], "--granularity", "month"]):
+        exported = run_export("usage_report", "--organization", hostile.id, "--format", "json", *by)
+        assert exported.exit_code == 0, exported.output
+        assert json.loads(exported.stdout, parse_float=str) == over_http
+
+
 @pytest.mark.parametrize("name", OVER_HTTP)
 def test_the_same_comes_over_postgrest(
     stack: RunningStack, run_export: Export, hostile: Organization, name: str

@@ -63,8 +63,8 @@ class Dataset:
         values: Mapping[str, sql.Composable] = {
             "organization": sql.Literal(organization),
             "period": sql.Literal(request.period),
-            "begin": sql.Literal(bounds.begin),
-            "end": sql.Literal(bounds.end),
+            "begin": sql.Literal(bounds.begin and bounds.begin.isoformat()),
+            "end": sql.Literal(bounds.end and bounds.end.isoformat()),
             "granularity": sql.Literal(request.granularity or "day"),
             "within": self._within(bounds),
             "whose": sql.SQL("{}::uuid as {}, ").format(sql.Literal(organization), sql.Identifier(self.whose))
