@@ -46,6 +46,8 @@ class Pgbench:
             done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
         reports = re.findall(r"^progress: ([\d.]+) s, ([\d.]+) tps", done.stderr, re.MULTILINE)
         rates = [float(rate) for second, rate in reports if float(second) > self.warm_up + 0.5]
+        if not self.warm_up:
+            rates = [float(rate) for rate in re.findall(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)]
         if done.returncode != 0 or not any(rates):
             raise RuntimeError(f"pgbench failed:\n{done.stdout}{done.stderr}")
         return mean(rates) * self.statements
