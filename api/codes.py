@@ -298,7 +298,7 @@ CODES: Final[Mapping[str, Code]] = {
     "METERED_TABLE": Code(
         409,
         "TRUNCATE of a table whose rows' deletion, or whose storage, is metered: what it held would stay on the bill.",
-        "Delete the rows, or call metering.unmeter_table() first.",
+        "Delete the rows, or stop metering the table first, with unmeter_table().",
     ),
     "METER_EXISTS": Code(
         409,

@@ -30,6 +30,7 @@ NOT_WATCHED = {
     "metering.repeated_batches": "the same",
     "metering.rollup_position": "how far rollups have come",
     "metering.storage_snapshots": "made from usage, and made again on request",
+    "metering.stored_resources": "made with the triggers of a metered table, by whoever changes the schema",
     "metering.unique_values": "made from usage by rollups",
     "metering.usage_events": "the same; a fact in a finalized period cannot change",
     "metering.usage_rollups": "made from usage by rollups",

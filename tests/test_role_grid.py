@@ -179,6 +179,9 @@ def fill(superuser: Connection, organization: Organization) -> None:
         """
         insert into stripe.report_marks (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
         values (%(org)s, 'doc.upload', 1, '3')""",
+        """
+        insert into metering.storage_snapshots (organization_id, day, day_end, bytes)
+        values (%(org)s, '2026-01-01', '2026-01-02Z', 1)""",
     ):
         run(superuser, change, values)
 
