@@ -234,34 +234,54 @@ create or replace function metering.explain_batch(
   p_events jsonb, p_parsed metering.parsed_event[], p_locked integer[], p_new uuid[], p_now timestamptz, p_requests integer
 )
 returns jsonb[]
-language sql
+language plpgsql
 volatile
 set search_path = ''
 as $$
+declare
+  v_answers jsonb[];
+begin
   with accepted as materialized (
     select c.position
     from metering.countable(p_parsed, p_locked) as c
     where p_new is null or c.key in (select unnest(p_new))
   ),
+  -- Only those are looked up that were not accepted, which are few as a rule: a join would look for all of them.
+  compared as materialized (
+    select
+      e.*,
+      case
+        when not e.is_accepted and e.problem is null
+          then (select k.fact from metering.event_keys k where k.organization_id = e.organization_id and k.key = e.key)
+      end as first_fact
+    from (
+      select
+        p.request,
+        p.position,
+        p.position - min(p.position) over (partition by p.request) as index,
+        p.id,
+        p.organization_id,
+        p.source,
+        p.key,
+        p.fact,
+        p.problem,
+        p.occurred_at,
+        p.position in (select a.position from accepted a) as is_accepted
+      from unnest(p_parsed) as p
+      offset 0
+    ) as e
+  ),
   judged as materialized (
     select
-      e.request,
-      e.position,
-      e.position - min(e.position) over (partition by e.request) as index,
-      e.id,
-      e.organization_id,
-      e.source,
+      c.*,
       case
-        when e.position in (select a.position from accepted a) then 'ACCEPTED'
-        when e.problem is not null then 'INVALID_EVENT'
-        when k.key is null then 'BILLING_PERIOD_LOCKED'
-        when k.fact <> e.fact then 'IDEMPOTENCY_CONFLICT'
+        when c.is_accepted then 'ACCEPTED'
+        when c.problem is not null then 'INVALID_EVENT'
+        when c.first_fact is null then 'BILLING_PERIOD_LOCKED'
+        when c.first_fact <> c.fact then 'IDEMPOTENCY_CONFLICT'
         else 'DUPLICATE'
-      end as code,
-      e.problem,
-      e.occurred_at
-    from unnest(p_parsed) as e
-    left join metering.event_keys k on k.organization_id = e.organization_id and k.key = e.key
+      end as code
+    from compared c
   ),
   explained as materialized (
     select
@@ -293,7 +313,7 @@ as $$
     group by 1, 2
     having bool_or(x.code <> 'ACCEPTED')
   )
-  select array_agg(a.answer order by a.request)
+  select array_agg(a.answer order by a.request) into v_answers
   from (
     select
       r.request,
@@ -314,7 +334,9 @@ as $$
       from explained e
     ) as x on x.request = r.request
     group by r.request
-  ) as a
+  ) as a;
+  return v_answers;
+end;
 $$;
 
 create or replace function metering.answer(p_accepted bigint, p_duplicates bigint, p_conflicts jsonb, p_rejected jsonb)
