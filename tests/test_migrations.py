@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg.rows import dict_row
 
 from api.migrations import MigrationError, migrate, rollback, status
 from api.numbering import FIRST_NUMBER
@@ -134,7 +135,10 @@ def test_rows_of_tables_that_stay_survive_going_down_and_up_again(
 ) -> None:
     organization = make_organization(database)
     kept = {
-        "tenancy": ("select * from tenancy.organizations", "select * from tenancy.users order by id"),
+        "tenancy": (
+            "select * from tenancy.organizations where owner_user_id is not null",
+            "select * from tenancy.users order by id",
+        ),
         "app": ("select * from app.clients order by id", "select * from app.cases"),
         "metering": (
             "select * from metering.usage_events order by id",
@@ -153,16 +157,26 @@ def test_rows_of_tables_that_stay_survive_going_down_and_up_again(
         before = [read(database, query) for query in queries]
         assert all(before)
         rollback(database.migrator, earlier)
-        assert [read(database, query) for query in queries] == before
+        left = [read(database, query) for query in queries]
+        assert left == [without_newer_columns(*rows) for rows in zip(before, left, strict=True)]
         migrate(database.migrator, Settings())
-        assert [read(database, query) for query in queries] == before
+        after = [read(database, query) for query in queries]
+        assert left == [without_newer_columns(*rows) for rows in zip(after, left, strict=True)]
         with database.connect("sidecar") as sidecar:
             assert ingest(sidecar, [event("new")], organization.id).accepted == (earlier != "0004" or 1)
 
 
-def read(database: Database, query: str) -> list[tuple[Any, ...]]:
+Rows = list[dict[str, Any]]
+
+
+def without_newer_columns(rows: Rows, left: Rows) -> Rows:
+    """What goes with the migration that brought it is lost."""
+    return [{name: row[name] for name in left[0]} for row in rows]
+
+
+def read(database: Database, query: str) -> Rows:
     with database.connect() as superuser:
-        return superuser.execute(query.encode()).fetchall()
+        return superuser.cursor(row_factory=dict_row).execute(query.encode()).fetchall()
 
 
 def test_migrate_with_nothing_to_do_changes_nothing(database: Database) -> None:
