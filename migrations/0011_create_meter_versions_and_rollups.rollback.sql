@@ -2,6 +2,7 @@
 set local role goldleaves_owner;
 alter table metering.usage_events no force row level security;
 alter table tenancy.organizations no force row level security;
+alter table billing.billing_periods no force row level security;
 do $$
 begin
   if exists (select from metering.usage_events where event_type = 'void' or corrects is not null or quantity < 0) then
@@ -57,6 +58,7 @@ alter table tenancy.organizations
   drop constraint organizations_kind_check,
   add constraint organizations_kind_check check (kind in ('personal', 'organization')),
   alter column owner_user_id set not null;
+alter table billing.billing_periods force row level security;
 alter table tenancy.organizations force row level security;
 alter table metering.usage_events force row level security;
 reset role;
