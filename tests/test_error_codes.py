@@ -370,6 +370,10 @@ def usage(world: World, function: str = "usage_summary", **arguments: str) -> ht
     return world.ask("GET", f"/api/v1/rpc/{function}", world.member(), params=arguments)
 
 
+def report(world: World, start: str, end: str, **arguments: str) -> httpx.Response:
+    return usage(world, "usage_report", **{"from": start, "to": end, **arguments})
+
+
 def by_staff(world: World, function: str, **arguments: object) -> httpx.Response:
     token = world.stack.token("staff", role="platform_admin")
     return world.ask("POST", f"/api/v1/rpc/{function}", token, json=arguments)
@@ -487,12 +491,12 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_FILTER": (400, lambda world: usage(world, filter='{"meter": "nothing"}')),
     "INVALID_GRANULARITY": (
         400,
-        partial(usage, function="usage_report", **{"from": "2026-01-01", "to": "2026-01-02", "granularity": "year"}),
+        lambda world: report(world, "2026-01-01", "2026-01-02", granularity="year"),
     ),
     "INVALID_GROUP_BY": (400, partial(usage, group_by="{color}")),
     "INVALID_METER": (400, lambda world: by_staff(world, "create_meter", code="No", unit="u", description="d")),
     "INVALID_NAME": (400, lambda world: world.found(name=" ")),
-    "INVALID_RANGE": (400, partial(usage, function="usage_report", **{"from": "yesterday", "to": "2026-01-02"})),
+    "INVALID_RANGE": (400, lambda world: report(world, "yesterday", "2026-01-02")),
     "INVALID_SCOPE": (400, lambda world: making_a_key(world, scopes=["events:write"])),
     "INVALID_ROLE": (400, lambda world: invite(world, role="boss")),
     "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
@@ -550,7 +554,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "REJECTED_EVENT_RESOLVED": (409, from_a_rejected_event_that_was_dismissed),
     "REPORT_TOO_LONG": (
         400,
-        partial(usage, function="usage_report", **{"from": "2000-01-01", "to": "2026-01-01", "granularity": "hour"}),
+        lambda world: report(world, "2000-01-01", "2026-01-01", granularity="hour"),
     ),
     "ROLE_REQUIRED": (403, lambda world: world.close("finalize_period", month(1), role="service")),
     "SCOPE_REQUIRED": (

@@ -85,6 +85,22 @@ def connections(metered: Database) -> Iterator[Callable[..., Connection]]:
         connection.close()
 
 
+def _aggregated(code: str, rows: Sequence[Row]) -> Decimal:
+    match code:
+        case "sum":
+            return sum((row.n or ZERO for row in rows), ZERO)
+        case "count":
+            return Decimal(len(rows))
+        case "max":
+            return max((row.quantity for row in rows), default=ZERO)
+        case "min":
+            return min((row.quantity for row in rows), default=ZERO)
+        case "latest":
+            return max(rows, key=lambda row: (row.at, row.id)).quantity if rows else ZERO
+        case _:
+            return Decimal(len({row.user for row in rows if row.user is not None}))
+
+
 def expected(rows: Sequence[Row], bounds: Sequence[datetime], *, by_k: bool) -> Result:
     voided = {row.corrects for row in rows if row.type == "void"}
     result: dict[tuple[int, str, str | None], list[Any]] = {}
@@ -108,14 +124,7 @@ def expected(rows: Sequence[Row], bounds: Sequence[datetime], *, by_k: bool) -> 
                 left = [row for row in counted if row.type != "void" and row.id not in voided]
                 if not counted:
                     continue
-                quantity = {
-                    "sum": lambda left=left: sum((row.n or ZERO for row in left), ZERO),
-                    "count": lambda left=left: Decimal(len(left)),
-                    "max": lambda left=left: max((row.quantity for row in left), default=ZERO),
-                    "min": lambda left=left: min((row.quantity for row in left), default=ZERO),
-                    "latest": lambda left=left: max(left, key=lambda r: (r.at, r.id)).quantity if left else ZERO,
-                    "unique": lambda left=left: Decimal(len({row.user for row in left if row.user is not None})),
-                }[code]()
+                quantity = _aggregated(code, left)
                 if code == "unique" and all(row.user is None for row in counted):
                     continue
                 events = len([row for row in left if row.user is not None]) if code == "unique" else len(left)
