@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -330,7 +330,7 @@ def test_rows_of_triggers_have_no_id_but_ours(
     assert rows(superuser, organization)[-1].source == recorded.source == "trigger"
 
 
-@pytest.mark.parametrize("key", ["nothing", str(uuid4()), "", "\N{SNOWMAN}" * 300])
+@pytest.mark.parametrize("key", ["nothing", str(UUID(int=4)), "", "\N{SNOWMAN}" * 300])
 def test_an_event_that_is_not_there(sidecar: Connection, organization: Organization, key: str) -> None:
     assert refusal(lambda: void(sidecar, organization, key)) == "EVENT_NOT_FOUND"
 
