@@ -112,7 +112,7 @@ language sql
 stable
 security definer
 set search_path = ''
-as $$ select sum(p.units * p.unit_amount_cents) from billing.prices_of_event(p_event) p $$;
+as $$ select trim_scale(sum(p.units * p.unit_amount_cents)) from billing.prices_of_event(p_event) p $$;
 
 alter function billing.prices_of_event(metering.usage_events) owner to goldleaves_kernel;
 alter function billing.unit_amount_cents(metering.usage_events) owner to goldleaves_kernel;
