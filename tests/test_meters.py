@@ -185,6 +185,35 @@ def test_groups_beyond_the_bound_are_other(
     assert {row["groups"]["page"]: row["quantity"] for row in rows} == {"x": 5, "y": 2, "other": 8}
 
 
+def test_a_value_of_any_length_is_a_group(
+    api: Connection, sidecar: Connection, organization: Organization, code: str
+) -> None:
+    """What a sender wrote into a dimension holds nobody's rollup up, and stays apart from what begins alike."""
+    names = [f"page{n}" for n in range(8)]
+    define(api, code, group_by=names)
+    long = {end: "".join(chr(0x10000 + n * 97 % 60000) for n in range(100)) + end for end in "ab"}
+    values = {"short": "x" * 200, **long}
+
+    def check() -> None:
+        for name, quantity in (("short", 1), ("a", 2), ("b", 4)):
+            asked = {"meter": code, "page7": values[name]}
+            (row,) = by_member(api, organization, "usage_summary", group_by=["page7"], filter=asked)
+            assert row["quantity"] == quantity
+            kept = row["groups"]["page7"]
+            assert len(kept.encode()) <= 200
+            assert kept[:40] == values[name][:40]
+            (row,) = by_member(api, organization, "usage_summary", filter={"meter": code, "page7": kept})
+            assert row["quantity"] == quantity
+        assert len(by_member(api, organization, "usage_summary", group_by=names, filter={"meter": code})) == 3
+
+    for quantity, name in ((1, "short"), (2, "a"), (4, "b")):
+        dimensions = dict.fromkeys(names, values[name])
+        ingest(sidecar, [event(name, name=code, quantity=quantity, dimensions=dimensions)], organization.id)
+    check()
+    roll_up_all(sidecar)
+    check()
+
+
 def test_several_meters_read_one_event_and_one_reads_all_that_weigh_something(
     api: Connection, sidecar: Connection, organization: Organization, code: str
 ) -> None:

@@ -1,7 +1,7 @@
 -- What may be asked of usage: the dimensions to group by, and the filter. Checked before anything is read, so that a misspelt name is an
 -- error and not an empty answer.
 
--- The filter with every value as a list of texts, as metering.measure() takes it. From the query of a URL PostgREST makes a text of it.
+-- The filter with every value as a list of texts, as metering.measure() takes it, and as groups keep them. From the query of a URL PostgREST makes a text of it.
 create or replace function metering.checked_filter(p_filter jsonb)
 returns jsonb
 language plpgsql
@@ -41,7 +41,7 @@ begin
           then 'billing_entity_type is user or organization'
       end;
       exit when v_problem is not null;
-      v_checked := v_checked || jsonb_build_object(v_name, v_values);
+      v_checked := v_checked || jsonb_build_object(v_name, array(select metering.kept_value(v) from unnest(v_values) as v));
     end loop;
   end if;
   if v_problem is not null then
