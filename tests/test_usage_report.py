@@ -400,6 +400,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "object in filter": ({"filter": {"user_id": {"a": "b"}}}, "INVALID_FILTER: user_id needs a text"),
     "nothing in filter": ({"filter": {"user_id": []}}, "INVALID_FILTER: user_id needs a value"),
     "name in filter": ({"filter": {"a b": "c"}}, "INVALID_FILTER: 'a b' is no name"),
+    "names in filter": ({"filter": {f"d{n}": "x" for n in range(33)}}, "INVALID_FILTER: it has 33 names, and 32 is the most"),
     "payer": ({"filter": {"billing_entity_id": "ada"}}, "INVALID_FILTER: billing_entity_id needs"),
     "kind of payer": ({"filter": {"billing_entity_type": "bank"}}, "INVALID_FILTER: billing_entity_type is"),
 }

@@ -26,6 +26,8 @@ begin
 
   if jsonb_typeof(v_filter) <> 'object' then
     v_problem := 'it is an object of names and values';
+  elsif (select count(*) from jsonb_object_keys(v_filter)) > 32 then
+    v_problem := format('it has %s names, and 32 is the most', (select count(*) from jsonb_object_keys(v_filter)));
   else
     for v_name, v_value in select f.key, f.value from jsonb_each(v_filter) as f loop
       v_value := case jsonb_typeof(v_value) when 'array' then v_value else jsonb_build_array(v_value) end;
