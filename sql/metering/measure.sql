@@ -82,7 +82,11 @@ begin
     where r.organization_id = p_organization_id
       and r.grain = 'period'
       and (p_meters is null or r.meter_code = any (p_meters))
-      and r.bucket_start >= p_bounds[1] - interval '3 months'
+      and (
+        r.bucket_start >= p_bounds[1] - interval '3 months'
+        -- What is stored may have been stored long ago.
+        or r.meter_code in (select m.code from metering.meters m where m.aggregation = 'weighted_sum')
+      )
       and r.bucket_start < p_bounds[cardinality(p_bounds)]
       and (r.meter_version = 0 or r.groups <> '{}' and r.groups = metering.other_group(r.groups))
   ) then
@@ -184,7 +188,7 @@ begin
         t.bucket, t.meter_code, t.meter_version, t.billing_entity_id,
         case
           when v_group_by <> '{}' and t.groups <> '{}' and v_grain is not null
-            then metering.group_or_other(p_organization_id, t.meter_code, t.first_at, t.groups, t.max_groups)
+            then metering.group_or_other(p_organization_id, t.meter_code, t.meter_version, t.first_at, t.groups, t.max_groups)
           else t.groups
         end,
         t.events, t.value, t.max_value, t.min_value, substr(t.latest, 57)::numeric, metering.at_of(t.latest), substr(t.latest, 21, 36)::uuid
@@ -194,10 +198,18 @@ begin
           min(e.occurred_at) as first_at,
           sum(e.events)::bigint as events,
           sum(e.value) as value,
-          max(e.value) filter (where e.aggregation = 'max' and e.event_type <> 'void') as max_value,
-          min(e.value) filter (where e.aggregation = 'min' and e.event_type <> 'void') as min_value,
-          max(metering.latest_of(e.occurred_at, e.id, e.value)) filter (where e.aggregation = 'latest' and e.event_type = 'usage') as latest
-        from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_grain is null, v_position) e
+          max(e.value) filter (where e.aggregation = 'max' and e.event_type <> 'void' and not e.is_voided) as max_value,
+          min(e.value) filter (where e.aggregation = 'min' and e.event_type <> 'void' and not e.is_voided) as min_value,
+          max(metering.latest_of(e.occurred_at, e.id, e.value)) filter (where e.aggregation = 'latest' and e.event_type = 'usage' and not e.is_voided) as latest
+        from (
+          select
+            l.*,
+            -- By a void that is rolled up already.
+            v_grain is not null
+              and l.aggregation in ('max', 'min', 'latest')
+              and metering.is_voided(l.organization_id, l.occurred_at, l.id) as is_voided
+          from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_grain is null, v_position) l
+        ) as e
         where (v_dimensions = '{}' or metering.passes(v_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
         group by 1, 2, 3, 4, 5, 6
       ) as t
@@ -272,21 +284,14 @@ as $$
       e.aggregation not in ('max', 'min', 'latest')
       or case e.event_type
         when 'void' then e.belongs_at is not null
-        else not exists (
-          select
-          from metering.usage_events v
-          where v.organization_id = e.organization_id
-            and v.occurred_at = e.occurred_at
-            and v.corrects = e.id
-            and v.event_type = 'void'
-        )
+        else not metering.is_voided(e.organization_id, e.occurred_at, e.id)
       end
     )
 $$;
 
 -- The group of an event that is not rolled up: its own when the period knows it or has room, else "other", as the rollup will decide.
 create or replace function metering.group_or_other(
-  p_organization_id uuid, p_meter_code text, p_occurred_at timestamptz, p_groups jsonb, p_max_groups integer
+  p_organization_id uuid, p_meter_code text, p_meter_version integer, p_occurred_at timestamptz, p_groups jsonb, p_max_groups integer
 )
 returns jsonb
 language sql
@@ -301,7 +306,11 @@ as $$
     select distinct r.groups
     from billing.billing_periods p
     join metering.usage_rollups r
-      on r.organization_id = p.organization_id and r.grain = 'period' and r.meter_code = p_meter_code and r.bucket_start = p.period_start
+      on r.organization_id = p.organization_id
+      and r.grain = 'period'
+      and r.meter_code = p_meter_code
+      and r.bucket_start = p.period_start
+      and r.meter_version = p_meter_version
     where p.organization_id = p_organization_id
       and p.period_start <= p_occurred_at
       and p.period_end > p_occurred_at
@@ -336,7 +345,7 @@ as $$
       metering.project(
         case
           when p_group_by <> '{}' and t.groups <> '{}' and p_grain is not null
-            then metering.group_or_other(p_organization_id, t.meter_code, t.first_at, t.groups, t.max_groups)
+            then metering.group_or_other(p_organization_id, t.meter_code, t.meter_version, t.first_at, t.groups, t.max_groups)
           else t.groups
         end,
         p_group_by
@@ -344,14 +353,14 @@ as $$
       t.value_hash, t.events
     from (
       select
-        width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.billing_entity_id, e.groups, e.max_groups, e.value_hash,
+        width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.groups, e.max_groups, e.value_hash,
         min(e.occurred_at) as first_at,
         sum(e.events)::bigint as events
       from metering.live_events(p_organization_id, p_bounds[1], p_bounds[cardinality(p_bounds)], p_meters, p_grain is null, p_position) e
       where e.aggregation = 'unique'
         and e.value_hash is not null
         and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
-      group by 1, 2, 3, 4, 5, 6
+      group by 1, 2, 3, 4, 5, 6, 7
     ) as t
   ),
   seen as (
@@ -450,7 +459,14 @@ begin
       select width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(e.groups, p_group_by), e.value, e.events, e.occurred_at, 0
       from metering.live_events(p_organization_id, '-infinity', v_bounds[cardinality(v_bounds)], v_meters, not v_rolled_up, p_position) e
       where e.meter_version > 0
-        and e.value is not null
+        and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
+      union all
+      -- Less what lies ahead, as clocks that are fast send it: until then it takes nothing away, and adds nothing.
+      select
+        width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(e.groups, p_group_by), 0, 0, e.occurred_at,
+        e.value * extract(epoch from v_now - e.occurred_at)
+      from metering.counted_by_time(p_organization_id, v_now, v_bounds[cardinality(v_bounds)], null, null, v_meters) e
+      where e.meter_version > 0
         and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
     ),
     steps as (
@@ -493,6 +509,6 @@ grant execute on function metering.dimension_filter(jsonb), metering.filter_valu
   metering.is_unrolled(uuid, timestamptz, timestamptz, metering.rollup_position, text[], text),
   metering.measure(uuid, timestamptz[], text[], jsonb),
   metering.live_events(uuid, timestamptz, timestamptz, text[], boolean, metering.rollup_position),
-  metering.group_or_other(uuid, text, timestamptz, jsonb, integer),
+  metering.group_or_other(uuid, text, integer, timestamptz, jsonb, integer),
   metering.measure_unique(uuid, timestamptz[], text[], jsonb, text[], text, metering.rollup_position),
   metering.measure_over_time(uuid, timestamptz[], text[], jsonb, text[], boolean, metering.rollup_position) to goldleaves_kernel;

@@ -181,7 +181,13 @@ begin
       min(c.value) filter (where c.aggregation = 'min' and c.event_type <> 'void') as min_value,
       -- Late usage of a finalized period is never the latest.
       max(metering.latest_of(c.occurred_at, c.id, c.value)) filter (where c.aggregation = 'latest' and c.event_type = 'usage') as latest,
-      bool_or(c.event_type = 'void' and c.belongs_at is null and c.aggregation in ('max', 'min', 'latest')) as is_redone
+      bool_or(
+        case
+          when c.aggregation not in ('max', 'min', 'latest') then false
+          when c.event_type = 'void' then c.belongs_at is null
+          else metering.is_voided(c.organization_id, c.occurred_at, c.id)
+        end
+      ) as is_redone
     from metering.counted_by_position(v_from.generation, v_from.xid, v_end_generation, v_end_xid) c
     group by 1, 2, 3, 4, 5, 6, 7, 8, 9
   ),
@@ -203,16 +209,17 @@ begin
     from quarters q
     join places p on p.organization_id = q.organization_id and p.quarter = q.quarter
   ),
-  -- Groups that are new to a period come in while there is room for them.
+  -- Groups that are new to a period and version come in while there is room for them. Who was "other" once stays that: the void of an event
+  -- has to find it where it was counted. So a version has its own bound, which never changes, and nothing takes a place that it does not keep.
   newcomers as materialized (
     select
-      g.organization_id, g.meter_code, g.period_start, g.groups, g.max_groups,
-      row_number() over (partition by g.organization_id, g.meter_code, g.period_start order by g.groups) as place
+      g.organization_id, g.meter_code, g.meter_version, g.period_start, g.groups, g.max_groups,
+      row_number() over (partition by g.organization_id, g.meter_code, g.meter_version, g.period_start order by g.groups) as place
     from (
-      select organization_id, meter_code, period_start, groups, max(max_groups) as max_groups
+      select distinct organization_id, meter_code, meter_version, period_start, groups, max_groups
       from placed
       where groups <> '{}'
-      group by 1, 2, 3, 4
+        and groups <> metering.other_group(groups)
     ) as g
     where not exists (
       select
@@ -221,11 +228,12 @@ begin
         and r.grain = 'period'
         and r.meter_code = g.meter_code
         and r.bucket_start = g.period_start
+        and r.meter_version = g.meter_version
         and r.groups = g.groups
     )
   ),
   folded as materialized (
-    select n.organization_id, n.meter_code, n.period_start, n.groups
+    select n.organization_id, n.meter_code, n.meter_version, n.period_start, n.groups
     from newcomers n
     where n.place + (
       select count(distinct r.groups)
@@ -234,6 +242,7 @@ begin
         and r.grain = 'period'
         and r.meter_code = n.meter_code
         and r.bucket_start = n.period_start
+        and r.meter_version = n.meter_version
         and r.groups <> metering.other_group(n.groups)
     ) > n.max_groups
   ),
@@ -245,7 +254,11 @@ begin
       case g.grain when 'hour' then p.bucket_start else p.period_start end as start
     from placed p
     left join folded f
-      on f.organization_id = p.organization_id and f.meter_code = p.meter_code and f.period_start = p.period_start and f.groups = p.groups
+      on f.organization_id = p.organization_id
+      and f.meter_code = p.meter_code
+      and f.meter_version = p.meter_version
+      and f.period_start = p.period_start
+      and f.groups = p.groups
     cross join (values ('hour'), ('period')) as g (grain)
   ),
   rolled as (
@@ -377,6 +390,7 @@ as $$
             and o.grain = 'period'
             and o.meter_code = l.meter_code
             and o.bucket_start = l.period_start
+            and o.meter_version = l.meter_version
             and o.groups = l.groups
         )
       )

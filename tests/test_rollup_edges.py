@@ -1,0 +1,153 @@
+"""Rollups at their edges: a void finds what it takes back, and odd events are read alike before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.conftest import MakeOrganization
+from tests.harness import Database
+from tests.meters import roll_up_all, void
+from tests.usage import Connection, event, ingest, value
+
+TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+DAY = TODAY - timedelta(days=1)
+GIB = 1024**3
+
+Found = list[tuple[Any, ...]]
+
+
+@pytest.fixture(scope="module")
+def superuser(shared_database: Database) -> Iterator[Connection]:
+    with shared_database.connect() as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def sidecar(shared_database: Database) -> Iterator[Connection]:
+    with shared_database.connect("sidecar") as connection:
+        yield connection
+
+
+@pytest.fixture
+def organization(shared_database: Database, make_organization: MakeOrganization) -> UUID:
+    return make_organization(shared_database).id
+
+
+def make_meter(superuser: Connection, name: str, aggregation: str, **columns: object) -> None:
+    """A meter of that code for the events of that name."""
+    everything = {"value": "quantity", "group_by": [], "max_groups": 1000} | columns
+    superuser.execute(
+        "insert into metering.meters (code, event_name, aggregation, value, group_by, max_groups, unit, description)"
+        " values (%(name)s, %(name)s, %(aggregation)s, %(value)s, %(group_by)s, %(max_groups)s, 'unit', 'test')",
+        {"name": name, "aggregation": aggregation} | everything,
+    )
+
+
+def used(connection: Connection, organization: UUID, meter: str, group_by: str | None = None) -> Found:
+    return connection.execute(
+        """
+        select groups ->> %s::text, events, quantity
+        from metering.measure(%s, %s, %s, jsonb_build_object('meter', %s::text))
+        order by 1
+        """,
+        [group_by, organization, [DAY, TODAY], [group_by] if group_by else [], meter],
+    ).fetchall()
+
+
+def test_the_void_of_a_folded_group_finds_it_when_the_bound_was_raised(
+    superuser: Connection, sidecar: Connection, organization: UUID
+) -> None:
+    make_meter(superuser, "few", "max", group_by=["k"], max_groups=1)
+
+    def send(key: str, k: str, quantity: int, at: datetime) -> None:
+        ingest(sidecar, [event(key, at, name="few", quantity=quantity, dimensions={"k": k})], organization)
+
+    send("1", "a", 1, DAY)
+    roll_up_all(sidecar)
+    send("2", "b", 9, DAY)
+    roll_up_all(sidecar)
+    superuser.execute("update metering.meters set max_groups = 10 where code = 'few'")
+    send("3", "b", 2, datetime.now(UTC))
+    void(sidecar, organization, "2")
+    roll_up_all(sidecar)
+    assert used(superuser, organization, "few") == [(None, 1, 1)]
+    assert used(superuser, organization, "few", "k") == [("a", 1, 1), ("other", 0, 0)]
+
+
+def test_a_group_that_is_called_other_takes_no_place(
+    superuser: Connection, sidecar: Connection, organization: UUID
+) -> None:
+    make_meter(superuser, "others", "max", group_by=["k"], max_groups=1)
+    for key, k, quantity in (("1", "other", 1), ("2", "z", 9), ("3", "z", 2)):
+        ingest(
+            sidecar, [event(f"others-{key}", DAY, name="others", quantity=quantity, dimensions={"k": k})], organization
+        )
+        if key != "1":
+            roll_up_all(sidecar)
+    void(sidecar, organization, "others-2")
+    roll_up_all(sidecar)
+    assert used(superuser, organization, "others", "k") == [("other", 1, 1), ("z", 1, 2)]
+
+
+def test_a_void_may_be_of_an_older_transaction_than_its_event(
+    shared_database: Database, superuser: Connection, sidecar: Connection, organization: UUID
+) -> None:
+    make_meter(superuser, "older", "max")
+    ingest(sidecar, [event("older-1", DAY, name="older", quantity=1)], organization)
+    roll_up_all(sidecar)
+    with shared_database.connect("sidecar", autocommit=False) as correcting:
+        ingest(correcting, [event("else", DAY, name="else")], organization)
+        ingest(sidecar, [event("older-2", DAY, name="older", quantity=9)], organization)
+        void(correcting, organization, "older-2")
+    for _ in range(3):
+        assert used(superuser, organization, "older") == [(None, 1, 1)]
+        sidecar.execute("select metering.roll_up(1)")
+
+
+def test_an_event_without_a_value_is_counted_alike_before_and_after(
+    superuser: Connection, sidecar: Connection, organization: UUID
+) -> None:
+    make_meter(superuser, "level", "weighted_sum", value="dimensions.n")
+    ingest(
+        sidecar,
+        [event("level-1", DAY, name="level", dimensions={"n": 5}), event("level-2", DAY, name="level")],
+        organization,
+    )
+    assert used(superuser, organization, "level") == [(None, 2, 120)]
+    roll_up_all(sidecar)
+    assert used(superuser, organization, "level") == [(None, 2, 120)]
+
+
+def test_what_a_fast_clock_stored_takes_nothing_away(
+    superuser: Connection, sidecar: Connection, organization: UUID
+) -> None:
+    stored = "select coalesce(sum(quantity), 0) from metering.measure(%s, %s, '{}', '{\"meter\": \"storage.bytes\"}')"
+    until = datetime.now(UTC) + timedelta(days=1)
+    ingest(sidecar, [event("stored", DAY, name="storage.bytes", quantity=GIB)], organization)
+    before = value(superuser, stored, organization, [DAY, until])
+    ahead = datetime.now(UTC) + timedelta(minutes=4)
+    ingest(sidecar, [event("ahead", ahead, name="storage.bytes", quantity=1000 * GIB)], organization)
+    # In the four minutes it would be 66 GiB-hours less.
+    assert value(superuser, stored, organization, [DAY, until]) >= before
+    roll_up_all(sidecar)
+    assert value(superuser, stored, organization, [DAY, until]) >= before
+    assert value(superuser, stored, organization, [DAY, TODAY]) == 24
+
+
+def test_a_filter_finds_what_was_stored_long_ago_in_a_group_of_others(
+    superuser: Connection, sidecar: Connection, organization: UUID
+) -> None:
+    make_meter(superuser, "shelf", "weighted_sum", group_by=["k"], max_groups=1)
+    long_ago = DAY - timedelta(days=200)
+    for k in ("a", "b"):
+        ingest(sidecar, [event(f"shelf-{k}", long_ago, name="shelf", dimensions={"k": k})], organization)
+        roll_up_all(sidecar)
+    only = (
+        "select sum(quantity) from metering.measure(%s, %s, '{}', jsonb_build_object('k', %s::text, 'meter', 'shelf'))"
+    )
+    assert [value(superuser, only, organization, [DAY, TODAY], k) for k in ("a", "b")] == [24, 24]
