@@ -21,15 +21,7 @@ as $$
   from metering.measure(p_organization_id, array[p_period_start, p_period_end]) u
   join tenancy.organizations o on o.id = p_organization_id
   left join metering.meters m on u.metered and m.code = u.meter_code
-  left join lateral (
-    select r.unit_amount_cents
-    from billing.prices r
-    where r.meter_code = m.code
-      and r.currency = o.currency
-      and r.effective_from <= p_period_start
-    order by r.effective_from desc
-    limit 1
-  ) as p on true
+  cross join lateral billing.price_of(m.code, o.currency, p_period_start) as p
   order by m.code nulls last, u.meter_code, nullif(u.billing_entity_id, p_organization_id) nulls last
 $$;
 
@@ -69,16 +61,10 @@ as $$
   from metering.meter_versions v
   join metering.meters m on m.code = v.meter_code
   join tenancy.organizations o on o.id = p_event.organization_id
-  cross join lateral (
-    select r.unit_amount_cents
-    from billing.prices r
-    where r.meter_code = m.code
-      and r.currency = o.currency
-      and r.effective_from <= (select f.period_start from billing.find_period(p_event.organization_id, p_event.occurred_at) f)
-    order by r.effective_from desc
-    limit 1
-  ) as p
-  where (v.event_name = p_event.event_name or v.event_name is null and p_event.weighted_units is not null)
+  cross join billing.find_period(p_event.organization_id, p_event.occurred_at) as f
+  cross join lateral billing.price_of(m.code, o.currency, f.period_start) as p
+  where p.unit_amount_cents is not null
+    and (v.event_name = p_event.event_name or v.event_name is null and p_event.weighted_units is not null)
     and m.aggregation in ('sum', 'count')
     and v.counts
     and (m.deleted_at is null or m.deleted_at > coalesce(p_event.metered_at, p_event.recorded_at))

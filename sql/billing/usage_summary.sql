@@ -92,13 +92,9 @@ as $$
       )
       else (
         select r.unit_amount_cents
-        from billing.prices r
-        join tenancy.organizations o on o.currency = r.currency
+        from tenancy.organizations o
+        cross join lateral billing.price_of(m.code, o.currency, p_period_start) as r
         where o.id = p_organization_id
-          and r.meter_code = m.code
-          and r.effective_from <= p_period_start
-        order by r.effective_from desc
-        limit 1
       )
     end as unit_amount_cents
   ) as p
