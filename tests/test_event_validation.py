@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -353,6 +354,16 @@ def test_what_is_no_batch_is_refused_as_a_whole(connection: Connection, organiza
     with pytest.raises(psycopg.Error, match="INVALID_BODY: ") as refused:
         ingest(connection, body, organization)
     assert refused.value.sqlstate == "PT400"
+
+
+@pytest.mark.parametrize("missing", ["id", "event", "quantity"])
+def test_an_event_alone_that_lacks_a_member_is_told_which(
+    connection: Connection, organization: UUID, missing: str
+) -> None:
+    body = {name: part for name, part in event("a").items() if name != missing}
+    with connection.transaction(force_rollback=True):
+        answer = ingest(connection, json.dumps(body), organization)
+    assert [refusal.message.split()[2] for refusal in answer.rejected] == [missing]
 
 
 @pytest.mark.parametrize("body", ["[]", '{"events": []}'])

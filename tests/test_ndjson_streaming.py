@@ -73,6 +73,7 @@ def test_each_line_is_judged_by_itself_and_named_by_its_number(
     assert [(event["line"], event["index"]) for event in body["conflicts"]] == [(6, 5)]
     assert [event["line"] for event in body["rejected"]] == [4, 5, 7, 8, 9, 10, 11]
     assert all(event["index"] == event["line"] - 1 for event in body["rejected"])
+    assert all(event["message"].startswith(f"line {event['line']}: ") for event in body["rejected"])
     assert stored(stack, organization) == 2
     with stack.database.connect() as connection:
         kept = connection.execute("select count(*) from metering.rejected_events where source = 'api'").fetchone()

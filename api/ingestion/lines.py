@@ -76,7 +76,11 @@ class Total:
         for kind, listed in self._listed.items():
             for event in outcome[kind][: MOST_LISTED - len(listed)]:
                 line = numbers[event["index"]]
-                listed.append({**event, "index": line - 1, "line": line})
+                told = f"event {event['index']}: "  # of the batch, which its sender does not know
+                message = event["message"]
+                if message.startswith(told):
+                    message = f"line {line}: {message.removeprefix(told)}"
+                listed.append({**event, "message": message, "index": line - 1, "line": line})
 
     def as_json(self) -> str:
         totals = {"conflicts_total": self.conflicts, "rejected_total": self.rejected}

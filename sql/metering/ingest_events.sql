@@ -390,7 +390,11 @@ declare
   v_events jsonb := p_body;
 begin
   if jsonb_typeof(p_body) = 'object' then
-    v_events := case when p_body ? 'id' and not p_body ? 'events' then jsonb_build_array(p_body) else p_body -> 'events' end;
+    -- One without an id is an event too, so that it is told what it lacks.
+    v_events := case
+      when not p_body ? 'events' and (p_body ? 'id' or jsonb_typeof(p_body -> 'event') = 'string') then jsonb_build_array(p_body)
+      else p_body -> 'events'
+    end;
   end if;
   if v_events is null or jsonb_typeof(v_events) <> 'array' then
     raise exception using
