@@ -101,7 +101,7 @@ def test_its_source_and_id_are_the_key(connection: Connection, organization: Org
         ({"type": ...}, "type needs a name of 1 to 128 letters, digits and _ . : -"),
         ({"time": "yesterday"}, "time needs RFC 3339 with an offset, such as 2026-01-31T09:30:00Z"),
         ({"subject": 7}, "subject needs a string: the id or the slug of the organization that is billed"),
-        ({"subject": "nobody-has-this"}, "subject: there is no such organization"),
+        ({"subject": "nobody-has-this"}, "subject is not the organization of X-Organization-ID or of the API key"),
         ({"data": "text"}, "data needs an object"),
         ({"data": [1]}, "data needs an object"),
         ({"data": ..., "data_base64": "e30="}, "data_base64 is not read: send data as JSON"),
@@ -128,7 +128,10 @@ def test_its_subject_has_to_be_the_organization_of_the_request(
     assert refusal(connection, cloud_event(subject=str(uuid4())), organization.id) == other
     platform = value(connection, "select slug from tenancy.organizations where kind = 'platform'")
     assert refusal(connection, cloud_event(subject=platform), organization.id) == other
-    assert refusal(connection, cloud_event(subject=str(uuid4()))) == "subject: there is no such organization"
+    # The same when there is none: a key of one organization is not told which others there are.
+    assert refusal(connection, cloud_event(subject="nobody-has-this"), organization.id) == other
+    for nobody in (str(uuid4()), "nobody-has-this", ""):
+        assert refusal(connection, cloud_event(subject=nobody)) == "subject: there is no such organization"
     assert refusal(connection, cloud_event()) == "subject is missing: name it here or in X-Organization-ID"
 
 

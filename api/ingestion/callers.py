@@ -34,8 +34,12 @@ async def organization_id(request: Request, tenants: Tenants) -> UUID | None:
     principal = context_of(request.scope).principal
     tenant = (await tenants.resolve(principal, named)).tenant
     if tenant is None and principal.key is not None and principal.key.organization_id is not None:
-        # As Postgres says of another organization that is there.
-        raise problem("NOT_A_MEMBER", "this API key is for another organization", hint="Leave X-Organization-ID out.")
+        # As Postgres says of another organization that is there, word for word.
+        raise problem(
+            "NOT_A_MEMBER",
+            "this API key is for another organization",
+            hint="Leave X-Organization-ID out: this key is for one organization.",
+        )
     if tenant is None:
         raise problem(
             "ORGANIZATION_NOT_FOUND",

@@ -167,8 +167,10 @@ begin
             when abs(s.quantity) >= 1e18 or scale(s.quantity) > 18 then 'quantity needs to be below 1e18, with at most 18 decimals'
             when s.named_organization is not null and s.organization_id is null and s.request_organization is not null
               then s.organization_member || ' is not the organization of X-Organization-ID or of the API key'
-            when s.organization_id is null then s.organization_member || ' is missing: name it here or in X-Organization-ID'
+            when s.named_organization is null and s.organization_id is null
+              then s.organization_member || ' is missing: name it here or in X-Organization-ID'
             when case
+              when s.organization_id is null then true
               when s.request_organization is null then not exists (select from tenancy.organizations o where o.id = s.organization_id)
               else s.organization_id = any (v_unknown)
             end then s.organization_member || ': there is no such organization'

@@ -54,7 +54,6 @@ as $$
           when r.event ->> 'source' in ('gateway', 'trigger', 'void') then 'source: gateway, trigger and void are reserved'
           when coalesce(jsonb_typeof(r.event -> 'subject'), 'null') not in ('string', 'null')
             then 'subject needs a string: the id or the slug of the organization that is billed'
-          when r.subject is not null and o.id is null and not tenancy.is_uuid(r.subject) then 'subject: there is no such organization'
           when r.event ? 'data_base64' then 'data_base64 is not read: send data as JSON'
           when coalesce(jsonb_typeof(r.event -> 'data'), 'null') not in ('object', 'null') then 'data needs an object'
         end
