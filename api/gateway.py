@@ -17,7 +17,7 @@ from api.errors import Problem, problem
 from api.middleware.tenant import HEADER as ORGANIZATION
 from api.middleware.tenant import organization_named
 from api.patience import Patience, Waiting
-from api.routes import GATEWAY_PREFIX
+from api.routes import GATEWAY_PREFIX, missing_in_report, report_query
 from api.upstream import Body, Headers, Upstream, UpstreamError
 
 WATCH_AFTER_SECONDS: Final = 0.05  # quicker answers are not worth a task that waits for the client to hang up
@@ -119,7 +119,7 @@ class Gateway:
                 hang_up.stop_watching()
 
     async def _exchange(self, scope: Scope, path: bytes, body: RequestBody, send: Send, waiting: Waiting) -> None:
-        query: bytes = scope["query_string"]
+        query = _query(scope)
         target = path + b"?" + query if query else path
         to_send = await body.to_send()
         answer = await self._upstream.begin(scope["method"], target, _request_headers(scope), to_send)
@@ -225,6 +225,20 @@ def _database_away() -> Problem:
         "PostgREST cannot reach the database, or was cut off from it",
         hint="Try again in a moment. What was asked may have been done.",
     )
+
+
+def _query(scope: Scope) -> bytes:
+    query: bytes = scope["query_string"]
+    target = context_of(scope).target
+    if target.organization is None:
+        return query
+    if missing := missing_in_report(target, query):
+        raise problem(
+            "INVALID_RANGE",
+            f"{' and '.join(missing)} of the report {'is' if len(missing) == 1 else 'are'} missing",
+            hint="As in ?from=2026-01-01&to=2026-02-01, where to is the first moment that does not belong to it.",
+        )
+    return report_query(query)
 
 
 def _require_utf8(scope: Scope) -> None:

@@ -20,6 +20,7 @@ REPORT: Final = re.compile(
 )
 
 _PARAMETER_ENDS: Final = re.compile(rb"[&;]")  # PostgREST takes both
+_AN_ARRAY: Final = re.compile(rb"(?:\{|%7B)", re.IGNORECASE)
 _EMBEDDED: Final = re.compile(rb"([^(),]*)\(")
 
 
@@ -36,6 +37,29 @@ class Target:
     upstream: bytes | None = None  # its path at PostgREST; None: PostgREST is not asked
     billable: str | None = None  # the billable route
     organization: str | None = None  # that the path names: whatever else is said of it loses
+
+
+def report_query(query: bytes) -> bytes:
+    """The query of a report for PostgREST, which wants `group_by={endpoint,method}` where people and their libraries
+    write `group_by=endpoint,method`, or `group_by=endpoint&group_by=method`.
+    """
+    names: list[bytes] = []
+    others: list[bytes] = []
+    for parameter in _PARAMETER_ENDS.split(query):
+        name, _, value = parameter.partition(b"=")
+        if name == b"group_by" and not _AN_ARRAY.match(value):
+            names += [value] if value else []
+        else:
+            others.append(parameter)
+    return b"&".join(others + ([b"group_by=%7B" + b",".join(names) + b"%7D"] if names else []))
+
+
+def missing_in_report(target: Target, query: bytes) -> list[str]:
+    """What a report over time cannot be made without."""
+    if target.upstream != b"/rpc/usage_report":
+        return []
+    given = {parameter.partition(b"=")[0] for parameter in _PARAMETER_ENDS.split(query)}
+    return [name for name in ("from", "to") if name.encode() not in given]
 
 
 REPORT_ROUTES: Final = tuple(

@@ -264,6 +264,17 @@ def test_reports_are_of_the_organization_in_their_path(world: World, mount: str)
         as_csv = client.get(path, headers={"Accept": "text/csv"})
         assert as_csv.text.startswith("meter,unit,") and as_csv.headers["Content-Type"].startswith("text/csv")
         assert client.get(f"{path}?meter=eq.traffic.bytes&select=meter").json() == [{"meter": "traffic.bytes"}]
+        for groups in ("{endpoint,method}", "endpoint,method", "endpoint&group_by=method", "%7Bendpoint%2Cmethod%7D"):
+            grouped = client.get(f"{path}?meter=eq.api.request&group_by={groups}&select=meter,groups")
+            assert grouped.status_code == 200, grouped.text
+            assert grouped.json()[0]["groups"].keys() == {"endpoint", "method"}, groups
+        assert client.get(f"{path}?group_by=&select=groups&limit=1").json() == [{"groups": {}}]
+        assert_problem(client.get(f"{path}?group_by=colour"), 400, "INVALID_GROUP_BY")
+        over_time = path.replace("usage-summary", "usage-report")
+        assert client.get(f"{over_time}?from=2026-01-01&to=2026-01-02&group_by=endpoint").status_code == 200
+        for given, missing in (("", "from and to of the report are"), ("?from=2026-01-01", "to of the report is")):
+            assert_problem(client.get(over_time + given), 400, "INVALID_RANGE")
+            assert missing in client.get(over_time + given).json()["message"]
         assert_problem(client.get(f"{path}?period_start=2001-01-01"), 404, "PERIOD_NOT_FOUND")
         assert_problem(client.get(f"{mount}/usage-summary/{stranger.id}"), 403, "NOT_A_MEMBER")
         assert_problem(client.post(path), 405, "METHOD_NOT_ALLOWED")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from api.contract.catalog import Column, Function, View
+from api.contract.catalog import Argument, Column, Function, View
 from api.contract.openapi.components import REQUEST_ID, SECURED, Json, refusals
 from api.contract.openapi.examples import RESULTS, ROWS
 from api.contract.openapi.types import column_schema, schema_of
@@ -189,10 +189,7 @@ def _function_operations(function: Function) -> Json:
     answer = {"description": "The result.", "headers": REQUEST_ID, "content": {"application/json": result}}
     operations: Json = {}
     if function.read_only:
-        arguments = [
-            _query(argument.name, "", schema_of(argument.type), **({"required": True} if argument.required else {}))
-            for argument in function.arguments
-        ]
+        arguments = [_argument(argument) for argument in function.arguments]
         operations["get"] = _call(function, f"read_{function.name}", [*arguments, *_parameters("RequestId")], answer)
     operations["post"] = _call(function, f"call_{function.name}", _parameters("RequestId"), answer)
     if function.arguments:
@@ -257,6 +254,13 @@ def _operation(
         "parameters": parameters,
         "responses": answers | refusals((*_ALWAYS, *codes)),
     }
+
+
+def _argument(argument: Argument) -> Json:
+    required: Json = {"required": True} if argument.required else {}
+    if argument.type.endswith("[]"):
+        return _query(argument.name, "As Postgres writes an array: `{one,other}`.", {"type": "string"}, **required)
+    return _query(argument.name, "", schema_of(argument.type), **required)
 
 
 def _filter(column: Column) -> Json:

@@ -9,6 +9,14 @@ from api.contract.openapi.components import Json
 _FUNCTIONS: Final = "/api/v1/rpc/"
 _PATHS: Final = "/api/billing/"
 _REPORTS: Final = ("usage-summary", "usage-report")
+_GROUP_BY: Final[Json] = {
+    "name": "group_by",
+    "in": "query",
+    "description": "Dimensions, comma-separated: `endpoint,method`.",
+    "schema": {"type": "array", "items": {"type": "string"}},
+    "style": "form",
+    "explode": False,
+}
 _TENANT: Final[Json] = {
     "name": "tenant_id",
     "in": "path",
@@ -30,7 +38,10 @@ def paths(of_gateway: Json) -> Json:
                 "operationId": f"{function}_of_tenant",
                 "description": f"{read['description']}\n\nNot billed. Also at `/billing/{report}/{{tenant_id}}`.",
                 "security": [{"bearer": []}],
-                "parameters": [_TENANT, *read["parameters"]],
+                "parameters": [
+                    _TENANT,
+                    *(_GROUP_BY if each.get("name") == "group_by" else each for each in read["parameters"]),
+                ],
             }
         }
     return found
