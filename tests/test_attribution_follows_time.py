@@ -606,7 +606,7 @@ def test_who_pays_is_a_filter(stack: RunningStack) -> None:
             assert {row["billing_entity_type"] for row in organizations} == {"organization"}
             assert max(row[time] for row in users) < start <= min(row[time] for row in organizations)
             for rows in (users, organizations):
-                assert {row["event_name"] for row in rows} == {"api.request", "doc.upload"}
+                assert {row["event_name"] for row in rows} == {"api.request", "doc.upload", "traffic.bytes"}
 
         with stack.client("backend", role="service", org=organization) as backend:
             sent = backend.post("/v1/events", json=[event("late", moment(1, days=3))])

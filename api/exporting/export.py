@@ -52,13 +52,13 @@ class _Lines:
                 if of_many:
                     continue
                 raise ExportFailed(
-                    f"PERIOD_NOT_FOUND: no billing period begins on {self._request.period}. "
+                    f"No billing period begins on {self._request.period}. "
                     "api.billing_periods has the days on which they do, as start_date."
                 )
             yield from self._of_one(organization, bounds, of_many=of_many, header=header_is_due)
             header_is_due = False
         if header_is_due:
-            raise ExportFailed(f"PERIOD_NOT_FOUND: nobody has a billing period that begins on {self._request.period}.")
+            raise ExportFailed(f"Nobody has a billing period that begins on {self._request.period}.")
 
     def _of_one(self, organization: UUID, bounds: Bounds, *, of_many: bool, header: bool) -> Iterator[bytes]:
         enter(self._connection, str(organization))
