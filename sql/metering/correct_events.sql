@@ -142,7 +142,7 @@ declare
   v_now timestamptz := clock_timestamp();
 begin
   perform billing.finalized_periods(array[p_organization_id], array[v_now], array[v_now]);
-  perform metering.ensure_partition(date_trunc('month', v_now at time zone 'UTC')::date);
+  perform metering.ensure_partition(metering.month_of(v_now));
   return v_now;
 end;
 $$;
@@ -304,7 +304,7 @@ set search_path = ''
 as $$
 begin
   if not exists (select from billing.finalized_periods(array[p_organization_id], array[p_at], array[p_at])) then
-    perform metering.ensure_partition(date_trunc('month', p_at at time zone 'UTC')::date);
+    perform metering.ensure_partition(metering.month_of(p_at));
     occurred_at := p_at;
     return;
   end if;

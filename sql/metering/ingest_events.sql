@@ -350,14 +350,6 @@ as $$
   )
 $$;
 
--- The month (UTC) whose partition holds a moment.
-create or replace function metering.month_of(p_at timestamptz)
-returns date
-language sql
-immutable
-parallel safe
-as $$ select pg_catalog.date_trunc('month', p_at at time zone 'UTC')::date $$;
-
 -- p_events: an array of events, or {"events": [...], "late": "adjust"}, or one event. p_organization_id: of all of them, or null when each
 -- names its own. p_late: what to do with an event of a finalized period: 'reject' it, unless it or the batch says "late": "adjust"; or
 -- 'adjust', for usage that cannot be refused: count it now and keep when it happened.
@@ -430,7 +422,7 @@ $$;
 alter function metering.record_rejection(text, jsonb, text, text) owner to goldleaves_kernel;
 alter function metering.ingest_batch(jsonb, integer[], uuid[], text[], boolean[], text[], interval) owner to goldleaves_kernel;
 grant execute on function metering.explain_batch(jsonb, metering.parsed_event[], integer[], uuid[], timestamptz, integer),
-  metering.countable(metering.parsed_event[], integer[]), metering.answer(bigint, bigint, jsonb, jsonb), metering.month_of(timestamptz) to goldleaves_kernel;
+  metering.countable(metering.parsed_event[], integer[]), metering.answer(bigint, bigint, jsonb, jsonb) to goldleaves_kernel;
 grant execute on function metering.record_rejection(text, jsonb, text, text),
   metering.ingest_batch(jsonb, integer[], uuid[], text[], boolean[], text[], interval),
   metering.ingest_events(jsonb, uuid, text, text, interval), metering.events_of_body(jsonb), metering.late_of_body(jsonb, text)

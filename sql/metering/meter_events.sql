@@ -53,7 +53,7 @@ begin
   perform billing.share_period_locks(p_organization_ids);
   occurred_at := clock_timestamp();
   id_start := left(ops.new_id()::text, 28);
-  perform metering.ensure_partition((occurred_at at time zone 'UTC')::date);
+  perform metering.ensure_partition(metering.month_of(occurred_at));
   user_id := tenancy.current_user_id()::text;
   request_id := nullif(current_setting('app.request_id', true), '');
   dimensions := metering.request_dimensions();

@@ -1,6 +1,14 @@
 -- usage_events is partitioned by month (UTC). Partitions are made ahead by ops.maintain(); an event of a month that has none
 -- makes it. A partition has its own RLS switches and triggers and no grants: it is reached through its parent only.
 
+-- The month (UTC) whose partition holds a moment.
+create or replace function metering.month_of(p_at timestamptz)
+returns date
+language sql
+immutable
+parallel safe
+as $$ select pg_catalog.date_trunc('month', p_at at time zone 'UTC')::date $$;
+
 -- Owned by the table's owner, since it does DDL; the only thing it can be made to do is to make a partition of one month.
 create or replace function metering.ensure_partition(p_month date)
 returns void
@@ -45,10 +53,10 @@ as $$
 begin
   perform metering.ensure_partition(m::date)
   from generate_series(
-    date_trunc('month', p_from at time zone 'UTC'), date_trunc('month', p_until at time zone 'UTC'), interval '1 month'
+    metering.month_of(p_from)::timestamp, metering.month_of(p_until)::timestamp, interval '1 month'
   ) as m;
 end;
 $$;
 
-grant execute on function metering.ensure_partition(date) to goldleaves_kernel;
-grant execute on function metering.ensure_partitions(timestamptz, timestamptz) to goldleaves_kernel;
+grant execute on function metering.month_of(timestamptz), metering.ensure_partition(date),
+  metering.ensure_partitions(timestamptz, timestamptz) to goldleaves_kernel;
