@@ -104,23 +104,6 @@ as $$
     and (p_deleted_at is null or p_deleted_at > p_recorded_at)
 $$;
 
--- Whether an event was taken back where it is. The void may be the older transaction: one that was at work before the event was sent.
-create or replace function metering.is_voided(p_organization_id uuid, p_occurred_at timestamptz, p_id uuid)
-returns boolean
-language sql
-stable
-set search_path = ''
-as $$
-  select exists (
-    select
-    from metering.usage_events v
-    where v.organization_id = p_organization_id
-      and v.occurred_at = p_occurred_at
-      and v.corrects = p_id
-      and v.event_type = 'void'
-  )
-$$;
-
 create or replace view metering.counted_events with (security_invoker) as
 select
   e.organization_id,
@@ -236,7 +219,7 @@ cross join lateral (
 ) as l;
 
 grant select on metering.counted_events, metering.meter_lifetimes to goldleaves_kernel;
-grant execute on function metering.is_beside_its_event(uuid, timestamptz, uuid), metering.is_voided(uuid, timestamptz, uuid),
+grant execute on function metering.is_beside_its_event(uuid, timestamptz, uuid),
   metering.dimension(text, jsonb, text, text, text, text), metering.number_in(text), metering.value_hash(text),
   metering.passes(jsonb, jsonb, text, text, text, text),
   metering.is_in_force(timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz) to goldleaves_kernel;

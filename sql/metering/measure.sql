@@ -205,9 +205,14 @@ begin
           select
             l.*,
             -- By a void that is rolled up already.
-            v_grain is not null
-              and l.aggregation in ('max', 'min', 'latest')
-              and metering.is_voided(l.organization_id, l.occurred_at, l.id) as is_voided
+            case when v_grain is not null and l.aggregation in ('max', 'min', 'latest') then exists (
+              select
+              from metering.usage_events v
+              where v.organization_id = l.organization_id
+                and v.occurred_at = l.occurred_at
+                and v.corrects = l.id
+                and v.event_type = 'void'
+            ) end is true as is_voided
           from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_grain is null, v_position) l
         ) as e
         where (v_dimensions = '{}' or metering.passes(v_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
@@ -284,7 +289,14 @@ as $$
       e.aggregation not in ('max', 'min', 'latest')
       or case e.event_type
         when 'void' then e.belongs_at is not null
-        else not metering.is_voided(e.organization_id, e.occurred_at, e.id)
+        else not exists (
+          select
+          from metering.usage_events v
+          where v.organization_id = e.organization_id
+            and v.occurred_at = e.occurred_at
+            and v.corrects = e.id
+            and v.event_type = 'void'
+        )
       end
     )
 $$;
