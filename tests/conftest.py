@@ -30,6 +30,7 @@ from api.stack.processes import start, stop, wait_until_ready
 from api.stack.services import postgrest_part, sidecar_part
 from api.stack.state import Secrets, StateDir
 from tests.harness import Cluster, Database, Organization, RunningStack, free_port, insert_organization
+from tests.usage import Connection
 
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = "200"
@@ -120,6 +121,25 @@ def shared_database(cluster: Cluster, template: Database) -> Iterator[Database]:
     """A fresh migrated database for all tests of a file: each takes an organization of its own."""
     with _copied(cluster, template) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def superuser(shared_database: Database) -> Iterator[Connection]:
+    with shared_database.connect() as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def sidecar(shared_database: Database) -> Iterator[Connection]:
+    with shared_database.connect("sidecar") as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def api(shared_database: Database) -> Iterator[Connection]:
+    """As PostgREST connects: `tests.meters` and `tests.sql_requests` ask schema api on it."""
+    with shared_database.connect("authenticator") as connection:
+        yield connection
 
 
 OpenStack = Callable[..., AbstractContextManager[RunningStack]]

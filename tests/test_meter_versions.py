@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -36,24 +35,6 @@ left join lateral (
 left join metering.meters m on m.code = e.event_name
 where e.organization_id = %s and e.event_name = %s
 """
-
-
-@pytest.fixture(scope="module")
-def sidecar(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("sidecar") as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def api(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("authenticator") as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def superuser(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect() as connection:
-        yield connection
 
 
 @pytest.fixture

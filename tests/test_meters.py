@@ -4,7 +4,7 @@ a member reads. Compared with sums made here, of the events as they were sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -22,24 +22,6 @@ from tests.usage import Connection, event, ingest, moment, month, value
 
 NEXT = count(1)
 END = moment(0)  # of last month
-
-
-@pytest.fixture(scope="module")
-def sidecar(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("sidecar") as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def api(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("authenticator") as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def superuser(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect() as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ recorded keeps it for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -32,24 +31,6 @@ SEEDED = {
     "ai_embedding": 5,
     "ai_completion": 10,
 }
-
-
-@pytest.fixture(scope="module")
-def sidecar(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("sidecar") as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def api(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("authenticator") as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def superuser(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect() as connection:
-        yield connection
 
 
 @pytest.fixture

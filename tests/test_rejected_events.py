@@ -85,12 +85,6 @@ def superuser(shared_database: Database) -> Iterator[Connection]:
         yield connection
 
 
-@pytest.fixture(scope="module")
-def sidecar(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("sidecar") as connection:
-        yield connection
-
-
 @pytest.fixture
 def staff(shared_database: Database) -> Iterator[Staff]:
     with shared_database.connect("authenticator") as connection:

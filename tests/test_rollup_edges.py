@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from tests.conftest import MakeOrganization
@@ -19,18 +19,6 @@ DAY = TODAY - timedelta(days=1)
 GIB = 1024**3
 
 Found = list[tuple[Any, ...]]
-
-
-@pytest.fixture(scope="module")
-def superuser(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect() as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def sidecar(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("sidecar") as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -94,17 +82,23 @@ def test_a_group_that_is_called_other_takes_no_place(
     assert used(superuser, organization, "others", "k") == [("other", 1, 1), ("z", 1, 2)]
 
 
-def test_a_void_may_be_of_an_older_transaction_than_its_event(
+def test_a_void_is_never_an_older_transaction_than_its_event(
     shared_database: Database, superuser: Connection, sidecar: Connection, organization: UUID
 ) -> None:
     make_meter(superuser, "older", "max")
     ingest(sidecar, [event("older-1", DAY, name="older", quantity=1)], organization)
     roll_up_all(sidecar)
     with shared_database.connect("sidecar", autocommit=False) as correcting:
-        ingest(correcting, [event("else", DAY, name="else")], organization)
+        ingest(correcting, [event("older-own", DAY, name="older", quantity=7)], organization)
         ingest(sidecar, [event("older-2", DAY, name="older", quantity=9)], organization)
-        void(correcting, organization, "older-2")
-    for _ in range(3):
+        void(correcting, organization, "older-own")
+        with (
+            pytest.raises(psycopg.errors.SerializationFailure, match="while this transaction"),
+            correcting.transaction(),
+        ):
+            void(correcting, organization, "older-2")
+    void(sidecar, organization, "older-2")
+    for _ in range(4):
         assert used(superuser, organization, "older") == [(None, 1, 1)]
         sidecar.execute("select metering.roll_up(1)")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import count, pairwise
@@ -40,24 +39,6 @@ TIMEZONES = (
     "Atlantic/Azores",
     "Africa/Cairo",
 )
-
-
-@pytest.fixture(scope="module")
-def sidecar(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("sidecar") as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def api(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect("authenticator") as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def superuser(shared_database: Database) -> Iterator[Connection]:
-    with shared_database.connect() as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -400,7 +381,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "object in filter": ({"filter": {"user_id": {"a": "b"}}}, "INVALID_FILTER: user_id needs a text"),
     "nothing in filter": ({"filter": {"user_id": []}}, "INVALID_FILTER: user_id needs a value"),
     "name in filter": ({"filter": {"a b": "c"}}, "INVALID_FILTER: 'a b' is no name"),
-    "names in filter": ({"filter": {f"d{n}": "x" for n in range(33)}}, "INVALID_FILTER: it has 33 names, and 32 is the most"),
+    "names in filter": (
+        {"filter": {f"d{n}": "x" for n in range(33)}},
+        "INVALID_FILTER: it has 33 names, and 32 is the most",
+    ),
     "payer": ({"filter": {"billing_entity_id": "ada"}}, "INVALID_FILTER: billing_entity_id needs"),
     "kind of payer": ({"filter": {"billing_entity_type": "bank"}}, "INVALID_FILTER: billing_entity_type is"),
 }
