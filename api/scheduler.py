@@ -98,5 +98,8 @@ class Rollups(Collector):
         self._held_back_by = held_back_by
         if report.get("folded"):
             log.warning(
-                "groups_folded", groups=report["folded"], remedy="raise max_groups of the meter, or group by less"
+                "groups_folded",
+                groups=report["folded"],
+                of=report["folded_of"],
+                remedy="raise max_groups of the meter, or group by less",
             )

@@ -390,9 +390,10 @@ def test_groups_beyond_the_bound_of_a_meter_are_other(
     send("1", "2")
     roll_up_all(sidecar)
     send("3", "4", "5", "6")
-    folded = roll_up(sidecar)["folded"]
+    report = roll_up(sidecar)
     whole = [("1", 1, 1), ("2", 1, 2), ("3", 1, 3), ("other", 3, 6)]
-    assert folded == 3
+    assert report["folded"] == 3
+    assert report["folded_of"] == [{"organization_id": str(organization), "meter": "few", "groups": 3}]
     assert reader.execute(groups, [organization, [DAYS[0], DAYS[-1]]]).fetchall() == whole
     # Whose group is full by now goes there at once, and whose is there stays in it.
     send("7")

@@ -107,7 +107,8 @@ $$;
 
 -- p_most: about how many events a run takes at once. Returns {"events", "behind": whether there is more to take now, "lag_seconds": age of
 -- the oldest event that is not rolled up, "held_back_by": who holds the oldest transaction when that is over a minute, else null, "folded":
--- groups that became "other" in this run}; {"busy": true} when another session is at it.
+-- groups that became "other" in this run, "folded_of": the ten organizations and meters with the most of them, or null}; {"busy": true} when
+-- another session is at it.
 create or replace function metering.roll_up(p_most integer default 200000)
 returns jsonb
 language plpgsql
@@ -124,6 +125,7 @@ declare
   v_behind boolean := false;
   v_events bigint;
   v_folded bigint;
+  v_folded_of jsonb;
   v_redone jsonb;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
@@ -181,21 +183,7 @@ begin
       min(c.value) filter (where c.aggregation = 'min' and c.event_type <> 'void') as min_value,
       -- Late usage of a finalized period is never the latest.
       max(metering.latest_of(c.occurred_at, c.id, c.value)) filter (where c.aggregation = 'latest' and c.event_type = 'usage') as latest,
-      bool_or(
-        case
-          when c.aggregation not in ('max', 'min', 'latest') then false
-          when c.event_type = 'void' then c.belongs_at is null
-          -- Written out, as it is asked for each event: by a void that may be the older transaction, and be rolled up already.
-          else exists (
-            select
-            from metering.usage_events v
-            where v.organization_id = c.organization_id
-              and v.occurred_at = c.occurred_at
-              and v.corrects = c.id
-              and v.event_type = 'void'
-          )
-        end
-      ) as is_redone
+      bool_or(c.event_type = 'void' and c.belongs_at is null and c.aggregation in ('max', 'min', 'latest')) as is_redone
     from metering.counted_by_position(v_from.generation, v_from.xid, v_end_generation, v_end_xid) c
     group by 1, 2, 3, 4, 5, 6, 7, 8, 9
   ),
@@ -318,6 +306,16 @@ begin
     coalesce((select sum(q.rows) from quarters q), 0),
     (select count(*) from folded),
     (
+      select jsonb_agg(to_jsonb(w))
+      from (
+        select f.organization_id, f.meter_code as meter, count(*) as groups
+        from folded f
+        group by 1, 2
+        order by 3 desc, 1, 2
+        limit 10
+      ) as w
+    ),
+    (
       select jsonb_agg(distinct jsonb_build_object(
         'organization_id', s.organization_id, 'meter_code', s.meter_code, 'meter_version', s.meter_version, 'billing_entity_id', s.billing_entity_id,
         'groups', s.kept_groups, 'bucket_start', s.bucket_start, 'timezone', s.timezone, 'period_start', s.period_start, 'period_end', s.period_end
@@ -325,7 +323,7 @@ begin
       from settled s
       where s.is_redone
     )
-  into v_events, v_folded, v_redone;
+  into v_events, v_folded, v_folded_of, v_redone;
 
   if v_redone is not null then
     perform metering.redo_extremes(v_redone, v_end_generation, v_end_xid);
@@ -335,7 +333,7 @@ begin
   if v_events > 0 then
     update metering.rollup_position set generation = v_end_generation, xid = v_end_xid, moved_at = clock_timestamp();
   end if;
-  return metering.rollup_report(v_events, v_behind, v_folded, v_end_generation, v_end_xid);
+  return metering.rollup_report(v_events, v_behind, v_folded, v_end_generation, v_end_xid) || jsonb_build_object('folded_of', v_folded_of);
 end;
 $$;
 
