@@ -83,6 +83,13 @@ begin
       message = format('EVENT_NOT_FOUND: there is no event %s of source %s in this organization', left(p_id, 256), left(p_source, 256)),
       hint = 'Name it by the id and the source that it was sent with, or by the id that usage_events shows.';
   end if;
+  -- A void is never the older transaction: rollups take what they take by transactions, and would take it before what it voids.
+  if v_event.recorded_generation = metering.recording_generation() and v_event.recorded_xid > pg_current_xact_id_if_assigned() then
+    raise exception using
+      errcode = '40001',
+      message = format('event %s was recorded while this transaction was at work already', v_event.id),
+      hint = 'Correct it in a transaction of its own.';
+  end if;
   if v_event.event_type = 'void' then
     raise exception using
       errcode = 'PT409',

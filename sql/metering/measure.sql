@@ -198,23 +198,10 @@ begin
           min(e.occurred_at) as first_at,
           sum(e.events)::bigint as events,
           sum(e.value) as value,
-          max(e.value) filter (where e.aggregation = 'max' and e.event_type <> 'void' and not e.is_voided) as max_value,
-          min(e.value) filter (where e.aggregation = 'min' and e.event_type <> 'void' and not e.is_voided) as min_value,
-          max(metering.latest_of(e.occurred_at, e.id, e.value)) filter (where e.aggregation = 'latest' and e.event_type = 'usage' and not e.is_voided) as latest
-        from (
-          select
-            l.*,
-            -- By a void that is rolled up already.
-            case when v_grain is not null and l.aggregation in ('max', 'min', 'latest') then exists (
-              select
-              from metering.usage_events v
-              where v.organization_id = l.organization_id
-                and v.occurred_at = l.occurred_at
-                and v.corrects = l.id
-                and v.event_type = 'void'
-            ) end is true as is_voided
-          from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_grain is null, v_position) l
-        ) as e
+          max(e.value) filter (where e.aggregation = 'max' and e.event_type <> 'void') as max_value,
+          min(e.value) filter (where e.aggregation = 'min' and e.event_type <> 'void') as min_value,
+          max(metering.latest_of(e.occurred_at, e.id, e.value)) filter (where e.aggregation = 'latest' and e.event_type = 'usage') as latest
+        from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_grain is null, v_position) e
         where (v_dimensions = '{}' or metering.passes(v_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
         group by 1, 2, 3, 4, 5, 6
       ) as t
