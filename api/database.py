@@ -147,6 +147,11 @@ class DatabaseError(Exception):
         return self._unencodable or (self.state is not None and self.state.startswith(_REFUSALS))
 
     @property
+    def held_up(self) -> bool:
+        """It was not waited for who holds a lock."""
+        return self.state == "55P03"
+
+    @property
     def malformed(self) -> bool:
         """What was refused is not JSON that Postgres can hold."""
         return self._unencodable or (self.state is not None and self.state.startswith(("22", "54")))

@@ -151,6 +151,28 @@ def test_who_hangs_up_takes_nobody_along(site: Site, pool: ThreadPoolExecutor) -
     assert eventually(site.stored, everybody.__eq__) == everybody
 
 
+def test_who_closes_a_period_holds_up_nobody_else(
+    site: Site, pool: ThreadPoolExecutor, make_organization: MakeOrganization
+) -> None:
+    def slot(organization: Organization) -> tuple[object, ...] | None:
+        return site.operator.execute("select billing.period_lock_slot(%s)", [organization.id]).fetchone()
+
+    other = make_organization(site.stack.database)
+    while slot(other) == slot(site.organization):  # one in a thousand
+        other = make_organization(site.stack.database)
+    lock = "select pg_advisory_xact_lock(billing.period_lock_class(), billing.period_lock_slot(%s))"
+    with site.stack.client("backend", role="service", org=other.id) as others:
+        with site.stack.database.connect(autocommit=False) as finalizing:
+            finalizing.execute(lock, [site.organization.id])
+            held = [pool.submit(site.send, f"held-{number}") for number in range(GOOD)]
+            site.await_groups()
+            for number in range(GOOD):
+                assert site.send(f"{number}", others).json()["accepted"] == 1
+            assert not any(one.done() for one in held)
+            finalizing.rollback()
+        assert accepted(held) == [1] * GOOD
+
+
 def test_a_group_whose_connection_breaks_is_stored_all_the_same(site: Site, pool: ThreadPoolExecutor) -> None:
     with site.held_up():
         answers = [pool.submit(site.send, f"{number}") for number in range(GOOD)]

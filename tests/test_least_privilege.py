@@ -144,6 +144,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "metering.late_of_body",
         "metering.read_body",
         "metering.receive_events",
+        "metering.can_record_now",
         "metering.receive_group",
         "metering.record_rejection",
         "metering.repeated_events",

@@ -16,6 +16,7 @@ from api.database import Database, DatabaseError
 from api.errors import Problem
 from api.ingestion.batch import Batch
 from api.ingestion.limits import Slots, busy
+from api.ingestion.source import SOURCE
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +24,7 @@ MOST_BYTES: Final = 16 * 1024  # of a body that is stored with others
 GROUP_REQUESTS: Final = 256
 GROUP_BYTES: Final = 512 * 1024
 MOST_WAITING: Final = 10_000
+HELD_UP_AT_ONCE: Final = 1  # in the database
 SLOW_SECONDS: Final = 0.1  # what holds a group up for longer may be none of the next one's business
 MOST_GROUPS: Final = 2  # at once
 
@@ -33,10 +35,12 @@ class GroupCommit:
         self._slots = slots
         self._waiting: deque[_Request] = deque()
         self._workers: set[asyncio.Task[None]] = set()
+        self._held_up: set[asyncio.Task[None]] = set()
+        self._slots_held_up = Slots(HELD_UP_AT_ONCE, slots.wait_seconds)
 
     async def store(self, batch: Batch) -> str:
         """The outcome as JSON text, once it is committed. Raises DatabaseError, and INGEST_BUSY (503)."""
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) + len(self._held_up) >= MOST_WAITING:
             raise busy()
         loop = asyncio.get_running_loop()
         request = _Request(batch, loop.create_future())
@@ -87,7 +91,20 @@ class GroupCommit:
         finally:
             overtaking.cancel()
         for request, answer in zip(group, answers, strict=True):
-            request.resolve(answer)
+            if isinstance(answer, DatabaseError) and answer.held_up:
+                task = asyncio.create_task(self._store_held_up(request), name="group-commit-held-up")
+                self._held_up.add(task)
+                task.add_done_callback(self._held_up.discard)
+            else:
+                request.resolve(answer)
+
+    async def _store_held_up(self, request: _Request) -> None:
+        """By itself, since what it waits for (its organization's period is being closed) is nobody else's business."""
+        try:
+            async with self._slots_held_up.one(), self._slots.one():
+                request.resolve(await self._database.ingest(request.batch, SOURCE, "reject"))
+        except Exception as error:
+            request.resolve(error)
 
     async def _answers(self, batches: Sequence[Batch]) -> Sequence[str | Exception]:
         """Tried again once when the connection broke: what was committed all the same is then a duplicate."""

@@ -112,9 +112,22 @@ begin
 end;
 $$;
 
+-- Whether usage of an organization can be recorded without waiting for who closes one of its periods; then nobody closes one before the
+-- transaction ends.
+create or replace function metering.can_record_now(p_organization_id uuid)
+returns boolean
+language sql
+volatile
+security definer
+set search_path = ''
+as $$
+  select pg_try_advisory_xact_lock_shared(billing.period_lock_class(), billing.period_lock_slot(p_organization_id))
+$$;
+
 -- A group of small requests of POST /v1/events in one transaction, each answered as if it had come alone: the arrays have an element a
 -- request, and so has the answer, in that order. A request that is refused as a whole (malformed, or its key is not good) has
--- error_state (an SQLSTATE), error_message, error_details and error_hint instead of an outcome, and costs the others nothing.
+-- error_state (an SQLSTATE), error_message, error_details and error_hint instead of an outcome, and costs the others nothing. So has one for an
+-- organization of which a period is being closed: lock_not_available, to be sent by itself, so that the others need not wait.
 -- They are one batch: the lock, the keys and the facts are taken and written once for all of them.
 create or replace function metering.receive_group(
   p_bodies text[], p_organization_ids uuid[], p_key_ids uuid[], p_formats text[], p_lates text[], p_max_future interval default '5 minutes'
@@ -141,9 +154,12 @@ begin
         v_organization_ids[v_request] := tenancy.organization_of_events(p_key_ids[v_request], p_organization_ids[v_request]);
       end if;
       v_body := metering.read_body(p_bodies[v_request], p_formats[v_request], p_lates[v_request]);
+      if v_organization_ids[v_request] is not null and not metering.can_record_now(v_organization_ids[v_request]) then
+        raise lock_not_available using message = 'a period of the organization is being closed';
+      end if;
       v_batches[v_request] := v_body.events;
       v_lates[v_request] := v_body.late;
-    exception when data_exception or program_limit_exceeded or sqlstate 'PT400' or sqlstate 'PT401' or sqlstate 'PT403' then
+    exception when data_exception or program_limit_exceeded or lock_not_available or sqlstate 'PT400' or sqlstate 'PT401' or sqlstate 'PT403' then
       get stacked diagnostics
         error_state = returned_sqlstate, error_message = message_text, error_details = pg_exception_detail, error_hint = pg_exception_hint;
       v_batches[v_request] := '[]';
@@ -170,6 +186,7 @@ begin
 end;
 $$;
 
-grant execute on function metering.jsonb_or_text(text), metering.split_events(text), metering.read_body(text, text, text),
+alter function metering.can_record_now(uuid) owner to goldleaves_kernel;
+grant execute on function metering.can_record_now(uuid), metering.jsonb_or_text(text), metering.split_events(text), metering.read_body(text, text, text),
   metering.receive_events(text, uuid, text, text, uuid, text, interval),
   metering.receive_group(text[], uuid[], uuid[], text[], text[], interval) to sidecar;
