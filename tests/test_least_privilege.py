@@ -87,7 +87,7 @@ _SUMMARY = {
     "billing.unit_amount_cents",
     "billing.cost_cents",
 }
-_READ_OF_VIEWS = {"audit.told_of", "metering.context_text"}
+_READ_OF_VIEWS = {"audit.told_of", "metering.context_text", "metering.names_text"}
 
 _KEYS = {f"{schema}.{verb}_api_key" for schema in ("api", "tenancy") for verb in ("create", "rotate", "revoke")}
 

@@ -632,8 +632,12 @@ def test_staff_corrects_over_the_api_and_nobody_else(
         ({"type": "admin"}, "admin"),
         ({"type": "workspace", "workspace": "Legal"}, "workspace Legal"),
         ({"type": "project", "project": "Apollo", "workspace": "Legal"}, "project Apollo in workspace Legal"),
-        ({"type": "project", "project": "Apollo", "client": "Acme"}, "project Apollo"),
+        ({"type": "project", "project": "Apollo", "client": "Acme"}, "project Apollo (client Acme)"),
+        ({"type": "project", "workspace": "Legal", "b": "2", "a": "1"}, "project in workspace Legal (a 1, b 2)"),
+        ({"type": "workspace", "workspace": "Legal", "room": "5"}, "workspace Legal (room 5)"),
+        ({"type": "other", "name": "Nightly job"}, "other (name Nightly job)"),
+        ("Apollo", "other"),
     ],
 )
-def test_contexts_are_texts(superuser: Connection, context: dict[str, str] | None, text: str) -> None:
+def test_contexts_are_texts(superuser: Connection, context: object, text: str) -> None:
     assert value(superuser, "select metering.context_text(%s)", context and json.dumps(context)) == text
