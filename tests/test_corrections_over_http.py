@@ -115,6 +115,10 @@ def test_paths_are_read_as_they_are(stack: RunningStack, backend: httpx.Client) 
     assert_problem(backend.delete("/v1/events/%ff"), 400, "INVALID_ENCODING")
     assert_problem(backend.delete("/v1/events/%00"), 400, "INVALID_PATH")
     assert_problem(backend.delete("/v1/events/unknown"), 404, "EVENT_NOT_FOUND")
+    assert_problem(backend.delete("/v1/events%2Funknown"), 404, "ROUTE_NOT_FOUND")
+    assert backend.delete(f"/v1/%65vents/{path(send(backend)).rpartition('/')[2]}").status_code == 200
+    for name in ("reason", "source", "late"):
+        assert_problem(backend.delete("/v1/events/unknown", params={name: "a\0"}), 400, "INVALID_EVENT")
     assert_problem(backend.get("/v1/events/unknown"), 405, "METHOD_NOT_ALLOWED")
     with stack.client("backend", role="service") as nobodys:
         assert_problem(nobodys.delete("/v1/events/unknown"), 400, "ORGANIZATION_REQUIRED")

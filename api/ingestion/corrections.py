@@ -21,7 +21,6 @@ from api.ingestion.limits import Room, Slots
 from api.ingestion.source import SOURCE
 from api.tenants import Tenants
 
-PREFIX: Final = b"/v1/events/"
 MOST_BYTES: Final = 64 * 1024
 MOST_AGENT: Final = 256
 
@@ -77,6 +76,9 @@ class Corrections:
 
     async def _correction(self, request: Request) -> Correction:
         query = request.query_params
+        for name in ("source", "late", "reason"):
+            if "\0" in query.get(name, ""):
+                raise problem("INVALID_EVENT", f"{name} has a NUL in it", hint="Leave it out.")
         principal = context_of(request.scope).principal
         client = request.scope.get("client")
         caller = {
@@ -97,9 +99,11 @@ class Corrections:
 
 
 def _id(request: Request) -> str:
-    raw: bytes = request.scope["raw_path"]
+    segments = request.scope["raw_path"].split(b"/", 3)  # "", "v1" and "events", however they are written, and the id
+    if len(segments) < 4:
+        raise problem("ROUTE_NOT_FOUND", "there is nothing at this path", hint="Events are at /v1/events/{id}.")
     try:
-        found = unquote_to_bytes(raw.removeprefix(PREFIX)).decode("utf-8")
+        found = unquote_to_bytes(segments[3]).decode("utf-8")
     except UnicodeDecodeError:
         raise problem("INVALID_ENCODING", "the id in the path is not UTF-8") from None
     if "\0" in found:
