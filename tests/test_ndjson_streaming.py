@@ -91,6 +91,13 @@ def test_it_goes_by_several_names_and_may_be_compressed(backend: httpx.Client, m
     assert (answer.status_code, answer.json()["accepted"]) == (200, 2500)
 
 
+@pytest.mark.parametrize("blank", [b"\n", b" \r\n", b"\t\t\t\n"])
+def test_blank_lines_are_counted_and_nothing_else(backend: httpx.Client, blank: bytes) -> None:
+    body = gzip.compress(blank * 150_000 + b"{}\n" + blank * 150_000 + b"  {}")
+    answer = backend.post("/v1/events", content=body, headers={**NDJSON, "Content-Encoding": "gzip"}).json()
+    assert [one["line"] for one in answer["rejected"]] == [150_001, 300_002]
+
+
 def test_nothing_is_a_batch_too(backend: httpx.Client) -> None:
     for body in (b"", b"\n\n \n"):
         answer = backend.post("/v1/events", content=body, headers=NDJSON)
