@@ -583,7 +583,15 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_API_KEY": (401, lambda world: world.ask("GET", "/api/v1/cases", f"gl_{'0' * 12}_{'0' * 64}")),
     "INVALID_BODY": (400, lambda world: world.send("{")),
     "INVALID_ENCODING": (400, lambda world: world.ask("GET", "/api/v1/cases?title=eq.%FF", world.member())),
+    "INVALID_EVENT": (
+        400,
+        lambda world: world.ask("DELETE", "/v1/events/1?reason=%00", world.stack.token("backend", role="service")),
+    ),
     "INVALID_PATH": (400, lambda world: world.ask("GET", "/api/v1/cases%00", world.member())),
+    "INVALID_RANGE": (
+        400,
+        lambda world: world.ask("GET", f"/billing/usage-report/{world.organization.slug}", world.member()),
+    ),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/api/v1/cases", "no.to.ken")),
     "JWKS_UNAVAILABLE": (503, from_unreachable_keys),
     "MALFORMED_REQUEST": (400, lambda world: from_raw_bytes(world, b"nonsense\r\n\r\n")),
