@@ -117,6 +117,18 @@ def test_an_event_without_a_value_is_counted_alike_before_and_after(
     assert used(superuser, organization, "level") == [(None, 2, 120)]
 
 
+def test_what_a_meter_of_levels_does_not_count_is_no_level_of_it(
+    superuser: Connection, sidecar: Connection, organization: UUID
+) -> None:
+    make_meter(superuser, "tank", "weighted_sum")
+    superuser.execute("update metering.meters set deleted_at = now() where code = 'tank'")
+    ingest(sidecar, [event("tank-1", DAY, name="tank", quantity=5)], organization)
+    # The event by its name, and nothing of the meter.
+    assert used(superuser, organization, "tank") == [(None, 1, 5)]
+    roll_up_all(sidecar)
+    assert used(superuser, organization, "tank") == [(None, 1, 5)]
+
+
 def test_what_a_fast_clock_stored_takes_nothing_away(
     superuser: Connection, sidecar: Connection, organization: UUID
 ) -> None:

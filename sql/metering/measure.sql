@@ -436,6 +436,7 @@ begin
       where v_rolled_up
         and r.organization_id = p_organization_id
         and r.meter_code = any (v_meters)
+        and r.meter_version > 0
         and case r.grain
           when 'period' then r.bucket_start < coalesce(p.period_start, v_bounds[1])
           else p.period_start is not null and r.bucket_start >= p.period_start and r.bucket_start < v_bounds[1]
@@ -450,6 +451,7 @@ begin
         and r.organization_id = p_organization_id
         and r.grain = 'hour'
         and r.meter_code = any (v_meters)
+        and r.meter_version > 0
         and r.bucket_start >= v_bounds[1]
         and r.bucket_start < v_bounds[cardinality(v_bounds)]
         and (p_dimensions = '{}' or metering.passes(p_dimensions, r.groups, r.groups ->> 'user_id', r.groups ->> 'workspace_id', r.groups ->> 'resource_id', r.groups ->> 'source'))
