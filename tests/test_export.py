@@ -159,13 +159,13 @@ def test_everybody_is_exported_one_after_the_other(
         for organization in both:
             ingest(connection, [event("one"), event("two")], organization)
 
-    events = run_export("usage_events", "--organization", "all", "--period", month())
+    events = run_export("usage_events", "--all-organizations", "--period", month())
     assert events.stdout.count(HEADER) == 1
     owners = [row["tenant_id"] for row in rows_of(events.stdout)]
     assert owners == sorted(owners)
     assert [owners.count(str(organization)) for organization in both] == [2, 2]
 
-    summaries = json.loads(run_export("usage_summary", "--organization", "all", "--format", "json").stdout)
+    summaries = json.loads(run_export("usage_summary", "--all-organizations", "--format", "json").stdout)
     assert [
         [row["quantity"] for row in summaries if row["organization_id"] == str(organization)] for organization in both
     ] == [[2], [2]]
@@ -189,15 +189,17 @@ def test_a_file_is_there_when_it_is_complete(run_export: Export, hostile: Organi
     ("arguments", "said"),
     [
         (("usage_events", "--organization", "nobody"), r"ORGANIZATION_NOT_FOUND: .*nobody"),
-        (("usage_events", "--organization", "all", "--from", "yesterday"), r"--from yesterday: expected a day"),
-        (("usage_events", "--organization", "all", "--from", "2026-01-31T09:30:00"), r"with its offset"),
-        (("usage_events", "--organization", "all", "--from", "2026-01-31", "--to", "2026-01-31"), r"--to .* not after"),
-        (("usage_events", "--organization", "all", "--period", "2026-01-31", "--to", "2026-01-31"), r"not both"),
-        (("usage_events", "--organization", "all", "--period", "2001-01-01"), r"Nobody has a billing period"),
-        (("usage_summary", "--organization", "all", "--from", "2026-01-31"), r"one billing period"),
-        (("usage_report", "--organization", "all", "--from", "2026-01-31"), r"needs --from and --to"),
-        (("invoices", "--organization", "all", "--granularity", "day"), r"--granularity is for usage_report"),
-        (("invoices", "--organization", "all", "--output", "/nowhere/invoices.csv"), r"^/nowhere/invoices.csv: "),
+        (("usage_events",), r"^Whose\? "),
+        (("usage_events", "--organization", "acme", "--all-organizations"), r"^Whose\? "),
+        (("usage_events", "--all-organizations", "--from", "yesterday"), r"--from yesterday: expected a day"),
+        (("usage_events", "--all-organizations", "--from", "2026-01-31T09:30:00"), r"with its offset"),
+        (("usage_events", "--all-organizations", "--from", "2026-01-31", "--to", "2026-01-31"), r"--to .* not after"),
+        (("usage_events", "--all-organizations", "--period", "2026-01-31", "--to", "2026-01-31"), r"not both"),
+        (("usage_events", "--all-organizations", "--period", "2001-01-01"), r"Nobody has a billing period"),
+        (("usage_summary", "--all-organizations", "--from", "2026-01-31"), r"one billing period"),
+        (("usage_report", "--all-organizations", "--from", "2026-01-31"), r"needs --from and --to"),
+        (("invoices", "--all-organizations", "--granularity", "day"), r"--granularity is for usage_report"),
+        (("invoices", "--all-organizations", "--output", "/nowhere/invoices.csv"), r"^/nowhere/invoices.csv: "),
     ],
 )
 def test_a_mistake_is_one_line(run_export: Export, arguments: tuple[str, ...], said: str) -> None:
@@ -213,7 +215,7 @@ def test_nobody_keeps_the_right_to_act_as_staff(stack: RunningStack, run_export:
             return run(connection, query, ["platform_admin"]).fetchall()
 
     before = grants()
-    assert run_export("invoices", "--organization", "all").exit_code == 0
+    assert run_export("invoices", "--all-organizations").exit_code == 0
     assert grants() == before
 
 

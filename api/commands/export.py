@@ -27,9 +27,10 @@ commands = typer.Typer()
 @explain_errors
 def export_rows(
     what: Annotated[Name, typer.Argument(help="The view or function of schema api: its columns are what comes out.")],
-    organization: Annotated[
-        str, typer.Option(metavar="SLUG", help="Whose, by slug or id; all: everybody's, one after the other.")
-    ],
+    organization: Annotated[str | None, typer.Option(metavar="SLUG", help="Whose, by slug or id.")] = None,
+    all_organizations: Annotated[
+        bool, typer.Option("--all-organizations", help="Everybody's, one after the other.")
+    ] = False,
     begin: Annotated[
         str | None, typer.Option("--from", metavar="TIME", help="From this day (2026-01-31) or moment (RFC 3339) on.")
     ] = None,
@@ -50,6 +51,8 @@ def export_rows(
 
     Example:  goldleaves export usage_events --organization acme --period 2026-01-01 --output january.csv
     """
+    if (organization is None) is not all_organizations:
+        raise ExportFailed("Whose? Name one with --organization SLUG, or give --all-organizations.")
     request = Request(
         begin=_time("--from", begin), end=_time("--to", end), period=_day("--period", period), granularity=granularity
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 from uuid import UUID
 
 from api.exporting.dataset import DATASETS, Bounds, Request, resolve
@@ -14,13 +13,13 @@ from api.exporting.output import destination
 from api.exporting.staff import enter, staff_snapshot
 from api.release.catalog import Connection
 
-EVERY_ORGANIZATION: Final = "all"
 
-
-def export(url: str, name: str, organization: str, request: Request, format_name: str, output: Path | None) -> int:
+def export(
+    url: str, name: str, organization: str | None, request: Request, format_name: str, output: Path | None
+) -> int:
     """Write a dataset to `output`, or to standard output. Returns how many rows there were.
 
-    `url` is the migrator's or a superuser's. `organization` is an id, a slug or `all`. Raises ExportFailed, OSError.
+    `url` is the migrator's or a superuser's. `organization` is an id or a slug; None: all of them. Raises ExportFailed, OSError.
     """
     DATASETS[name].check(name, request)
     form = FORMATS[format_name]
@@ -28,7 +27,7 @@ def export(url: str, name: str, organization: str, request: Request, format_name
         lines = _Lines(connection, name, request, format_name)
         organizations = _organizations(connection, organization)
         with destination(output) as file:
-            for piece in form.framed(lines.of(organizations, of_many=organization == EVERY_ORGANIZATION)):
+            for piece in form.framed(lines.of(organizations, of_many=organization is None)):
                 file.write(piece)
     return lines.rows
 
@@ -71,9 +70,9 @@ class _Lines:
                 yield bytes(line)
 
 
-def _organizations(connection: Connection, named: str) -> list[UUID]:
+def _organizations(connection: Connection, named: str | None) -> list[UUID]:
     """In the order of their ids. Raises when there is no such organization."""
-    if named == EVERY_ORGANIZATION:
+    if named is None:
         enter(connection, None)
         return [row[0] for row in connection.execute("select id from api.organizations order by id")]
     enter(connection, named)
