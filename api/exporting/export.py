@@ -19,7 +19,8 @@ def export(
 ) -> int:
     """Write a dataset to `output`, or to standard output. Returns how many rows there were.
 
-    `url` is the migrator's or a superuser's. `organization` is an id or a slug; None: all of them. Raises ExportFailed, OSError.
+    `url` is the migrator's or a superuser's. `organization` is an id or a slug; None: all of them. Raises ExportFailed,
+    OSError.
     """
     DATASETS[name].check(name, request)
     form = FORMATS[format_name]
