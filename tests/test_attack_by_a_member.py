@@ -26,7 +26,8 @@ CONTRACT: Mapping[str, Any] = json.loads(DOCUMENT.read_text())
 PATHS: Mapping[str, Mapping[str, Any]] = {
     path.removeprefix("/api/v1/"): methods for path, methods in CONTRACT["paths"].items() if path.startswith("/api/v1/")
 }
-VIEWS = [path for path in PATHS if "/" not in path]
+STAFFS = ("meter_versions", "rejected_events")  # views of the provider's staff alone
+VIEWS = [path for path in PATHS if "/" not in path and path not in STAFFS]
 FUNCTIONS = [path for path in PATHS if path.startswith("rpc/")]
 FOR_EVERYBODY = ("rpc/accept_invitation", "rpc/health")  # whatever organization is named
 
@@ -147,7 +148,13 @@ def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def key(view: str) -> str:
-    return {"organizations": "id", "usage_events": "tenant_id"}.get(view, "organization_id")
+    return {"organizations": "id", "usage_events": "tenant_id", "meters": "code"}.get(view, "organization_id")
+
+
+@pytest.mark.parametrize("view", STAFFS)
+def test_views_of_the_staff_are_refused(attacker: Attacker, view: str) -> None:
+    for params in ({}, {"select": "*"}, {"limit": "0"}, {"select": "' or 1=1 --"}):
+        assert attacker.send("GET", view, params=params).status_code in (400, 403)
 
 
 # SQL in every parameter

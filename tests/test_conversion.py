@@ -197,7 +197,7 @@ def test_its_old_slug_is_free(stack: RunningStack, personal: Organization, super
         assert founded.status_code == 200
         marker = f"marker-{uuid4()}"
         assert owner.get("/api/v1/cases", headers=by_slug | {"X-Request-ID": marker}).status_code == 200
-    metered = "select organization_id from metering.usage_events where request_id = %s"
+    metered = "select distinct organization_id from metering.usage_events where request_id = %s"
     found = eventually(lambda: superuser.execute(metered, [marker]).fetchall(), bool, seconds=60)
     assert found == [(UUID(founded.json()["id"]),)]
 
