@@ -267,8 +267,10 @@ def test_nothing_internal_is_exposed(attacker: Attacker, path: str) -> None:
         assert attacker.send(path=path, **request).status_code == 404
 
 
-def test_the_description_is_the_same_for_everybody(world: World, attacker: Attacker) -> None:
-    with world.stack.client(world.victim["viewer"].subject) as http:
+def test_the_description_is_the_same_for_everybody(
+    world: World, attacker: Attacker, make_organization: MakeOrganization
+) -> None:
+    with world.stack.client(make_organization(world.stack.database)["viewer"].subject) as http:
         assert http.get("/api/v1/").text == attacker.send("GET", "").text
 
 
