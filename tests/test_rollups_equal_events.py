@@ -22,6 +22,7 @@ import pytest
 
 from tests.conftest import MakeOrganization
 from tests.harness import Database
+from tests.meters import roll_up_all
 from tests.usage import Connection, event, ingest, value
 
 ZERO = Decimal(0)
@@ -182,11 +183,6 @@ def roll_up(connection: Connection, most: int = 200_000) -> dict[str, Any]:
 def prime(connection: Connection, organization: UUID) -> None:
     """Make the periods, which nobody else can make while a transaction that did so is open."""
     ingest(connection, [event("first", DAYS[0], name="t"), event("last", name="t")], organization)
-
-
-def roll_up_all(connection: Connection) -> None:
-    while roll_up(connection).get("events") != 0:
-        pass
 
 
 def rolled_up_events(connection: Connection, organization: UUID, code: str = "t.max") -> int:
