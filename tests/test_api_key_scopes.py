@@ -29,7 +29,7 @@ VIEWS: Mapping[str, Mapping[str, set[str]]] = {
     "usage_events": {"select": {"usage:read"}},
     "billing_events": {"select": {"usage:read"}},
     "storage_snapshots": {"select": {"usage:read"}},
-    "operation_weights": {"select": {"usage:read"}},
+    "operation_weights": {"select": set(SCOPES)},  # those for all organizations
     "meters": {"select": set(SCOPES)},  # the same for everybody
     "organizations": {"select": set(SCOPES)},  # its own: what it is for is no secret to a key
 }

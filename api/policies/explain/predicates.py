@@ -56,7 +56,7 @@ class Clause:
     @property
     def is_unbound(self) -> bool:
         """Whether rows of any organization satisfy it, also such as have nothing to do with who asks."""
-        return not self.tenant_column and not any(each.startswith(_PERSONAL) for each in self.conditions)
+        return not self.tenant_column and not any(each.startswith(_OF_NO_OTHER) for each in self.conditions)
 
     def rows(self, everything: str) -> str:
         """Which rows, as in `may select …`; `everything` is what to call all there are."""
@@ -64,7 +64,7 @@ class Clause:
             found = "the organization they act for"
         elif self.tenant_column:
             found = "rows of the organization they act for"
-        elif self.conditions and all(each.startswith(_PERSONAL) for each in self.conditions):
+        elif self.conditions and all(each.startswith(_OF_NO_OTHER) for each in self.conditions):
             return " and ".join(self.conditions)
         else:
             found = everything
@@ -82,7 +82,8 @@ class Clause:
 
 _OWN_ROWS = "their own rows"
 _MY_ORGANIZATIONS = "organizations that they belong to"
-_PERSONAL = (_OWN_ROWS, _MY_ORGANIZATIONS)
+_SHARED_ROWS = "rows of no organization"
+_OF_NO_OTHER = (_OWN_ROWS, _MY_ORGANIZATIONS, _SHARED_ROWS)
 
 EVERYTHING = Clause()
 
@@ -127,6 +128,8 @@ def _atom(text: str, tenant_column: str) -> Clause:
         return EVERYTHING
     if (match := _CURRENT_ORGANIZATION.fullmatch(text)) and _column(match) == tenant_column:
         return Clause(tenant_column=tenant_column)
+    if text == f"{tenant_column} IS NULL":
+        return Clause(conditions=(_SHARED_ROWS,))
     if match := _ROLES.fullmatch(text):
         return Clause(who=_quoted(match["names"]))
     if (match := _ROLES_THERE.fullmatch(text)) and _column(match) == tenant_column:

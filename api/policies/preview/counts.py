@@ -100,7 +100,8 @@ class Counter:
         if ours is None or not relation.may_read_tenant:
             (shown,) = self._query(lambda: self._request(path), _counted(relation), 1)
             return shown, None
-        others = sql.SQL("where {} is distinct from {}").format(sql.Identifier(str(relation.tenant_column)), ours)
+        # Rows of no organization are nobody else's.
+        others = sql.SQL("where {} <> {}").format(sql.Identifier(str(relation.tenant_column)), ours)
         shown, of_others = self._query(lambda: self._request(path), _counted(relation, others), 2)
         return shown, of_others
 
