@@ -8,10 +8,11 @@ alter table metering.operation_weights enable row level security;
 alter table metering.operation_weights force row level security;
 
 create policy operation_weights_read on metering.operation_weights for select to member
-  using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'billing', 'usage:read'));
-
-create policy operation_weights_shared on metering.operation_weights for select to member using (organization_id is null);
-comment on policy operation_weights_shared on metering.operation_weights is
+  using (
+    organization_id is null
+    or organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'billing', 'usage:read')
+  );
+comment on policy operation_weights_read on metering.operation_weights is
   'goldleaves lint policy_without_tenant: rows of no organization are the weights for all';
 
 create policy operation_weights_staff on metering.operation_weights for select to platform_admin using (true);
