@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -327,10 +327,13 @@ def from_more_batches_than_go_in(world: World) -> httpx.Response:
     with world.stack.database.connect(autocommit=False) as holder, ThreadPoolExecutor(8) as pool:
         holder.execute("lock table metering.event_keys in access exclusive mode")
         batch = json.dumps([{"id": "1", "event": "x", "quantity": 1, "organization_id": str(world.organization.id)}])
-        waiting = [pool.submit(world.send, batch) for _ in range(8)]
-        refused = next(as_completed(waiting)).result()
+        # One after the other, since those that come together go in together: until no slot is left for the next one.
+        waiting, refused = [], set[Future[httpx.Response]]()
+        while not refused:
+            waiting.append(pool.submit(world.send, batch))
+            refused, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
         holder.rollback()
-    return refused
+    return refused.pop().result()
 
 
 def from_raw_bytes(world: World, sent: bytes) -> httpx.Response:
