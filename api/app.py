@@ -99,8 +99,9 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     gateway = Gateway(postgrest, Patience(database.answers), endpoints)
     router = Router(
         [
-            *(Route(path, gateway, methods=["GET"]) for path in REPORT_ROUTES),
+            # In the order of how much they are asked for: they are tried one after the other.
             *ingestion_routes(settings, database, tenants, metrics.events_of),
+            *(Route(path, gateway, methods=["GET"]) for path in REPORT_ROUTES),
             Route(
                 "/health",
                 health_endpoint(database, spool, postgrest, tasks.stopped, provider.keys if provider else None),

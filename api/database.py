@@ -46,7 +46,7 @@ WAIT_INTERVAL_SECONDS: Final = 0.1
 _INGEST: Final = "select metering.receive_events(%s, %s::uuid, %s, %s, %s::uuid, %s, %s)::text"
 _INGEST_GROUP: Final = """
   select outcome::text, error_state, error_message, error_details, error_hint
-  from metering.receive_group(%s::text[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s)
+  from metering.receive_group(%b::text[], %b::uuid[], %b::uuid[], %b::text[], %b::text[], %s)
   order by position
 """
 _HEALTH: Final = select(func.ops.health())

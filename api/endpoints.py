@@ -31,15 +31,17 @@ class Endpoints:
     def __init__(self, billable: BillableRoutes) -> None:
         self._billable = billable
         self._routes: tuple[Route, ...] = ()
+        self._plain: dict[str, str] = {}  # patterns of ours that are a path themselves
         self._served: dict[bytes, str] = {b"/": f"{_PREFIX}/"}  # paths at PostgREST
 
     def add_routes(self, routes: Iterable[object]) -> None:
         """Those of our own."""
         self._routes += tuple(route for route in routes if isinstance(route, Route))
+        self._plain = {r.path_format: r.path_format for r in self._routes if "{" not in r.path_format}
 
     def of(self, scope: Scope, target: Target) -> str:
         if target.upstream is None or target.organization is not None:
-            return next((r.path_format for r in self._routes if r.matches(scope)[0] is not Match.NONE), OTHER)
+            return self._plain.get(scope["path"]) or self._pattern_of(scope)
         return target.billable or self._served.get(target.upstream) or self._found(scope, target.upstream)
 
     def learn(self, path: bytes) -> None:
@@ -61,6 +63,9 @@ class Endpoints:
                 names += [f"{_RPC}{function['name']}" for function in described.get("functions", ())]
                 self._served.update((name.encode(), _PREFIX + name) for name in names)
             await asyncio.sleep(pause)
+
+    def _pattern_of(self, scope: Scope) -> str:
+        return next((r.path_format for r in self._routes if r.matches(scope)[0] is not Match.NONE), OTHER)
 
     def _found(self, scope: Scope, path: bytes) -> str:
         route = self._billable.of_path(raw_path(scope))

@@ -27,6 +27,9 @@ MOST_WAITING: Final = 10_000
 HELD_UP_AT_ONCE: Final = 1  # in the database
 SLOW_SECONDS: Final = 0.1  # what holds a group up for longer may be none of the next one's business
 MOST_GROUPS: Final = 2  # at once
+# Those who were just answered are about to send again. Whoever is first would else go alone, and the others after it all
+# together: then Postgres idles while they are answered, and nobody is answered while Postgres works.
+GATHER_SECONDS: Final = 0.005
 
 
 class GroupCommit:
@@ -37,6 +40,9 @@ class GroupCommit:
         self._workers: set[asyncio.Task[None]] = set()
         self._held_up: set[asyncio.Task[None]] = set()
         self._slots_held_up = Slots(HELD_UP_AT_ONCE, slots.wait_seconds)
+        self._enough = 0  # half of the last group, so that while it is in the database the others are answered
+        self._gather_until = 0.0  # by the clock of the loop
+        self._is_enough = asyncio.Event()
 
     async def store(self, batch: Batch) -> str:
         """The outcome as JSON text, once it is committed. Raises DatabaseError, and INGEST_BUSY (503)."""
@@ -46,6 +52,8 @@ class GroupCommit:
         request = _Request(batch, loop.create_future())
         request.expiry = loop.call_later(self._slots.wait_seconds, self._expire, request)
         self._waiting.append(request)
+        if len(self._waiting) >= self._enough:
+            self._is_enough.set()
         if not self._workers:
             self._start_worker()
         return await request.answer
@@ -57,12 +65,23 @@ class GroupCommit:
         """Store one group after the other, until nobody waits."""
         try:
             while self._waiting:
+                await self._gather()
                 # No slot for as long as a request may wait: those that have waited are told so one by one.
                 with contextlib.suppress(Problem):
                     async with self._slots.one():
                         await self._store(self._next_group())
         finally:
             self._workers.remove(asyncio.current_task())  # type: ignore[arg-type]  # at once: who comes next starts one
+
+    async def _gather(self) -> None:
+        """Wait for company, where there is likely to be some in a moment."""
+        left = self._gather_until - asyncio.get_running_loop().time()
+        if left <= 0 or len(self._waiting) >= self._enough:
+            return
+        self._is_enough.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left):
+                await self._is_enough.wait()
 
     def _next_group(self) -> list[_Request]:
         group: list[_Request] = []
@@ -90,6 +109,8 @@ class GroupCommit:
             answers = [error] * len(group)
         finally:
             overtaking.cancel()
+            self._enough = len(group) // 2
+            self._gather_until = asyncio.get_running_loop().time() + GATHER_SECONDS
         for request, answer in zip(group, answers, strict=True):
             if isinstance(answer, DatabaseError) and answer.held_up:
                 task = asyncio.create_task(self._store_held_up(request), name="group-commit-held-up")

@@ -5,6 +5,7 @@ returns setof timestamptz
 language plpgsql
 volatile
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 as $$
 begin
   perform billing.share_period_locks(p_organization_ids);

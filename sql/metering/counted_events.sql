@@ -146,37 +146,34 @@ select
       end
     )
   end as value_hash,
+  -- The group, see metering.groups_of(): its dimensions, and the values that the event has of them.
+  coalesce(e.group_by, '{}') as group_by,
   -- The usual ones said out loud: the last form costs twice as much an event.
-  metering.kept_groups(
-    case coalesce(cardinality(e.group_by), 0)
-      when 0 then '{}'::jsonb
-      when 1 then jsonb_build_object(
-        e.group_by[1], metering.dimension(e.group_by[1], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source)
-      )
-      when 2 then jsonb_build_object(
-        e.group_by[1], metering.dimension(e.group_by[1], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-        e.group_by[2], metering.dimension(e.group_by[2], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source)
-      )
-      when 3 then jsonb_build_object(
-        e.group_by[1], metering.dimension(e.group_by[1], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-        e.group_by[2], metering.dimension(e.group_by[2], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-        e.group_by[3], metering.dimension(e.group_by[3], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source)
-      )
-      else jsonb_object(
-        e.group_by,
-        (array[
-          metering.dimension(e.group_by[1], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-          metering.dimension(e.group_by[2], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-          metering.dimension(e.group_by[3], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-          metering.dimension(e.group_by[4], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-          metering.dimension(e.group_by[5], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-          metering.dimension(e.group_by[6], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-          metering.dimension(e.group_by[7], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
-          metering.dimension(e.group_by[8], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source)
-        ])[1:cardinality(e.group_by)]
-      )
-    end
-  ) as groups
+  case coalesce(cardinality(e.group_by), 0)
+    when 0 then '{}'
+    when 1 then array[
+      metering.dimension(e.group_by[1], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source)
+    ]
+    when 2 then array[
+      metering.dimension(e.group_by[1], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[2], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source)
+    ]
+    when 3 then array[
+      metering.dimension(e.group_by[1], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[2], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[3], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source)
+    ]
+    else (array[
+      metering.dimension(e.group_by[1], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[2], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[3], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[4], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[5], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[6], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[7], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
+      metering.dimension(e.group_by[8], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source)
+    ])[1:cardinality(e.group_by)]
+  end as group_values
 from (
   -- By its own name …
   select e.*, v.meter_code, v.version, v.aggregation, v.max_groups, v.value as reads, v.group_by
@@ -224,11 +221,19 @@ grant execute on function metering.is_beside_its_event(uuid, timestamptz, uuid),
   metering.passes(jsonb, jsonb, text, text, text, text),
   metering.is_in_force(timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz) to goldleaves_kernel;
 
--- Of all organizations or of one, and of all meters or some, what was recorded from one position on and before another (none: no end). Never by time or
--- organization: the planner cannot know how little that is, and would read a whole month for it.
+-- {"dimension": value} as rollups keep it. Once for what is added up rather than for each event: it costs as much as all else that is done with one.
+create or replace function metering.groups_of(p_group_by text[], p_group_values text[])
+returns jsonb
+language sql
+stable
+parallel safe
+as $$
+  select case when p_group_by = '{}' then '{}'::jsonb else metering.kept_groups(pg_catalog.jsonb_object(p_group_by, p_group_values)) end
+$$;
+
+-- Of all organizations, what was recorded from one position on and before another.
 create or replace function metering.counted_by_position(
-  p_from_generation integer, p_from_xid xid8, p_until_generation integer, p_until_xid xid8, p_organization_id uuid default null,
-  p_from timestamptz default '-infinity', p_until timestamptz default 'infinity', p_meters text[] default null
+  p_from_generation integer, p_from_xid xid8, p_until_generation integer, p_until_xid xid8
 )
 returns setof metering.counted_events
 language plpgsql
@@ -242,11 +247,30 @@ begin
     select *
     from metering.counted_events e
     where (e.recorded_generation, e.recorded_xid) >= (p_from_generation, p_from_xid)
-      and (e.recorded_generation, e.recorded_xid) < (coalesce(p_until_generation, 2147483647), coalesce(p_until_xid, '18446744073709551615'::xid8))
-      and (p_organization_id is null or e.organization_id = p_organization_id)
-      -- In no form that an index takes: a generic plan expects a short time, and reads the keys of the whole month for it.
-      and coalesce(e.occurred_at, p_from) >= p_from
-      and coalesce(e.occurred_at, p_until) < p_until
+      and (e.recorded_generation, e.recorded_xid) < (p_until_generation, p_until_xid);
+end;
+$$;
+
+-- Of one organization, what was recorded from a position on and happened in a time; p_meters null: of all meters. Finds it by the position alone, and
+-- by nothing of the organization or the time that another index has: the planner cannot know how little it is, and would read a whole month for it.
+create or replace function metering.counted_since(
+  p_generation integer, p_xid xid8, p_organization_id uuid, p_from timestamptz, p_until timestamptz, p_meters text[] default null
+)
+returns setof metering.counted_events
+language plpgsql
+stable
+set search_path = ''
+set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
+as $$
+begin
+  return query
+    select *
+    from metering.counted_events e
+    where (e.recorded_generation, e.recorded_xid) >= (p_generation, p_xid)
+      and uuid_hash(e.organization_id) = uuid_hash(p_organization_id)
+      and (e.organization_id = p_organization_id) is true
+      and (e.occurred_at >= p_from and e.occurred_at < p_until) is true
       and (p_meters is null or e.meter_code = any (p_meters));
 end;
 $$;
@@ -276,5 +300,6 @@ begin
 end;
 $$;
 
-grant execute on function metering.counted_by_position(integer, xid8, integer, xid8, uuid, timestamptz, timestamptz, text[]),
+grant execute on function metering.groups_of(text[], text[]), metering.counted_by_position(integer, xid8, integer, xid8),
+  metering.counted_since(integer, xid8, uuid, timestamptz, timestamptz, text[]),
   metering.counted_by_time(uuid, timestamptz, timestamptz, integer, xid8, text[]) to goldleaves_kernel;

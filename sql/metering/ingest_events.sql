@@ -34,6 +34,8 @@ $$;
 -- (null: there is one); the arrays after it have an element a request, see metering.parse_batch().
 -- Membership in a list is asked with `in (select unnest(…))`, which is hashed: `= any (…)` compares with each element, and a batch
 -- may have a hundred thousand.
+-- Plans do not depend on how much there is, and for few events planning costs as much as the rest: hence plan_cache_mode, here and in what
+-- this calls.
 -- Returns an answer a request: {"accepted", "duplicates", "conflicts": [{index, id, code, message}], "rejected": [{index, id, code,
 -- message}]}, where index is the place of the event in its request, from 0.
 create or replace function metering.ingest_batch(
@@ -45,6 +47,7 @@ language plpgsql
 volatile
 security definer
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_generation integer := metering.recording_generation();
@@ -342,7 +345,7 @@ $$;
 create or replace function metering.answer(p_accepted bigint, p_duplicates bigint, p_conflicts jsonb, p_rejected jsonb)
 returns jsonb
 language sql
-immutable
+stable
 parallel safe
 as $$
   select pg_catalog.jsonb_build_object(
@@ -370,6 +373,21 @@ begin
 end;
 $$;
 
+-- What stands for events in a body: an array where all is well. Without `set search_path`, so that it is inlined.
+create or replace function metering.events_in(p_body jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+as $$
+  select case
+    when pg_catalog.jsonb_typeof(p_body) <> 'object' then p_body
+    when p_body ? 'events' then p_body -> 'events'
+    -- One without an id is an event too, so that it is told what it lacks.
+    when p_body ? 'id' or pg_catalog.jsonb_typeof(p_body -> 'event') = 'string' then '[]'::jsonb || p_body
+  end
+$$;
+
 -- The array of events in a body. Raises INVALID_BODY (400).
 create or replace function metering.events_of_body(p_body jsonb)
 returns jsonb
@@ -379,15 +397,8 @@ parallel safe
 set search_path = ''
 as $$
 declare
-  v_events jsonb := p_body;
+  v_events jsonb := metering.events_in(p_body);
 begin
-  if jsonb_typeof(p_body) = 'object' then
-    -- One without an id is an event too, so that it is told what it lacks.
-    v_events := case
-      when not p_body ? 'events' and (p_body ? 'id' or jsonb_typeof(p_body -> 'event') = 'string') then jsonb_build_array(p_body)
-      else p_body -> 'events'
-    end;
-  end if;
   if v_events is null or jsonb_typeof(v_events) <> 'array' then
     raise exception using
       errcode = 'PT400',
@@ -425,5 +436,5 @@ grant execute on function metering.explain_batch(jsonb, metering.parsed_event[],
   metering.countable(metering.parsed_event[], integer[]), metering.answer(bigint, bigint, jsonb, jsonb) to goldleaves_kernel;
 grant execute on function metering.record_rejection(text, jsonb, text, text),
   metering.ingest_batch(jsonb, integer[], uuid[], text[], boolean[], text[], interval),
-  metering.ingest_events(jsonb, uuid, text, text, interval), metering.events_of_body(jsonb), metering.late_of_body(jsonb, text)
+  metering.ingest_events(jsonb, uuid, text, text, interval), metering.events_in(jsonb), metering.events_of_body(jsonb), metering.late_of_body(jsonb, text)
   to sidecar, goldleaves_kernel;

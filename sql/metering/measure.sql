@@ -36,13 +36,12 @@ $$;
 create or replace function metering.project(p_groups jsonb, p_group_by text[])
 returns jsonb
 language sql
-immutable
+stable
 parallel safe
-set search_path = ''
 as $$
   select case
     when p_group_by = '{}' then '{}'::jsonb
-    else (select jsonb_object_agg(d.name, p_groups -> d.name) from unnest(p_group_by) as d (name))
+    else (select pg_catalog.jsonb_object_agg(d.name, p_groups -> d.name) from pg_catalog.unnest(p_group_by) as d (name))
   end
 $$;
 
@@ -125,6 +124,7 @@ begin
     select
     from metering.usage_events e
     where (e.recorded_generation, e.recorded_xid) >= (p_position.generation, p_position.xid)
+      and uuid_hash(e.organization_id) = uuid_hash(p_organization_id)
       and (e.organization_id = p_organization_id) is true
       and (e.event_name = any (p_event_names) or array_position(p_event_names, null) is not null)
       and (p_event_type is null or e.event_type = p_event_type)
@@ -145,6 +145,7 @@ returns table (bucket integer, meter_code text, metered boolean, billing_entity_
 language plpgsql
 stable
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_position metering.rollup_position;
@@ -187,14 +188,17 @@ begin
       select
         t.bucket, t.meter_code, t.meter_version, t.billing_entity_id,
         case
-          when v_group_by <> '{}' and t.groups <> '{}' and v_grain is not null
-            then metering.group_or_other(p_organization_id, t.meter_code, t.meter_version, t.first_at, t.groups, t.max_groups)
-          else t.groups
+          when v_group_by = '{}' then '{}'
+          when t.group_by <> '{}' and v_grain is not null
+            then metering.group_or_other(p_organization_id, t.meter_code, t.meter_version, t.first_at, metering.groups_of(t.group_by, t.group_values), t.max_groups)
+          else metering.groups_of(t.group_by, t.group_values)
         end,
         t.events, t.value, t.max_value, t.min_value, substr(t.latest, 57)::numeric, metering.at_of(t.latest), substr(t.latest, 21, 36)::uuid
       from (
         select
-          width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.groups, e.max_groups,
+          width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.max_groups,
+          case when v_group_by <> '{}' then e.group_by end as group_by,
+          case when v_group_by <> '{}' then e.group_values end as group_values,
           min(e.occurred_at) as first_at,
           sum(e.events)::bigint as events,
           sum(e.value) as value,
@@ -203,7 +207,7 @@ begin
           max(metering.latest_of(e.occurred_at, e.id, e.value)) filter (where e.aggregation = 'latest' and e.event_type = 'usage') as latest
         from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_grain is null, v_position) e
         where (v_dimensions = '{}' or metering.passes(v_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
-        group by 1, 2, 3, 4, 5, 6
+        group by 1, 2, 3, 4, 5, 6, 7
       ) as t
     ),
     added as (
@@ -264,9 +268,7 @@ language sql
 stable
 as $$
   select *
-  from metering.counted_by_position(
-    p_position.generation, p_position.xid, null, null, p_organization_id, p_from, p_until, p_meters
-  )
+  from metering.counted_since(p_position.generation, p_position.xid, p_organization_id, p_from, p_until, p_meters)
   where not p_all
   union all
   select e.*
@@ -343,23 +345,24 @@ as $$
       t.bucket, t.meter_code, t.billing_entity_id,
       metering.project(
         case
-          when p_group_by <> '{}' and t.groups <> '{}' and p_grain is not null
-            then metering.group_or_other(p_organization_id, t.meter_code, t.meter_version, t.first_at, t.groups, t.max_groups)
-          else t.groups
+          when p_group_by = '{}' then '{}'
+          when t.group_by <> '{}' and p_grain is not null
+            then metering.group_or_other(p_organization_id, t.meter_code, t.meter_version, t.first_at, metering.groups_of(t.group_by, t.group_values), t.max_groups)
+          else metering.groups_of(t.group_by, t.group_values)
         end,
         p_group_by
       ),
       t.value_hash, t.events
     from (
       select
-        width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.groups, e.max_groups, e.value_hash,
+        width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.group_by, e.group_values, e.max_groups, e.value_hash,
         min(e.occurred_at) as first_at,
         sum(e.events)::bigint as events
       from metering.live_events(p_organization_id, p_bounds[1], p_bounds[cardinality(p_bounds)], p_meters, p_grain is null, p_position) e
       where e.aggregation = 'unique'
         and e.value_hash is not null
         and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
-      group by 1, 2, 3, 4, 5, 6, 7
+      group by 1, 2, 3, 4, 5, 6, 7, 8
     ) as t
   ),
   seen as (
@@ -457,14 +460,14 @@ begin
         and (p_dimensions = '{}' or metering.passes(p_dimensions, r.groups, r.groups ->> 'user_id', r.groups ->> 'workspace_id', r.groups ->> 'resource_id', r.groups ->> 'source'))
       union all
       -- … and what is not rolled up.
-      select width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(e.groups, p_group_by), e.value, e.events, e.occurred_at, 0
+      select width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(metering.groups_of(e.group_by, e.group_values), p_group_by), e.value, e.events, e.occurred_at, 0
       from metering.live_events(p_organization_id, '-infinity', v_bounds[cardinality(v_bounds)], v_meters, not v_rolled_up, p_position) e
       where e.meter_version > 0
         and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
       union all
       -- Less what lies ahead, as clocks that are fast send it: until then it takes nothing away, and adds nothing.
       select
-        width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(e.groups, p_group_by), 0, 0, e.occurred_at,
+        width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(metering.groups_of(e.group_by, e.group_values), p_group_by), 0, 0, e.occurred_at,
         e.value * extract(epoch from v_now - e.occurred_at)
       from metering.counted_by_time(p_organization_id, v_now, v_bounds[cardinality(v_bounds)], null, null, v_meters) e
       where e.meter_version > 0

@@ -107,6 +107,7 @@ returns metering.parsed_event[]
 language plpgsql
 stable
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 set timezone = 'UTC'
 as $$
 declare

@@ -172,7 +172,7 @@ begin
 
   with quarters as materialized (
     select
-      c.organization_id, c.meter_code, c.meter_version, c.aggregation, c.max_groups, c.billing_entity_id, c.groups,
+      c.organization_id, c.meter_code, c.meter_version, c.aggregation, c.max_groups, c.billing_entity_id, c.group_by, c.group_values,
       metering.quarter_of(c.occurred_at) as quarter,
       c.value_hash,
       count(*) as rows,
@@ -185,7 +185,7 @@ begin
       max(metering.latest_of(c.occurred_at, c.id, c.value)) filter (where c.aggregation = 'latest' and c.event_type = 'usage') as latest,
       bool_or(c.event_type = 'void' and c.belongs_at is null and c.aggregation in ('max', 'min', 'latest')) as is_redone
     from metering.counted_by_position(v_from.generation, v_from.xid, v_end_generation, v_end_xid) c
-    group by 1, 2, 3, 4, 5, 6, 7, 8, 9
+    group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
   ),
   places as materialized (
     -- Recording an event makes its period. One that came past the triggers, as in a restore, may have none: it is rolled up all the same.
@@ -201,7 +201,7 @@ begin
       on p.organization_id = q.organization_id and p.period_start <= q.quarter and p.period_end > q.quarter
   ),
   placed as materialized (
-    select q.*, p.period_start, p.period_end, p.bucket_start, p.timezone
+    select q.*, metering.groups_of(q.group_by, q.group_values) as groups, p.period_start, p.period_end, p.bucket_start, p.timezone
     from quarters q
     join places p on p.organization_id = q.organization_id and p.quarter = q.quarter
   ),
@@ -354,7 +354,8 @@ as $$
   ),
   -- By the organization and bucket, however many groups there are to redo.
   left_over as materialized (
-    select b.organization_id, b.bucket_start, b.period_start, e.meter_code, e.meter_version, e.billing_entity_id, e.groups, e.value, e.occurred_at, e.id, e.event_type
+    select b.organization_id, b.bucket_start, b.period_start, e.meter_code, e.meter_version, e.billing_entity_id,
+      metering.groups_of(e.group_by, e.group_values) as groups, e.value, e.occurred_at, e.id, e.event_type
     from (select distinct organization_id, bucket_start, timezone, period_start, period_end from asked) as b
     cross join lateral metering.counted_by_time(b.organization_id, b.bucket_start, b.bucket_start + interval '1 hour', p_generation, p_xid) e
     where metering.bucket_in(metering.quarter_of(e.occurred_at), b.period_start, b.timezone) = b.bucket_start

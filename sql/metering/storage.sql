@@ -39,7 +39,7 @@ as $$
     union all
     select c.value
     from edge e
-    cross join lateral metering.counted_by_position(e.generation, e.xid, null, null, p_organization_id, '-infinity', e.hour_start) c
+    cross join lateral metering.counted_since(e.generation, e.xid, p_organization_id, '-infinity', e.hour_start) c
     where c.meter_code = 'storage.bytes'
     union all
     select c.value
