@@ -231,26 +231,6 @@ as $$
   select case when p_group_by = '{}' then '{}'::jsonb else metering.kept_groups(pg_catalog.jsonb_object(p_group_by, p_group_values)) end
 $$;
 
--- Of all organizations, what was recorded from one position on and before another.
-create or replace function metering.counted_by_position(
-  p_from_generation integer, p_from_xid xid8, p_until_generation integer, p_until_xid xid8
-)
-returns setof metering.counted_events
-language plpgsql
-stable
-set search_path = ''
-set enable_seqscan = off
-set plan_cache_mode = force_generic_plan
-as $$
-begin
-  return query
-    select *
-    from metering.counted_events e
-    where (e.recorded_generation, e.recorded_xid) >= (p_from_generation, p_from_xid)
-      and (e.recorded_generation, e.recorded_xid) < (p_until_generation, p_until_xid);
-end;
-$$;
-
 -- Of one organization, what was recorded from a position on and happened in a time; p_meters null: of all meters. Finds it by the position alone, and
 -- by nothing of the organization or the time that another index has: the planner cannot know how little it is, and would read a whole month for it.
 create or replace function metering.counted_since(
@@ -300,6 +280,5 @@ begin
 end;
 $$;
 
-grant execute on function metering.groups_of(text[], text[]), metering.counted_by_position(integer, xid8, integer, xid8),
-  metering.counted_since(integer, xid8, uuid, timestamptz, timestamptz, text[]),
+grant execute on function metering.groups_of(text[], text[]), metering.counted_since(integer, xid8, uuid, timestamptz, timestamptz, text[]),
   metering.counted_by_time(uuid, timestamptz, timestamptz, integer, xid8, text[]) to goldleaves_kernel;
