@@ -27,8 +27,8 @@ MOST_WAITING: Final = 10_000
 HELD_UP_AT_ONCE: Final = 1  # in the database
 SLOW_SECONDS: Final = 0.1  # what holds a group up for longer may be none of the next one's business
 MOST_GROUPS: Final = 2  # at once
-# Those who were just answered are about to send again. Whoever is first would else go alone, and the others after it all
-# together: then Postgres idles while they are answered, and nobody is answered while Postgres works.
+# Those who were just answered are about to send again. Whoever is first would else go alone, and the others after it
+# all together: then Postgres idles while they are answered, and nobody is answered while Postgres works.
 GATHER_SECONDS: Final = 0.005
 
 
