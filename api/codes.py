@@ -420,6 +420,12 @@ CODES: Final[Mapping[str, Code]] = {
         "A time is further from now than billing periods are made for.",
         "Mend the time; its year is usually wrong.",
     ),
+    "UNKNOWN_PARAMETER": Code(
+        400,
+        "The query of a correction has a parameter that there is not, or one of them twice. Passed over, a slip in "
+        "`source` would correct the event of another source.",
+        "Use source, late and reason, each once at most. Nothing was corrected.",
+    ),
     "UNSUPPORTED_MEDIA_TYPE": Code(
         415,
         "The body of POST /v1/events is not declared as JSON, CloudEvents or NDJSON, or is compressed by another "

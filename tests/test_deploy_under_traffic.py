@@ -34,7 +34,7 @@ from tests.sql_requests import Caller, enter
 from tests.usage import event, ingest
 
 DEPLOYS = 4
-KILLS = {"server": 12, "client": 5}
+KILLS = {"server": 8, "client": 4}
 
 _number = count(1)
 

@@ -615,6 +615,10 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "ROUTE_NOT_FOUND": (404, lambda world: world.ask("GET", "/nothing/here", world.member())),
     "SCOPE_REQUIRED": (403, lambda world: world.send("[]", token=making_a_key(world).json()["key"])),
     "SCHEMA_MISMATCH": (503, from_database_of_another_version),
+    "UNKNOWN_PARAMETER": (
+        400,
+        lambda world: world.ask("DELETE", "/v1/events/1?sauce=x", world.stack.token("backend", role="service")),
+    ),
     "UNSUPPORTED_MEDIA_TYPE": (
         415,
         lambda world: world.ask("POST", "/v1/events", world.stack.token("backend", role="service"), content="[]"),

@@ -23,6 +23,7 @@ from api.tenants import Tenants
 
 MOST_BYTES: Final = 64 * 1024
 MOST_AGENT: Final = 256
+PARAMETERS: Final = ("source", "late", "reason")
 
 
 class AnyId(Convertor[str]):
@@ -76,8 +77,11 @@ class Corrections:
 
     async def _correction(self, request: Request) -> Correction:
         query = request.query_params
-        for name in ("source", "late", "reason"):
-            if "\0" in query.get(name, ""):
+        for name, value in query.multi_items():
+            if name not in PARAMETERS or len(query.getlist(name)) > 1:
+                text = f"there is no parameter {name[:40]}" if name not in PARAMETERS else f"{name} was sent twice"
+                raise problem("UNKNOWN_PARAMETER", text, hint=f"Use {', '.join(PARAMETERS)}, each once at most.")
+            if "\0" in value:
                 raise problem("INVALID_EVENT", f"{name} has a NUL in it", hint="Leave it out.")
         principal = context_of(request.scope).principal
         client = request.scope.get("client")

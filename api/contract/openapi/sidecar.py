@@ -400,6 +400,7 @@ def _correction(operation: str, summary: str, description: str, *codes: str) -> 
             **refusals(
                 (
                     "INVALID_EVENT",
+                    "UNKNOWN_PARAMETER",
                     "ORGANIZATION_REQUIRED",
                     "INVALID_ENCODING",
                     "INVALID_PATH",
