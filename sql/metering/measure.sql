@@ -32,6 +32,19 @@ as $$
   where p_filter ? p_name
 $$;
 
+-- Whether a group of the rollups has what a filter of dimensions asks for. Inlined.
+create or replace function metering.group_passes(p_filter jsonb, p_groups jsonb)
+returns boolean
+language sql
+immutable
+parallel safe
+as $$
+  select p_filter = '{}'
+    or metering.passes(
+      p_filter, p_groups, p_groups ->> 'user_id', p_groups ->> 'workspace_id', p_groups ->> 'resource_id', p_groups ->> 'source'
+    )
+$$;
+
 -- The dimensions asked for, of all that a group has.
 create or replace function metering.project(p_groups jsonb, p_group_by text[])
 returns jsonb
@@ -182,7 +195,7 @@ begin
         and r.bucket_start >= v_first
         and r.bucket_start < v_last
         and (v_meters is null or r.meter_code = any (v_meters))
-        and (v_dimensions = '{}' or metering.passes(v_dimensions, r.groups, r.groups ->> 'user_id', r.groups ->> 'workspace_id', r.groups ->> 'resource_id', r.groups ->> 'source'))
+        and metering.group_passes(v_dimensions, r.groups)
       union all
       -- What is not, or everything.
       select
@@ -339,7 +352,7 @@ as $$
       and u.bucket_start >= p_bounds[1]
       and u.bucket_start < p_bounds[cardinality(p_bounds)]
       and (p_meters is null or u.meter_code = any (p_meters))
-      and (p_dimensions = '{}' or metering.passes(p_dimensions, u.groups, u.groups ->> 'user_id', u.groups ->> 'workspace_id', u.groups ->> 'resource_id', u.groups ->> 'source'))
+      and metering.group_passes(p_dimensions, u.groups)
     union all
     select
       t.bucket, t.meter_code, t.billing_entity_id,
@@ -444,7 +457,7 @@ begin
           when 'period' then r.bucket_start < coalesce(p.period_start, v_bounds[1])
           else p.period_start is not null and r.bucket_start >= p.period_start and r.bucket_start < v_bounds[1]
         end
-        and (p_dimensions = '{}' or metering.passes(p_dimensions, r.groups, r.groups ->> 'user_id', r.groups ->> 'workspace_id', r.groups ->> 'resource_id', r.groups ->> 'source'))
+        and metering.group_passes(p_dimensions, r.groups)
       union all
       -- … those between the bounds …
       select
@@ -457,7 +470,7 @@ begin
         and r.meter_version > 0
         and r.bucket_start >= v_bounds[1]
         and r.bucket_start < v_bounds[cardinality(v_bounds)]
-        and (p_dimensions = '{}' or metering.passes(p_dimensions, r.groups, r.groups ->> 'user_id', r.groups ->> 'workspace_id', r.groups ->> 'resource_id', r.groups ->> 'source'))
+        and metering.group_passes(p_dimensions, r.groups)
       union all
       -- … and what is not rolled up.
       select width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(metering.groups_of(e.group_by, e.group_values), p_group_by), e.value, e.events, e.occurred_at, 0
@@ -508,7 +521,7 @@ begin
 end;
 $$;
 
-grant execute on function metering.dimension_filter(jsonb), metering.filter_values(jsonb, text), metering.project(jsonb, text[]),
+grant execute on function metering.dimension_filter(jsonb), metering.filter_values(jsonb, text), metering.group_passes(jsonb, jsonb), metering.project(jsonb, text[]),
   metering.rollups_serve(uuid, timestamptz[], jsonb, text[], metering.rollup_position),
   metering.is_unrolled(uuid, timestamptz, timestamptz, metering.rollup_position, text[], text),
   metering.measure(uuid, timestamptz[], text[], jsonb),
