@@ -142,6 +142,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "metering.ingest_batch",
         "metering.ingest_events",
         "metering.jsonb_or_text",
+        "metering.late_in",
         "metering.late_of_body",
         "metering.read_body",
         "metering.read_one_by_one",

@@ -408,7 +408,22 @@ begin
 end;
 $$;
 
--- What to do with late events of a body: what p_late says, or what the body says at its top. Raises INVALID_BODY (400).
+-- What to do with late events of a body: what p_late says, or what the body says at its top, and null where that is neither 'reject' nor
+-- 'adjust': what else p_late may be is not for who sends. Without `set search_path`, so that it is inlined.
+create or replace function metering.late_in(p_body jsonb, p_late text)
+returns text
+language sql
+immutable
+parallel safe
+as $$
+  select case
+    when p_late = 'adjust' then 'repair'
+    when pg_catalog.jsonb_typeof(p_body) <> 'object' or not p_body ? 'events' or p_body ->> 'late' is null then p_late
+    when p_body ->> 'late' in ('reject', 'adjust') then p_body ->> 'late'
+  end
+$$;
+
+-- The same. Raises INVALID_BODY (400).
 create or replace function metering.late_of_body(p_body jsonb, p_late text)
 returns text
 language plpgsql
@@ -416,17 +431,15 @@ immutable
 parallel safe
 set search_path = ''
 as $$
+declare
+  v_late text := metering.late_in(p_body, p_late);
 begin
-  if p_late = 'adjust' then
-    return 'repair';
-  elsif jsonb_typeof(p_body) <> 'object' or not p_body ? 'events' or p_body ->> 'late' is null then
-    return p_late;
-  elsif p_body ->> 'late' not in ('reject', 'adjust') then
+  if v_late is null then
     raise exception using
       errcode = 'PT400',
       message = 'INVALID_BODY: late needs to be "reject" or "adjust"';
   end if;
-  return p_body ->> 'late';
+  return v_late;
 end;
 $$;
 
@@ -436,5 +449,6 @@ grant execute on function metering.explain_batch(jsonb, metering.parsed_event[],
   metering.countable(metering.parsed_event[], integer[]), metering.answer(bigint, bigint, jsonb, jsonb) to goldleaves_kernel;
 grant execute on function metering.record_rejection(text, jsonb, text, text),
   metering.ingest_batch(jsonb, integer[], uuid[], text[], boolean[], text[], interval),
-  metering.ingest_events(jsonb, uuid, text, text, interval), metering.events_in(jsonb), metering.events_of_body(jsonb), metering.late_of_body(jsonb, text)
+  metering.ingest_events(jsonb, uuid, text, text, interval), metering.events_in(jsonb), metering.events_of_body(jsonb), metering.late_in(jsonb, text),
+  metering.late_of_body(jsonb, text)
   to sidecar, goldleaves_kernel;

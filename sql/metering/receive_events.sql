@@ -194,25 +194,14 @@ begin
     return;
   end if;
 
-  select
-    array_agg(metering.events_in(b.body) order by b.request),
-    array_agg(
-      case
-        when b.late = 'adjust' then 'repair'
-        when jsonb_typeof(b.body) = 'object' and b.body ? 'events' then coalesce(b.body ->> 'late', b.late)
-        else b.late
-      end
-      order by b.request
-    )
+  select array_agg(metering.events_in(b.body) order by b.request), array_agg(metering.late_in(b.body, b.late) order by b.request)
   into batches, lates
   from (
     select r.body::jsonb as body, r.late, r.request
     from unnest(p_bodies, p_lates) with ordinality as r (body, late, request)
     offset 0
   ) as b;
-  if exists (select from unnest(batches) as b where jsonb_typeof(b) is distinct from 'array')
-    or not lates <@ array['reject', 'adjust', 'repair']
-  then
+  if exists (select from unnest(batches) as b where jsonb_typeof(b) is distinct from 'array') or array_position(lates, null) is not null then
     batches := null;
   end if;
 exception when data_exception or program_limit_exceeded or sqlstate 'PT400' or sqlstate 'PT401' or sqlstate 'PT403' then
