@@ -157,3 +157,25 @@ def test_a_filter_finds_what_was_stored_long_ago_in_a_group_of_others(
         "select sum(quantity) from metering.measure(%s, %s, '{}', jsonb_build_object('k', %s::text, 'meter', 'shelf'))"
     )
     assert [value(superuser, only, organization, [DAY, TODAY], k) for k in ("a", "b")] == [24, 24]
+
+
+def test_the_groups_that_have_a_place_are_counted_once_for_all_that_have_none(
+    superuser: Connection, sidecar: Connection, organization: UUID
+) -> None:
+    """Where each event has a value of its own, a run would else read them for each event, and never end."""
+    make_meter(superuser, "crowd", "sum", group_by=["k"], max_groups=50)
+    for place, number in enumerate((50, 400)):
+        keys = [f"crowd-{place}-{n}" for n in range(number)]
+        ingest(sidecar, [event(key, DAY, name="crowd", dimensions={"k": key}) for key in keys], organization)
+        if place == 0:
+            roll_up_all(sidecar)
+    with superuser.transaction():
+        answer = value(superuser, "select metering.roll_up()")
+        read = value(
+            superuser,
+            "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)"
+            " from pg_stat_xact_user_tables where relid = 'metering.usage_rollups'::regclass",
+        )
+    assert (answer["events"], answer["folded"]) == (400, 400)
+    assert read < 5000, "less than 50 for each of 400"
+    assert used(superuser, organization, "crowd", "k")[-1] == ("other", 400, 400)

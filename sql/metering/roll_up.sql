@@ -233,33 +233,43 @@ begin
         and r.groups = g.groups
     )
   ),
+  -- Counted once, however many newcomers there are: each of them may be an event's own.
+  residents as materialized (
+    select r.organization_id, r.meter_code, r.meter_version, r.bucket_start as period_start, count(distinct r.groups) as groups
+    from (select distinct organization_id, meter_code, meter_version, period_start from newcomers) as n
+    join metering.usage_rollups r
+      on r.organization_id = n.organization_id
+      and r.grain = 'period'
+      and r.meter_code = n.meter_code
+      and r.bucket_start = n.period_start
+      and r.meter_version = n.meter_version
+    where r.groups <> metering.other_group(r.groups)
+    group by 1, 2, 3, 4
+  ),
   folded as materialized (
     select n.organization_id, n.meter_code, n.meter_version, n.period_start, n.groups
     from newcomers n
-    where n.place + (
-      select count(distinct r.groups)
-      from metering.usage_rollups r
-      where r.organization_id = n.organization_id
-        and r.grain = 'period'
-        and r.meter_code = n.meter_code
-        and r.bucket_start = n.period_start
-        and r.meter_version = n.meter_version
-        and r.groups <> metering.other_group(n.groups)
-    ) > n.max_groups
+    left join residents r
+      on r.organization_id = n.organization_id
+      and r.meter_code = n.meter_code
+      and r.meter_version = n.meter_version
+      and r.period_start = n.period_start
+    where n.place + coalesce(r.groups, 0) > n.max_groups
   ),
   settled as materialized (
     select
       p.*,
-      case when f.groups is null then p.groups else metering.other_group(p.groups) end as kept_groups,
+      -- Asked for each, which is hashed, and not joined: the planner expects hardly any.
+      case
+        when (p.organization_id, p.meter_code, p.meter_version, p.period_start, p.groups) in (
+          select f.organization_id, f.meter_code, f.meter_version, f.period_start, f.groups
+          from folded f
+        ) then metering.other_group(p.groups)
+        else p.groups
+      end as kept_groups,
       g.grain,
       case g.grain when 'hour' then p.bucket_start else p.period_start end as start
     from placed p
-    left join folded f
-      on f.organization_id = p.organization_id
-      and f.meter_code = p.meter_code
-      and f.meter_version = p.meter_version
-      and f.period_start = p.period_start
-      and f.groups = p.groups
     cross join (values ('hour'), ('period')) as g (grain)
   ),
   rolled as (
