@@ -159,23 +159,35 @@ def test_a_filter_finds_what_was_stored_long_ago_in_a_group_of_others(
     assert [value(superuser, only, organization, [DAY, TODAY], k) for k in ("a", "b")] == [24, 24]
 
 
-def test_the_groups_that_have_a_place_are_counted_once_for_all_that_have_none(
-    superuser: Connection, sidecar: Connection, organization: UUID
+@pytest.mark.parametrize("aggregation", ["sum", "unique"])
+def test_the_groups_that_have_a_place_are_read_once_for_all_that_have_none(
+    superuser: Connection, sidecar: Connection, organization: UUID, aggregation: str
 ) -> None:
-    """Where each event has a value of its own, a run would else read them for each event, and never end."""
-    make_meter(superuser, "crowd", "sum", group_by=["k"], max_groups=50)
+    """Where each event has a value of its own, they would else be read for each: rollups would stand still."""
+    meter = f"crowd.{aggregation}"
+    reads = "user_id" if aggregation == "unique" else "quantity"
+    make_meter(superuser, meter, aggregation, group_by=["k"], max_groups=50, value=reads)
     for place, number in enumerate((50, 400)):
         keys = [f"crowd-{place}-{n}" for n in range(number)]
-        ingest(sidecar, [event(key, DAY, name="crowd", dimensions={"k": key}) for key in keys], organization)
+        sent = [event(key, DAY, name=meter, user_id="ann", dimensions={"k": key}) for key in keys]
+        ingest(sidecar, sent, organization)
         if place == 0:
             roll_up_all(sidecar)
-    with superuser.transaction():
-        answer = value(superuser, "select metering.roll_up()")
-        read = value(
-            superuser,
-            "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)"
-            " from pg_stat_xact_user_tables where relid = 'metering.usage_rollups'::regclass",
-        )
-    assert (answer["events"], answer["folded"]) == (400, 400)
-    assert read < 5000, "less than 50 for each of 400"
-    assert used(superuser, organization, "crowd", "k")[-1] == ("other", 400, 400)
+    counted = used(superuser, organization, meter)
+    for is_rolled_up in (False, True):
+        with superuser.transaction():
+            if is_rolled_up:
+                answer = value(superuser, "select metering.roll_up()")
+                assert (answer["events"], answer["folded"]) == (400, 400)
+            else:
+                groups = used(superuser, organization, meter, "k")
+            read = value(
+                superuser,
+                "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)"
+                " from pg_stat_xact_user_tables where relid = 'metering.usage_rollups'::regclass",
+            )
+        assert read < 5000, "less than 50 for each of 400"
+    assert len(groups) == 51
+    assert groups[-1][:2] == ("other", 400)
+    assert used(superuser, organization, meter, "k") == groups
+    assert used(superuser, organization, meter) == counted

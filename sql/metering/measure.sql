@@ -183,7 +183,42 @@ begin
   end;
 
   return query
-    with partials as (
+    with tail as materialized (
+      select
+        t.*, case when v_group_by = '{}' then '{}' else metering.groups_of(t.group_by, t.group_values) end as groups, p.period_start
+      from (
+        select
+          width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.max_groups,
+          case when v_group_by <> '{}' then e.group_by end as group_by,
+          case when v_group_by <> '{}' then e.group_values end as group_values,
+          min(e.occurred_at) as first_at,
+          sum(e.events)::bigint as events,
+          sum(e.value) as value,
+          max(e.value) filter (where e.aggregation = 'max' and e.event_type <> 'void') as max_value,
+          min(e.value) filter (where e.aggregation = 'min' and e.event_type <> 'void') as min_value,
+          max(metering.latest_of(e.occurred_at, e.id, e.value)) filter (where e.aggregation = 'latest' and e.event_type = 'usage') as latest
+        from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_grain is null, v_position) e
+        where (v_dimensions = '{}' or metering.passes(v_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
+        group by 1, 2, 3, 4, 5, 6, 7
+      ) as t
+      -- Whose groups may have no place, as the rollup will decide.
+      left join billing.billing_periods p
+        on v_group_by <> '{}'
+        and v_grain is not null
+        and t.group_by <> '{}'
+        and p.organization_id = p_organization_id
+        and p.period_start <= t.first_at
+        and p.period_end > t.first_at
+    ),
+    residents as materialized (
+      select k.meter_code, k.meter_version, k.period_start, r.groups
+      from (select distinct t.meter_code, t.meter_version, t.period_start from tail t where t.period_start is not null) as k
+      cross join lateral metering.groups_in_place(p_organization_id, k.meter_code, k.meter_version, k.period_start) as r (groups)
+    ),
+    taken as materialized (
+      select r.meter_code, r.meter_version, r.period_start, count(*) as places from residents r group by 1, 2, 3
+    ),
+    partials as (
       -- What is rolled up.
       select
         width_bucket(r.bucket_start, p_bounds) as bucket, r.meter_code, r.meter_version, r.billing_entity_id, r.groups, r.events, r.value,
@@ -201,27 +236,21 @@ begin
       select
         t.bucket, t.meter_code, t.meter_version, t.billing_entity_id,
         case
-          when v_group_by = '{}' then '{}'
-          when t.group_by <> '{}' and v_grain is not null
-            then metering.group_or_other(p_organization_id, t.meter_code, t.meter_version, t.first_at, metering.groups_of(t.group_by, t.group_values), t.max_groups)
-          else metering.groups_of(t.group_by, t.group_values)
+          when t.period_start is null
+            or (t.meter_code, t.meter_version, t.period_start, t.groups) in (
+              select r.meter_code, r.meter_version, r.period_start, r.groups
+              from residents r
+            )
+            or t.max_groups > coalesce((
+              select f.places
+              from taken f
+              where f.meter_code = t.meter_code and f.meter_version = t.meter_version and f.period_start = t.period_start
+            ), 0)
+            then t.groups
+          else metering.other_group(t.groups)
         end,
         t.events, t.value, t.max_value, t.min_value, substr(t.latest, 57)::numeric, metering.at_of(t.latest), substr(t.latest, 21, 36)::uuid
-      from (
-        select
-          width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.max_groups,
-          case when v_group_by <> '{}' then e.group_by end as group_by,
-          case when v_group_by <> '{}' then e.group_values end as group_values,
-          min(e.occurred_at) as first_at,
-          sum(e.events)::bigint as events,
-          sum(e.value) as value,
-          max(e.value) filter (where e.aggregation = 'max' and e.event_type <> 'void') as max_value,
-          min(e.value) filter (where e.aggregation = 'min' and e.event_type <> 'void') as min_value,
-          max(metering.latest_of(e.occurred_at, e.id, e.value)) filter (where e.aggregation = 'latest' and e.event_type = 'usage') as latest
-        from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_grain is null, v_position) e
-        where (v_dimensions = '{}' or metering.passes(v_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
-        group by 1, 2, 3, 4, 5, 6, 7
-      ) as t
+      from tail t
     ),
     added as (
       select
@@ -303,33 +332,24 @@ as $$
     )
 $$;
 
--- The group of an event that is not rolled up: its own when the period knows it or has room, else "other", as the rollup will decide.
-create or replace function metering.group_or_other(
-  p_organization_id uuid, p_meter_code text, p_meter_version integer, p_occurred_at timestamptz, p_groups jsonb, p_max_groups integer
+-- Groups that have a place of their own in a period. What is not rolled up keeps its group when it is one of them, or there is room, else it
+-- is "other", as the rollup will decide. Read once for all that is not rolled up: it may be as many groups as events.
+create or replace function metering.groups_in_place(
+  p_organization_id uuid, p_meter_code text, p_meter_version integer, p_period_start timestamptz
 )
-returns jsonb
+returns setof jsonb
 language sql
 stable
 set search_path = ''
 as $$
-  select case
-    when count(*) < p_max_groups or bool_or(r.groups = p_groups) then p_groups
-    else metering.other_group(p_groups)
-  end
-  from (
-    select distinct r.groups
-    from billing.billing_periods p
-    join metering.usage_rollups r
-      on r.organization_id = p.organization_id
-      and r.grain = 'period'
-      and r.meter_code = p_meter_code
-      and r.bucket_start = p.period_start
-      and r.meter_version = p_meter_version
-    where p.organization_id = p_organization_id
-      and p.period_start <= p_occurred_at
-      and p.period_end > p_occurred_at
-      and r.groups <> metering.other_group(p_groups)
-  ) as r
+  select distinct r.groups
+  from metering.usage_rollups r
+  where r.organization_id = p_organization_id
+    and r.grain = 'period'
+    and r.meter_code = p_meter_code
+    and r.bucket_start = p_period_start
+    and r.meter_version = p_meter_version
+    and r.groups <> metering.other_group(r.groups)
 $$;
 
 -- Unique values: those that have an event which was not voided, of all buckets together.
@@ -342,7 +362,37 @@ language sql
 stable
 set search_path = ''
 as $$
-  with kept as (
+  with tail as materialized (
+    select
+      t.*, case when p_group_by = '{}' then '{}' else metering.groups_of(t.group_by, t.group_values) end as groups, p.period_start
+    from (
+      select
+        width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.group_by, e.group_values, e.max_groups, e.value_hash,
+        min(e.occurred_at) as first_at,
+        sum(e.events)::bigint as events
+      from metering.live_events(p_organization_id, p_bounds[1], p_bounds[cardinality(p_bounds)], p_meters, p_grain is null, p_position) e
+      where e.aggregation = 'unique'
+        and e.value_hash is not null
+        and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
+      group by 1, 2, 3, 4, 5, 6, 7, 8
+    ) as t
+    left join billing.billing_periods p
+      on p_group_by <> '{}'
+      and p_grain is not null
+      and t.group_by <> '{}'
+      and p.organization_id = p_organization_id
+      and p.period_start <= t.first_at
+      and p.period_end > t.first_at
+  ),
+  residents as materialized (
+    select k.meter_code, k.meter_version, k.period_start, r.groups
+    from (select distinct t.meter_code, t.meter_version, t.period_start from tail t where t.period_start is not null) as k
+    cross join lateral metering.groups_in_place(p_organization_id, k.meter_code, k.meter_version, k.period_start) as r (groups)
+  ),
+  taken as materialized (
+    select r.meter_code, r.meter_version, r.period_start, count(*) as places from residents r group by 1, 2, 3
+  ),
+  kept as (
     select
       width_bucket(u.bucket_start, p_bounds) as bucket, u.meter_code, u.billing_entity_id, metering.project(u.groups, p_group_by) as groups,
       u.value_hash, u.events
@@ -358,25 +408,23 @@ as $$
       t.bucket, t.meter_code, t.billing_entity_id,
       metering.project(
         case
-          when p_group_by = '{}' then '{}'
-          when t.group_by <> '{}' and p_grain is not null
-            then metering.group_or_other(p_organization_id, t.meter_code, t.meter_version, t.first_at, metering.groups_of(t.group_by, t.group_values), t.max_groups)
-          else metering.groups_of(t.group_by, t.group_values)
+          when t.period_start is null
+            or (t.meter_code, t.meter_version, t.period_start, t.groups) in (
+              select r.meter_code, r.meter_version, r.period_start, r.groups
+              from residents r
+            )
+            or t.max_groups > coalesce((
+              select f.places
+              from taken f
+              where f.meter_code = t.meter_code and f.meter_version = t.meter_version and f.period_start = t.period_start
+            ), 0)
+            then t.groups
+          else metering.other_group(t.groups)
         end,
         p_group_by
       ),
       t.value_hash, t.events
-    from (
-      select
-        width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.group_by, e.group_values, e.max_groups, e.value_hash,
-        min(e.occurred_at) as first_at,
-        sum(e.events)::bigint as events
-      from metering.live_events(p_organization_id, p_bounds[1], p_bounds[cardinality(p_bounds)], p_meters, p_grain is null, p_position) e
-      where e.aggregation = 'unique'
-        and e.value_hash is not null
-        and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
-      group by 1, 2, 3, 4, 5, 6, 7, 8
-    ) as t
+    from tail t
   ),
   seen as (
     select k.bucket, k.meter_code, k.billing_entity_id, k.groups, k.value_hash, sum(k.events) as events
@@ -526,6 +574,6 @@ grant execute on function metering.dimension_filter(jsonb), metering.filter_valu
   metering.is_unrolled(uuid, timestamptz, timestamptz, metering.rollup_position, text[], text),
   metering.measure(uuid, timestamptz[], text[], jsonb),
   metering.live_events(uuid, timestamptz, timestamptz, text[], boolean, metering.rollup_position),
-  metering.group_or_other(uuid, text, integer, timestamptz, jsonb, integer),
+  metering.groups_in_place(uuid, text, integer, timestamptz),
   metering.measure_unique(uuid, timestamptz[], text[], jsonb, text[], text, metering.rollup_position),
   metering.measure_over_time(uuid, timestamptz[], text[], jsonb, text[], boolean, metering.rollup_position) to goldleaves_kernel;
