@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import socket
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -99,13 +98,8 @@ def machine() -> str:
 
 def when_and_where() -> str:
     """For the head of a table."""
-    return f"{datetime.now(UTC):%-d %B %Y}, {machine()}, PostgreSQL {Settings().postgres_version}, {_python()}:"
-
-
-def _python() -> str:
-    """Its build too: one that was not optimized by a profile is a fifth to a quarter slower."""
-    plain = "--enable-optimizations" not in (sysconfig.get_config_var("CONFIG_ARGS") or "")
-    return f"Python {platform.python_version()}{' (a plain build)' if plain else ''}"
+    versions = f"PostgreSQL {Settings().postgres_version}, Python {platform.python_version()}"
+    return f"{datetime.now(UTC):%-d %B %Y}, {machine()}, {versions}:"
 
 
 def _free_ports(number: int) -> list[int]:
