@@ -1,7 +1,7 @@
 """`python -m bench.summary`: the current period's summary of 5 million events against that of 50 thousand.
 
 The events are written straight into the table, over all hours of the period so far and many groups; the rollup takes
-them, which is timed, and the same number lies in the tail of both when the summaries are read.
+them, which is timed. Then summaries are read, first with nothing else, then with the same number in the tail of both.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ def measure() -> list[Figure]:
         stack.vacuum()
         rollup = _roll_up(stack)
         stack.vacuum()
+        many, few = organizations
+        at_rest = [_over_sql(stack, many, few, 0), _over_postgrest(stack, many, few, 0)]
         for organization in organizations:
             _fill(stack, organization, TAIL)
-        _require_total(stack, organizations[0], MANY + TAIL)
-        many, few = organizations
-        return [rollup, _over_sql(stack, many, few), _over_postgrest(stack, many, few)]
+        _require_total(stack, many, MANY + TAIL)
+        return [rollup, *at_rest, _over_sql(stack, many, few, TAIL), _over_postgrest(stack, many, few, TAIL)]
 
 
 def _pause_rollups(stack: BenchStack) -> None:
@@ -121,29 +122,29 @@ def _require_total(stack: BenchStack, organization: UUID, expected: int) -> None
         raise RuntimeError(f"the summary says {total}, and {expected:,} were written")
 
 
-def _over_sql(stack: BenchStack, many: UUID, few: UUID) -> Figure:
+def _over_sql(stack: BenchStack, many: UUID, few: UUID, tail: int) -> Figure:
     def calling(organization: UUID) -> Pgbench:
         major = stack.stack.settings.postgres_version
         return Pgbench(major, stack.database_url, _script(organization), STATEMENTS, SECONDS, connections=1)
 
-    return _figure("over SQL", compare(ROUNDS, calling(many).run, calling(few).run))
+    return _figure("over SQL", tail, compare(ROUNDS, calling(many).run, calling(few).run))
 
 
-def _over_postgrest(stack: BenchStack, many: UUID, few: UUID) -> Figure:
+def _over_postgrest(stack: BenchStack, many: UUID, few: UUID, tail: int) -> Figure:
     def asking(organization: UUID) -> Wrk:
         token = stack.token(_SUBJECT.format(organization=organization))
         headers = (f"Authorization: Bearer {token}", f"X-Organization-ID: {organization}")
         target = f"{stack.postgrest_url}/rpc/usage_summary"
         return Wrk("summary", target, headers, seconds=SECONDS, connections=1)
 
-    return _figure("over PostgREST", compare(ROUNDS, asking(many).run, asking(few).run))
+    return _figure("over PostgREST", tail, compare(ROUNDS, asking(many).run, asking(few).run))
 
 
-def _figure(way: str, comparison: Comparison) -> Figure:
+def _figure(way: str, tail: int, comparison: Comparison) -> Figure:
     """Times, not rates: how long one summary takes."""
     ours, reference = (1000 / rate for rate in (comparison.our_median, comparison.reference_median))
     times = sorted(1 / ratio for ratio in comparison.ratios)
-    title = f"summary of {MANY:,} events, {way}"
+    title = f"summary of {MANY:,} events{f', and {tail:,} that are not rolled up' if tail else ''}, {way}"
     show(title, comparison, "summaries/s", ("5 million", "50 thousand"))
     return Figure(
         title,
