@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from uuid import UUID
 
 import psutil
 import psycopg
+from psycopg import sql
 from rich.console import Console
 
 from api.settings import Settings
@@ -51,6 +52,13 @@ class BenchStack:
           returning id
         """
         return UUID(str(self.value(insert, slug, slug, slug)))
+
+    def configure(self, settings: Mapping[str, str]) -> None:
+        """Settings of Postgres that it takes without a restart."""
+        with psycopg.connect(self.database_url, autocommit=True) as connection:
+            for name, value in settings.items():
+                connection.execute(sql.SQL("alter system set {} = {}").format(sql.Identifier(name), value))
+            connection.execute("select pg_reload_conf()")
 
     def vacuum(self) -> None:
         """What Postgres does by itself after a while, so that it does not do it in the middle."""
