@@ -18,7 +18,7 @@ from psycopg import sql
 from rich.console import Console
 
 from api.settings import Settings
-from api.stack.processes import find, stop
+from api.stack.processes import find, start, stop, wait_until_ready
 from api.stack.progress import Progress
 from api.stack.stack import Stack
 from api.tokens import Role, mint_token
@@ -54,11 +54,13 @@ class BenchStack:
         return UUID(str(self.value(insert, slug, slug, slug)))
 
     def configure(self, settings: Mapping[str, str]) -> None:
-        """Settings of Postgres that it takes without a restart."""
+        """Restart Postgres with these settings."""
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             for name, value in settings.items():
                 connection.execute(sql.SQL("alter system set {} = {}").format(sql.Identifier(name), value))
-            connection.execute("select pg_reload_conf()")
+        part, state = self.stack.part("postgres"), self.stack.state
+        stop(part.name, state)
+        wait_until_ready(part, start(part, state), state)
 
     def vacuum(self) -> None:
         """What Postgres does by itself after a while, so that it does not do it in the middle."""
