@@ -24,4 +24,4 @@ create policy organizations_kernel on tenancy.organizations to goldleaves_kernel
 grant select, delete on tenancy.organizations to member;
 grant update (name) on tenancy.organizations to member;
 grant select on tenancy.organizations to platform_admin;
-grant select, insert, update (kind, name, slug, owner_user_id, billing_start_at) on tenancy.organizations to goldleaves_kernel;
+grant select, insert, update (kind, name, slug, owner_user_id, billing_start_at, plan, currency, billing_timezone, billing_anchor_day) on tenancy.organizations to goldleaves_kernel;

@@ -10,8 +10,19 @@ begin
   perform audit.watch('tenancy.workspaces', 'workspace', '{id}', p_personal => '{name}');
   -- Periods are made while usage is recorded, which waits for nobody: only what becomes of them is told.
   perform audit.watch('billing.billing_periods', 'billing_period', '{period_start}', p_events => 'update of status or delete');
-  perform audit.watch('billing.invoices', 'invoice', '{id}');
-  perform audit.watch('billing.prices', 'price', '{meter_code,currency,effective_from}', p_organization => null);
+  -- Its digest stands for what it rests on, and for the addresses.
+  perform audit.watch('billing.invoices', 'invoice', '{id}', p_personal => '{billing_profile}', p_hidden => '{facts}');
+  perform audit.watch('billing.payments', 'payment', '{id}');
+  perform audit.watch('billing.credit_notes', 'credit_note', '{id}');
+  perform audit.watch('billing.credit_note_lines', 'credit_note_line', '{credit_note_id,line_number}');
+  perform audit.watch('billing.refunds', 'refund', '{id}');
+  perform audit.watch('billing.balance_entries', 'balance_entry', '{id}');
+  perform audit.watch('billing.billing_profiles', 'billing_profile', '{billing_entity_type}',
+    p_personal => '{legal_name,address,country,email,tax_id}', p_quiet => '{updated_at}');
+  perform audit.watch('billing.billing_terms', 'billing_terms', '{organization_id}', p_quiet => '{updated_at}');
+  perform audit.watch('billing.plans', 'plan', '{code}', p_organization => null);
+  perform audit.watch('billing.plan_features', 'plan_feature', '{plan_code,feature}', p_organization => null);
+  perform audit.watch('billing.prices', 'price', '{id}', p_organization => null);
   perform audit.watch('metering.meters', 'meter', '{code}', p_organization => null);
   perform audit.watch('metering.operation_weights', 'operation_weight', '{operation,effective_from}');
 end

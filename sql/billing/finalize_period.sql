@@ -11,11 +11,17 @@ set search_path = ''
 as $$
 declare
   v_period record;
+  v_earlier record;
+  v_draft record;
   v_invoice billing.invoices;
+  v_issued billing.invoices;
   v_organization tenancy.organizations;
-  v_first_payer uuid;
   v_last_payer uuid;
+  v_now timestamptz;
   v_year text;
+  v_number integer;
+  v_payment_days integer;
+  v_facts jsonb;
 begin
   if p_period_start is null then
     raise exception using
@@ -42,71 +48,110 @@ begin
     and period_end = v_period.period_end;
 
   select * into strict v_organization from tenancy.organizations where id = p_organization_id;
-  v_first_payer := billing.payer(v_organization.billing_user_id, v_organization.billing_start_at, v_period.period_start);
   v_last_payer := billing.payer(
     v_organization.billing_user_id, v_organization.billing_start_at, v_period.period_end - interval '1 microsecond'
   );
 
   if v_period.status = 'finalized' then
-    select * into strict v_invoice
+    select * into v_invoice
     from billing.invoices
     where organization_id = p_organization_id
       and period_start = v_period.period_start
       and payer_user_id is not distinct from v_last_payer;
     return v_invoice;
   end if;
+  select p.* into v_earlier
+  from billing.billing_periods p
+  where p.organization_id = p_organization_id
+    and p.period_start < v_period.period_start
+    and p.status <> 'finalized'
+  order by p.period_start
+  limit 1;
+  if found then
+    raise exception using
+      errcode = 'PT409',
+      message = format(
+        'PERIOD_OUT_OF_ORDER: the period that starts on %s comes first', (v_earlier.period_start at time zone v_earlier.timezone)::date
+      ),
+      hint = 'Late usage and balances go from one period to the next: finalize them in their order.';
+  end if;
 
-  v_year := to_char(now() at time zone v_period.timezone, 'YYYY');
+  -- Who makes a price is alone with that: all prices that were made by now are seen, and those that come later are later than rated_at.
+  perform billing.share_prices();
+  v_now := clock_timestamp();
+  v_year := to_char(v_now at time zone v_period.timezone, 'YYYY');
+  v_facts := billing.facts_of(p_organization_id, v_period.period_start, v_period.period_end);
+  select coalesce(max(split_part(i.number, '-', 2)::integer), 0) into v_number
+  from billing.invoices i
+  where i.organization_id = p_organization_id
+    and i.number like v_year || '-%';
+  select t.payment_days into v_payment_days from billing.billing_terms t where t.organization_id = p_organization_id;
 
-  -- Rated once, in one statement: a price that is committed meanwhile must not come between a total and its lines.
-  with rated as materialized (
-    select *
-    from billing.rate_period(p_organization_id, v_period.period_start, v_period.period_end) r
-    where r.unit_amount_cents is not null
-  ),
-  payers as (
-    select v_first_payer as user_id
-    union
-    select v_last_payer
-    union
-    select r.payer_user_id from rated r
-  ),
-  issued as (
-    select count(*) as invoices
-    from billing.invoices i
-    where i.organization_id = p_organization_id
-      and i.number like v_year || '-%'
-  ),
-  invoice as (
-    insert into billing.invoices (organization_id, number, period_start, period_end, payer_user_id, currency, total_cents)
-    select
-      p_organization_id,
-      format('%s-%s', v_year, lpad((i.invoices + row_number() over (order by p.user_id nulls last))::text, 4, '0')),
-      v_period.period_start,
-      v_period.period_end,
-      p.user_id,
-      v_organization.currency,
-      (select coalesce(sum(r.amount_cents), 0) from rated r where r.payer_user_id is not distinct from p.user_id)
-    from payers p, issued i
-    returning *
-  ),
-  lines as (
-    insert into billing.invoice_lines (
-      organization_id, invoice_id, line_number, meter_code, description, unit, events, quantity, unit_amount_cents, amount_cents
-    )
-    select
-      p_organization_id, i.id, row_number() over (partition by i.id order by r.meter_code),
-      r.meter_code, r.description, r.unit, r.events, r.quantity, r.unit_amount_cents, r.amount_cents
-    from rated r
-    join invoice i on i.payer_user_id is not distinct from r.payer_user_id
-  )
-  select * into strict v_invoice from invoice i where i.payer_user_id is not distinct from v_last_payer;
+  -- Drafted in one statement: a price that is committed meanwhile must not come between a total and its lines.
+  for v_draft in
+    select d.invoice, d.lines
+    from billing.draft_invoices(p_organization_id, v_period.period_start, v_period.period_end, v_period.timezone) d
+  loop
+    v_number := v_number + 1;
+    v_issued := v_draft.invoice;
+    v_issued.id := ops.new_id();
+    v_issued.number := format('%s-%s', v_year, lpad(v_number::text, greatest(4, length(v_number::text)), '0'));
+    v_issued.issued_at := v_now;
+    v_issued.rated_at := v_now;
+    v_issued.due_at := v_now + make_interval(days => coalesce(v_payment_days, 14));
+    v_issued.facts := v_facts;
+    v_issued.digest := billing.digest_of(v_issued, v_draft.lines);
+    perform billing.store_invoice(v_issued, v_draft.lines);
+    if v_issued.payer_user_id is not distinct from v_last_payer then
+      v_invoice := v_issued;
+    end if;
+  end loop;
 
   update billing.billing_periods
-  set status = 'finalized', finalized_at = clock_timestamp()
+  set status = 'finalized', finalized_at = v_now
   where organization_id = p_organization_id and period_start = v_period.period_start;
 
+  select * into strict v_invoice from billing.invoices i where i.organization_id = p_organization_id and i.id = v_invoice.id;
   return v_invoice;
+end;
+$$;
+
+-- An invoice with its lines, and what it does to the payer's balance.
+create or replace function billing.store_invoice(p_invoice billing.invoices, p_lines billing.invoice_lines[])
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+  insert into billing.invoices (
+    organization_id, id, number, period_start, period_end, payer_user_id, currency, total_cents, issued_at, timezone, plan_code,
+    billing_profile, issuer, subtotal_cents, tax_name, tax_percent, tax_inclusive, tax_cents, balance_applied_cents, amount_due_cents, due_at,
+    rated_at, facts, digest, issued_generation, issued_xid
+  )
+  values (
+    p_invoice.organization_id, p_invoice.id, p_invoice.number, p_invoice.period_start, p_invoice.period_end, p_invoice.payer_user_id,
+    p_invoice.currency, p_invoice.total_cents, p_invoice.issued_at, p_invoice.timezone, p_invoice.plan_code,
+    p_invoice.billing_profile, p_invoice.issuer, p_invoice.subtotal_cents, p_invoice.tax_name, p_invoice.tax_percent, p_invoice.tax_inclusive,
+    p_invoice.tax_cents, p_invoice.balance_applied_cents, p_invoice.amount_due_cents, p_invoice.due_at,
+    p_invoice.rated_at, p_invoice.facts, p_invoice.digest, metering.recording_generation(), pg_current_xact_id()
+  );
+
+  insert into billing.invoice_lines (
+    organization_id, invoice_id, line_number, meter_code, description, unit, events, quantity, unit_amount_cents, amount_cents, kind, groups,
+    price, tiers, belongs_to, exact_cents
+  )
+  select
+    p_invoice.organization_id, p_invoice.id, l.line_number, l.meter_code, l.description, l.unit, l.events, l.quantity, l.unit_amount_cents,
+    l.amount_cents, l.kind, l.groups, l.price, l.tiers, l.belongs_to, l.exact_cents
+  from unnest(p_lines) l;
+
+  insert into billing.balance_entries (organization_id, payer_user_id, currency, kind, amount_cents, invoice_id)
+  select p_invoice.organization_id, p_invoice.payer_user_id, p_invoice.currency, b.kind, b.amount_cents, p_invoice.id
+  from (
+    values ('applied', -p_invoice.balance_applied_cents), ('negative_invoice', -least(p_invoice.total_cents, 0))
+  ) as b (kind, amount_cents)
+  where b.amount_cents <> 0;
 end;
 $$;
 
@@ -133,4 +178,5 @@ $$;
 
 alter function billing.finalize_period(uuid, date) owner to goldleaves_kernel;
 alter function billing.recalculate_period(uuid, date) owner to goldleaves_kernel;
+grant execute on function billing.store_invoice(billing.invoices, billing.invoice_lines[]) to goldleaves_kernel;
 grant execute on function billing.finalize_period(uuid, date), billing.recalculate_period(uuid, date) to platform_admin;

@@ -10,7 +10,7 @@ as $$
   select m.code, 'usd', timestamptz '2000-01-01 00:00+00', p_unit_amount_cents
   from metering.meters m
   where m.code in ('api.request', 'doc.upload', 'doc.processed')
-  on conflict do nothing
+    and not exists (select from billing.prices p where p.meter_code = m.code)
 $$;
 
 alter function billing.seed_prices(numeric) owner to goldleaves_kernel;

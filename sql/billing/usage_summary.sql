@@ -40,13 +40,20 @@ begin
   return query
     with lines as materialized (
       select
-        l.meter_code, l.unit, sum(l.events)::bigint as events, sum(l.quantity) as quantity, l.unit_amount_cents,
+        l.meter_code, l.unit, sum(l.events)::bigint as events, sum(l.quantity) as quantity,
+        -- Where every unit costs the same.
+        case
+          when count(*) = count(*) filter (where coalesce(l.price ->> 'model', 'per_unit') = 'per_unit')
+            and count(distinct coalesce(l.unit_amount_cents, (l.price ->> 'unit_amount_cents')::numeric)) = 1
+            then min(coalesce(l.unit_amount_cents, (l.price ->> 'unit_amount_cents')::numeric))
+        end as unit_amount_cents,
         sum(l.amount_cents) as amount_cents
       from billing.invoices i
       join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
       where i.organization_id = tenancy.current_org()
         and i.period_start = v_period.period_start
-      group by l.meter_code, l.unit, l.unit_amount_cents
+        and l.kind in ('usage', 'adjustment')
+      group by l.meter_code, l.unit
       order by l.meter_code
     )
     select l.meter_code, l.unit, l.events, l.quantity, l.unit_amount_cents, l.amount_cents, '{}'::jsonb
@@ -59,7 +66,8 @@ begin
 end;
 $$;
 
--- A part of a period: its amounts are not rounded, so that parts add up. Of a finalized period at the prices of its invoices.
+-- A part of a period: its amounts are not rounded, so that parts add up. Where units cost differently, a part has its share, by
+-- quantity, of what the meter costs. Of a finalized period by its invoices.
 create or replace function billing.usage_by_group(
   p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz, p_is_finalized boolean, p_group_by text[], p_filter jsonb
 )
@@ -74,30 +82,44 @@ as $$
     select u.meter_code, u.metered, u.groups, sum(u.events)::bigint as events, sum(u.quantity) as quantity
     from metering.measure(p_organization_id, array[p_period_start, p_period_end], p_group_by, p_filter) u
     group by 1, 2, 3
+  ),
+  charges as materialized (
+    select
+      c.meter_code, sum(c.quantity) as quantity, sum(c.amount_cents) as amount_cents,
+      case
+        when count(*) = count(*) filter (where c.model = 'per_unit') and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents)
+      end as unit_amount_cents
+    from (
+      select
+        l.meter_code, l.quantity, l.amount_cents, coalesce(l.price ->> 'model', 'per_unit') as model,
+        coalesce(l.unit_amount_cents, (l.price ->> 'unit_amount_cents')::numeric) as unit_amount_cents
+      from billing.invoices i
+      join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
+      where p_is_finalized
+        and i.organization_id = p_organization_id
+        and i.period_start = p_period_start
+        and l.kind in ('usage', 'adjustment')
+      union all
+      select r.meter_code, r.quantity, r.amount_cents, r.terms ->> 'model', (r.terms ->> 'unit_amount_cents')::numeric
+      from billing.rate_period(p_organization_id, p_period_start, p_period_end) r
+      where not p_is_finalized
+        and r.kind in ('usage', 'adjustment')
+    ) as c
+    group by 1
   )
   select
-    u.meter_code, m.unit, u.events, u.quantity, p.unit_amount_cents, coalesce(trim_scale(u.quantity * p.unit_amount_cents), 0), u.groups
+    u.meter_code, m.unit, u.events, u.quantity, c.unit_amount_cents,
+    trim_scale(coalesce(
+      case
+        when c.unit_amount_cents is not null then u.quantity * c.unit_amount_cents
+        when c.quantity <> 0 then c.amount_cents * u.quantity / c.quantity
+      end,
+      0
+    )),
+    u.groups
   from used u
   left join metering.meters m on u.metered and m.code = u.meter_code
-  cross join lateral (
-    select case
-      when p_is_finalized then (
-        select l.unit_amount_cents
-        from billing.invoices i
-        join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
-        where i.organization_id = p_organization_id
-          and i.period_start = p_period_start
-          and l.meter_code = m.code
-        limit 1
-      )
-      else (
-        select r.unit_amount_cents
-        from tenancy.organizations o
-        cross join lateral billing.price_of(m.code, o.currency, p_period_start) as r
-        where o.id = p_organization_id
-      )
-    end as unit_amount_cents
-  ) as p
+  left join charges c on c.meter_code = m.code
   order by m.code is null, u.meter_code, u.groups
 $$;
 

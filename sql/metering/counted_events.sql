@@ -173,7 +173,16 @@ select
       metering.dimension(e.group_by[7], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source),
       metering.dimension(e.group_by[8], e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source)
     ])[1:cardinality(e.group_by)]
-  end as group_values
+  end as group_values,
+  -- As it is recorded, of voids too: late usage and what is taken back of it are rated apart.
+  e.belongs_at as late_at,
+  -- For metering.digested_events.
+  e.event_name,
+  e.quantity,
+  e.weighted_units,
+  e.payer_user_id,
+  e.metered_at,
+  e.recorded_at
 from (
   -- By its own name …
   select e.*, v.meter_code, v.version, v.aggregation, v.max_groups, v.value as reads, v.group_by
@@ -215,7 +224,22 @@ cross join lateral (
     end as belongs_at
 ) as l;
 
-grant select on metering.counted_events, metering.meter_lifetimes to goldleaves_kernel;
+-- With a hash of all that decides what an event costs: sums of it tell whether events were changed. The hash that Postgres partitions tables
+-- by, which is the same in all versions and quick enough for each event. Somebody who may write everything can find another event of the
+-- same hash, so invoices rest on what is derived anew from the events, and on this beside it. Apart, since readers need not pay for it.
+create or replace view metering.digested_events with (security_invoker) as
+select
+  c.*,
+  hash_record_extended(
+    row(
+      c.id, c.occurred_at, c.event_type, c.event_name, c.quantity, c.weighted_units, c.user_id, c.workspace_id, c.resource_id, c.source,
+      c.payer_user_id, c.late_at, c.corrects, c.metered_at, c.recorded_at, c.dimensions
+    ),
+    0
+  ) as digest
+from metering.counted_events c;
+
+grant select on metering.counted_events, metering.digested_events, metering.meter_lifetimes to goldleaves_kernel;
 grant execute on function metering.is_beside_its_event(uuid, timestamptz, uuid),
   metering.dimension(text, jsonb, text, text, text, text), metering.number_in(text), metering.value_hash(text),
   metering.passes(jsonb, jsonb, text, text, text, text),

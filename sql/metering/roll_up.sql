@@ -179,6 +179,7 @@ begin
       metering.quarter_of(c.occurred_at) as quarter,
       c.value_hash,
       count(*) as rows,
+      sum(c.digest) as digest,
       sum(c.events) as events,
       coalesce(sum(c.value), 0) as value,
       sum(c.value * extract(epoch from c.occurred_at - metering.quarter_of(c.occurred_at))) filter (where c.aggregation = 'weighted_sum') as moment,
@@ -187,7 +188,7 @@ begin
       -- Late usage of a finalized period is never the latest.
       max(metering.latest_of(c.occurred_at, c.id, c.value)) filter (where c.aggregation = 'latest' and c.event_type = 'usage') as latest,
       bool_or(c.event_type = 'void' and c.belongs_at is null and c.aggregation in ('max', 'min', 'latest')) as is_redone
-    from metering.counted_events c
+    from metering.digested_events c
     where (c.recorded_generation, c.recorded_xid) >= (v_from.generation, v_from.xid)
       and (c.recorded_generation, c.recorded_xid) < (v_end_generation, v_end_xid)
     group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
@@ -275,15 +276,16 @@ begin
   rolled as (
     insert into metering.usage_rollups as r (
       organization_id, grain, meter_code, bucket_start, meter_version, billing_entity_id, groups, events, value, moment,
-      max_value, min_value, latest_value, latest_at, latest_id
+      max_value, min_value, latest_value, latest_at, latest_id, digest
     )
     select
       s.organization_id, s.grain, s.meter_code, s.start, s.meter_version, s.billing_entity_id, s.kept_groups, s.events, s.value, s.moment,
       s.max_value, s.min_value, substr(s.latest, 57)::numeric,
-      metering.at_of(s.latest), substr(s.latest, 21, 36)::uuid
+      metering.at_of(s.latest), substr(s.latest, 21, 36)::uuid, s.digest
     from (
       select
         organization_id, grain, meter_code, start, meter_version, billing_entity_id, kept_groups,
+        sum(digest) as digest,
         sum(events) as events,
         sum(value) as value,
         sum(moment + value * extract(epoch from quarter - start)) as moment,
@@ -295,6 +297,7 @@ begin
     ) as s
     on conflict (organization_id, grain, meter_code, bucket_start, meter_version, billing_entity_id, groups) do update set
       events = r.events + excluded.events,
+      digest = r.digest + excluded.digest,
       value = r.value + excluded.value,
       moment = coalesce(r.moment + excluded.moment, r.moment, excluded.moment),
       max_value = greatest(r.max_value, excluded.max_value),

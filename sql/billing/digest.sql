@@ -1,0 +1,74 @@
+-- What an invoice rests on, and the digest of that and of all that is written on it. With both stored, verification can say what differs,
+-- and not only that something does.
+
+-- Of a period: what its events came to (a row a meter, version and payer, with the sum of their digests), the versions of the meters that
+-- counted them, the weights of operations, and who paid since when. Reads rollups and what is not rolled up yet, not all events.
+create or replace function billing.facts_of(p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz)
+returns jsonb
+language sql
+stable
+set search_path = ''
+set timezone = 'UTC'
+as $$
+  with counted as materialized (
+    select * from metering.digests(p_organization_id, p_period_start, p_period_end)
+  )
+  select jsonb_build_object(
+    'events', (
+      select coalesce(jsonb_agg(
+        jsonb_build_object(
+          'meter', c.meter_code, 'version', c.meter_version, 'billing_entity_id', c.billing_entity_id,
+          'events', c.events, 'value', trim_scale(c.value), 'digest', c.digest
+        )
+        order by c.meter_code, c.meter_version, c.billing_entity_id
+      ), '[]')
+      from counted c
+    ),
+    'meter_versions', (
+      select coalesce(jsonb_agg(to_jsonb(v) order by v.meter_code, v.version), '[]')
+      from metering.meter_versions v
+      where (v.meter_code, v.version) in (select c.meter_code, c.meter_version from counted c)
+    ),
+    'weights', (
+      select coalesce(jsonb_agg(
+        jsonb_build_object('operation', w.operation, 'effective_from', w.effective_from, 'weight', w.weight, 'own', w.organization_id is not null)
+        order by w.operation, w.effective_from, w.organization_id nulls first
+      ), '[]')
+      from metering.operation_weights w
+      where (w.organization_id is null or w.organization_id = p_organization_id)
+        and w.effective_from < p_period_end
+        and exists (
+          select
+          from metering.meter_versions v
+          where v.value = 'weighted_units'
+            and (v.meter_code, v.version) in (select c.meter_code, c.meter_version from counted c)
+        )
+    ),
+    'attribution', (
+      select jsonb_build_object('billing_user_id', o.billing_user_id, 'billing_start_at', o.billing_start_at)
+      from tenancy.organizations o
+      where o.id = p_organization_id
+        and o.billing_start_at < p_period_end
+    )
+  )
+$$;
+
+-- p_invoice and p_lines as they are stored; what is generated, or comes after the digest, is left out.
+create or replace function billing.digest_of(p_invoice billing.invoices, p_lines billing.invoice_lines[])
+returns text
+language sql
+stable
+set search_path = ''
+set timezone = 'UTC'
+as $$
+  select encode(sha256(convert_to(
+    jsonb_build_object(
+      'invoice', to_jsonb(p_invoice) - array['digest', 'issued_generation', 'issued_xid', 'billing_entity_type', 'billing_entity_id'],
+      'lines', (select coalesce(jsonb_agg(to_jsonb(l) - 'organization_id' - 'invoice_id' order by l.line_number), '[]') from unnest(p_lines) l)
+    )::text,
+    'UTF8'
+  )), 'hex')
+$$;
+
+grant execute on function billing.facts_of(uuid, timestamptz, timestamptz), billing.digest_of(billing.invoices, billing.invoice_lines[])
+  to goldleaves_kernel;
