@@ -45,6 +45,7 @@ alter table billing.billing_periods
 alter table billing.billing_periods force row level security;
 drop table billing.billing_terms;
 drop table billing.billing_profiles;
+drop index billing.prices_of_currency;
 alter table billing.prices
   drop constraint prices_pkey,
   drop column maximum_cents, drop column minimum_cents, drop column included_quantity, drop column tiers, drop column package_size,
