@@ -20,6 +20,7 @@ PARTITION = f"metering.usage_events_{LAST:%Y_%m}"
 CURRENT_PARTITION = f"metering.usage_events_{CURRENT:%Y_%m}"
 COLUMNS = "(organization_id, occurred_at, source, event_name, quantity, recorded_generation)"
 INSERT = f"{COLUMNS} values (%(org)s, {{at}}, 'sql', 'api.request', 1, 1)"
+LEDGERS = ("payments", "credit_notes", "credit_note_lines", "refunds", "balance_entries")  # a truncate takes them along
 LAST_MOMENT = "%(end)s::timestamptz - interval '1 microsecond'"
 
 
@@ -47,6 +48,7 @@ def closed(shared_database: Database, make_organization: MakeOrganization) -> Cl
             ("billing", "billing.billing_periods"),
             ("billing", "billing.invoices"),
             ("billing", "billing.invoice_lines"),
+            *(("billing", f"billing.{ledger}") for ledger in LEDGERS),
         ]:
             connection.execute(f"grant usage on schema {schema} to goldleaves_kernel")
             connection.execute(f"grant all on {table} to goldleaves_kernel")
@@ -135,7 +137,7 @@ MONEY = {
     ),
     "change line": "update billing.invoice_lines set amount_cents = amount_cents",
     "delete line": "delete from billing.invoice_lines",
-    "truncate lines": "truncate billing.invoice_lines",
+    "truncate lines": "truncate billing.invoice_lines cascade",
 }
 
 
