@@ -24,7 +24,7 @@ import psutil
 import psycopg
 import pytest
 
-from api.demo.story import money
+from api.demo.stage import money
 from api.settings import PROJECT, Settings
 from api.stack.endpoints import Endpoints
 from api.stack.parts import PARTS

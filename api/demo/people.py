@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
@@ -72,6 +73,20 @@ class Person:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Everybody in the story. `tag` makes names new, so that the demo can be played again on the same data."""
+
+    tag: str
+    ada: Person  # owner of Aurora Legal
+    ben: Person  # viewer there
+    kiri: Person  # owner of Kauri Chambers
+    backend: Person  # the provider's own backend
+    staff: Person  # the provider's staff
+    aurora: dict[str, Any]
+    kauri: dict[str, Any]
 
 
 def _expect_success(answer: httpx.Response) -> Any:

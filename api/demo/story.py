@@ -7,37 +7,20 @@ import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from api.demo.people import DemoError, Person
+from api.demo.people import Cast, DemoError, Person
+from api.demo.stage import clip, copyable, exact, message_of, money, scene, short, table_of
 from api.demo.venue import Venue
 
 AURORA_TIMEZONE = "America/Los_Angeles"
 KAURI_TIMEZONE = "Pacific/Auckland"
-
-
-@dataclass(frozen=True)
-class Cast:
-    """Everybody in the story. `tag` makes names new, so that the demo can be played again on the same data."""
-
-    tag: str
-    ada: Person  # owner of Aurora Legal
-    ben: Person  # viewer there
-    kiri: Person  # owner of Kauri Chambers
-    backend: Person  # the provider's own backend
-    staff: Person  # the provider's staff
-    aurora: dict[str, Any]
-    kauri: dict[str, Any]
 
 
 def play(console: Console, venue: Venue) -> None:
@@ -52,7 +35,7 @@ def play(console: Console, venue: Venue) -> None:
 
 
 def _found_organizations(console: Console, venue: Venue, stack: ExitStack) -> Cast:
-    _scene(console, 1, "Two organizations, three people")
+    scene(console, 1, "Two organizations, three people")
     tag = secrets.token_hex(3)
 
     def enter(name: str, **options: Any) -> Person:
@@ -76,7 +59,7 @@ def _found_organizations(console: Console, venue: Venue, stack: ExitStack) -> Ca
     ben.post("/api/v1/rpc/accept_invitation", {"code": invitation["code"]})
     ben.act_for(aurora["slug"])
 
-    table = _table("who", "role", "organization", "timezone")
+    table = table_of("who", "role", "organization", "timezone")
     for name, person in (("Ada", ada), ("Ben", ben), ("Kiri", kiri)):
         organization = aurora if person is not kiri else kauri
         user_id = people[name.lower()]["user_id"]
@@ -98,7 +81,7 @@ def _found_organizations(console: Console, venue: Venue, stack: ExitStack) -> Ca
 
 
 def _work(console: Console, cast: Cast) -> dict[str, Any]:
-    _scene(console, 2, "They work, and it is metered")
+    scene(console, 2, "They work, and it is metered")
     console.print(
         "Ada opens a case and uploads two documents; one is processed. Ben, a viewer, reads. Kiri opens a case."
     )
@@ -120,7 +103,7 @@ def _work(console: Console, cast: Cast) -> dict[str, Any]:
     ):
         events = _await_events(person, expected)
         console.print(f"[bold]billing_events of {organization['name']}[/]", highlight=False)
-        table = _table("event", "endpoint", "method", "status_code", "duration_ms", "request_id")
+        table = table_of("event", "endpoint", "method", "status_code", "duration_ms", "request_id")
         for event in events:
             dimensions = event["dimensions"]
             table.add_row(
@@ -129,7 +112,7 @@ def _work(console: Console, cast: Cast) -> dict[str, Any]:
                 dimensions.get("method", ""),
                 str(dimensions.get("status_code", "")),
                 str(dimensions.get("duration_ms", "")),
-                _short(dimensions.get("request_id", "")),
+                short(dimensions.get("request_id", "")),
             )
         console.print(table, "")
     console.print(
@@ -155,7 +138,7 @@ def _await_events(person: Person, expected: dict[str, int]) -> list[dict[str, An
 
 
 def _trespass(console: Console, cast: Cast, case: dict[str, Any]) -> None:
-    _scene(console, 3, "Kiri asks for Aurora's rows, Ben for more than a viewer may")
+    scene(console, 3, "Kiri asks for Aurora's rows, Ben for more than a viewer may")
     aurora_id = cast.aurora["id"]
     tries = [
         ("Kiri", "by filter", cast.kiri, "GET", f"/api/v1/cases?organization_id=eq.{aurora_id}", {}, 200),
@@ -168,18 +151,18 @@ def _trespass(console: Console, cast: Cast, case: dict[str, Any]) -> None:
          {"json": {"title": "planted", "case_id": case["id"]}}, 409),
         ("Ben", "writes as viewer", cast.ben, "POST", "/api/v1/cases", {"json": {"title": "mine"}}, 403),
     ]  # fmt: skip
-    table = _table("who", "tries", "answer", "")
+    table = table_of("who", "tries", "answer", "")
     for who, how, person, method, path, request, expected in tries:
         answer = person.ask(method, path, **request)
         if answer.status_code != expected or (expected == 200 and answer.json() != []):
             raise DemoError(f"{who}, {how}: {answer.status_code} {answer.text}")
         said = "no rows" if expected == 200 else answer.json()["message"]
-        table.add_row(who, how, str(answer.status_code), _clip(said, 90))
+        table.add_row(who, how, str(answer.status_code), clip(said, 90))
     console.print(table)
 
 
 def _send_three_times(console: Console, cast: Cast) -> list[dict[str, Any]]:
-    _scene(console, 4, "The same batch, three times, at the same moment")
+    scene(console, 4, "The same batch, three times, at the same moment")
     start = _last_month(AURORA_TIMEZONE)
     shares = {"api.request": 140, "doc.upload": 40, "doc.processed": 20}
     batch = [
@@ -195,7 +178,7 @@ def _send_three_times(console: Console, cast: Cast) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda _: cast.backend.post("/v1/events", {"events": batch}), range(3)))
 
-    table = _table("client", "sent", "accepted", "duplicates")
+    table = table_of("client", "sent", "accepted", "duplicates")
     for number, answer in enumerate(answers, start=1):
         table.add_row(str(number), str(len(batch)), str(answer["accepted"]), str(answer["duplicates"]))
     accepted = sum(answer["accepted"] for answer in answers)
@@ -208,13 +191,13 @@ def _send_three_times(console: Console, cast: Cast) -> list[dict[str, Any]]:
 
 
 def _close_last_month(console: Console, cast: Cast, venue: Venue, batch: list[dict[str, Any]]) -> None:
-    _scene(console, 5, "Last month is closed, for ever")
+    scene(console, 5, "Last month is closed, for ever")
     start = _last_month(AURORA_TIMEZONE).date().isoformat()
     invoice = cast.staff.post("/api/v1/rpc/finalize_period", {"period_start": start})
     lines = cast.ada.get("/api/v1/invoice_lines", invoice_id=f"eq.{invoice['id']}", order="line_number")
 
     console.print(f"[bold]Invoice {invoice['number']} of Aurora Legal for the month from {start}[/]", highlight=False)
-    table = _table(
+    table = table_of(
         "line", "meter", "quantity", "unit", "unit price", "amount",
         show_footer=True,
     )  # fmt: skip
@@ -230,24 +213,28 @@ def _close_last_month(console: Console, cast: Cast, venue: Venue, batch: list[di
     if (
         sum(line["quantity"] for line in lines) != len(batch)
         or invoice["total_cents"] != sum(line["amount_cents"] for line in lines)
-        or any(abs(_exact(line["amount_cents"]) - _price(line)) > Decimal("0.5") for line in lines)
+        or any(
+            abs(exact(line["amount_cents"]) - exact(line["quantity"]) * exact(line["unit_amount_cents"]))
+            > Decimal("0.5")
+            for line in lines
+        )
     ):
         raise DemoError(f"the invoice does not add up: {json.dumps([invoice, lines])}")
 
     late = cast.backend.post("/v1/events", {"events": [dict(batch[0], id=f"{cast.tag}-late")]})
     again = cast.staff.ask("POST", "/api/v1/rpc/recalculate_period", json={"period_start": start})
     refusals = [
-        ("a late event, POST /v1/events", "rejected", _message(late["rejected"][0])),
+        ("a late event, POST /v1/events", "rejected", message_of(late["rejected"][0])),
         ("rpc/recalculate_period", str(again.status_code), again.json()["message"]),
     ]
     if venue.superuser_url is not None:
         who = "a superuser at psql: update metering.usage_events …"
         refusals.append((who, "error", _update_in_sql(venue.superuser_url, cast.aurora["id"])))
-    table = _table("tries to change it", "answer", "")
+    table = table_of("tries to change it", "answer", "")
     for what, answer, message in refusals:
         if not message.startswith("BILLING_PERIOD_LOCKED: "):
             raise DemoError(f"{what} was not refused: {message}")
-        table.add_row(what, answer, _clip(message, 110))
+        table.add_row(what, answer, clip(message, 110))
     console.print(table)
     if venue.superuser_url is None:
         console.print(
@@ -270,19 +257,19 @@ def _update_in_sql(superuser_url: str, organization_id: str) -> str:
 
 
 def _where_next(console: Console, cast: Cast, venue: Venue) -> None:
-    _scene(console, 6, "Where to go next")
+    scene(console, 6, "Where to go next")
     gateway = venue.gateway_url
     slug = cast.aurora["slug"]
     console.print(venue.afterwards, markup=False, highlight=False, soft_wrap=True)
     console.print("A token of Ada's, good for an hour, and three requests to try:\n", highlight=False)
-    _copyable(console, f"TOKEN={cast.ada.token}")
+    copyable(console, f"TOKEN={cast.ada.token}")
     headers = f"-H \"Authorization: Bearer $TOKEN\" -H 'X-Organization-ID: {slug}'"
     for path in (
         "documents?select=title,status,cases(title)",
         "rpc/usage_summary",
         "invoices?select=number,total_cents,invoice_lines(meter,quantity,amount_cents)",
     ):
-        _copyable(console, f"curl {headers} '{gateway}/api/v1/{path}'")
+        copyable(console, f"curl {headers} '{gateway}/api/v1/{path}'")
         cast.ada.ask("GET", f"/api/v1/{path}").raise_for_status()
 
 
@@ -290,54 +277,3 @@ def _last_month(timezone: str) -> datetime:
     """The first moment of last month there."""
     this_month = datetime.now(ZoneInfo(timezone)).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return (this_month - timedelta(days=1)).replace(day=1)
-
-
-def _scene(console: Console, number: int, title: str) -> None:
-    console.print()
-    console.rule(Text(f"{number}. {title}"), align="left")
-
-
-def _copyable(console: Console, line: str) -> None:
-    """One line whatever the width, so that it can be copied."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _table(*columns: str, **options: Any) -> Table:
-    return Table(
-        *columns,
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        **options,
-    )
-
-
-def _message(entry: dict[str, str]) -> str:
-    return f"{entry['code']}: {entry['message']}"
-
-
-def _price(line: dict[str, Any]) -> Decimal:
-    """Of an invoice line, before it is rounded to a cent."""
-    return _exact(line["quantity"]) * _exact(line["unit_amount_cents"])
-
-
-def _exact(number: float) -> Decimal:
-    """The number that was sent: JSON knows decimals only."""
-    return Decimal(str(number))
-
-
-def money(cents: float | None) -> str:
-    """Dollars, or cents where there are fractions of them, as a price may have."""
-    if cents is None:
-        return ""
-    return f"${cents / 100:,.2f}" if cents == int(cents) else f"{_exact(cents):,f}¢"
-
-
-def _short(text: str) -> str:
-    """The end of an id, which is where UUIDv7s differ."""
-    return f"…{text[-8:]}" if len(text) > 9 else text
-
-
-def _clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
