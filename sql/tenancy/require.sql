@@ -45,11 +45,15 @@ begin
   elsif nullif(current_setting('app.current_key_id', true), '') is not null then
     raise exception using
       errcode = 'PT403',
-      message = format(
-        'SCOPE_REQUIRED: this needs an API key with the scope %s',
-        array_to_string(array(select r from unnest(p_roles) r where r like '%:%'), ' or ')
+      message = coalesce(
+        'SCOPE_REQUIRED: this needs an API key with the scope ' || (select string_agg(r, ' or ') from unnest(p_roles) r where r like '%:%'),
+        'SCOPE_REQUIRED: no API key may do this, whatever its scopes'
       ),
-      hint = 'The scopes of a key stay as they are: an owner or admin of the organization makes another one.';
+      hint = case
+        when exists (select from unnest(p_roles) r where r like '%:%')
+          then 'The scopes of a key stay as they are: an owner or admin of the organization makes another one.'
+        else 'People do it, with a token of role member.'
+      end;
   elsif tenancy.current_user_id() is not null then
     raise exception using
       errcode = 'PT403',
