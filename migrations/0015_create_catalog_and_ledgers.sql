@@ -337,6 +337,15 @@ comment on table billing.plans is
 comment on table billing.plan_features is
   'goldleaves lint shared_table_without_row_security: only the kernel reads it, and shows tenants what is public';
 
+comment on constraint organizations_currency_fkey on tenancy.organizations is
+  'goldleaves lint reference_without_organization: currencies are the same for everybody, and no tenant writes it';
+comment on constraint credit_notes_currency_fkey on billing.credit_notes is
+  'goldleaves lint reference_without_organization: currencies are the same for everybody, and no tenant writes it';
+comment on constraint balance_entries_currency_fkey on billing.balance_entries is
+  'goldleaves lint reference_without_organization: currencies are the same for everybody, and no tenant writes it';
+comment on constraint organizations_plan_fkey on tenancy.organizations is
+  'goldleaves lint reference_without_organization: plans are the same for everybody, and no tenant writes it';
+
 -- Late usage, and what was taken back of finalized periods: rare, and rated by itself.
 create index usage_events_late on metering.usage_events (organization_id, occurred_at) where belongs_at is not null;
 

@@ -22,6 +22,7 @@ NOT_WATCHED = {
     "app.cases": "the tenants' own data; whoever wants it watched adopts tables of their own",
     "app.clients": "the same",
     "app.documents": "the same; what counts of it is usage",
+    "billing.currencies": "ISO 4217, the same for everybody, and written by migrations alone",
     "billing.invoice_lines": "written with their invoice, and never again",
     "metering.event_keys": "facts, not changes: they only grow",
     "metering.generations": "the same",
@@ -46,7 +47,7 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
             insert into tenancy.organizations (id, name, slug, owner_user_id)
             values (%(id)s, 'New', 'brand-new', %(user)s)
         """,
-        "changed": "update tenancy.organizations set plan = 'growth' where id = %(org)s",
+        "changed": "update tenancy.organizations set plan = 'pro' where id = %(org)s",
         "removed": "delete from tenancy.organizations where id = %(org)s",
     },
     "tenancy.memberships": {
@@ -93,9 +94,33 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
         """,
     },
     "billing.prices": {
-        "created": "insert into billing.prices values ('api.request', 'eur', now(), 30)",
-        "changed": "update billing.prices set unit_amount_cents = 0.5 where meter_code = 'api.request'",
-        "removed": "delete from billing.prices where meter_code = 'api.request'",
+        "created": """
+            insert into billing.prices (meter_code, currency, effective_from, unit_amount_cents)
+            values ('api.request', 'eur', now(), 30)
+        """,
+    },
+    "billing.plans": {
+        "created": "insert into billing.plans (code, name) values ('brand-new', 'New')",
+        "changed": "update billing.plans set is_public = false where code = 'firm'",
+        "removed": "delete from billing.plans where code = 'brand-new'",
+    },
+    "billing.plan_features": {
+        "created": "insert into billing.plan_features (plan_code, feature, kind) values ('starter', 'new', 'boolean')",
+        "changed": "update billing.plan_features set limit_value = 9 where plan_code = 'starter'",
+        "removed": "delete from billing.plan_features where plan_code = 'starter'",
+    },
+    "billing.billing_profiles": {
+        "created": """
+            insert into billing.billing_profiles (organization_id, billing_entity_type, legal_name)
+            values (%(org)s, 'organization', 'Ltd')
+        """,
+        "changed": "update billing.billing_profiles set legal_name = 'Inc' where organization_id = %(org)s",
+        "removed": "delete from billing.billing_profiles where organization_id = %(org)s",
+    },
+    "billing.billing_terms": {
+        "created": "insert into billing.billing_terms (organization_id) values (%(org)s)",
+        "changed": "update billing.billing_terms set tax_percent = 20 where organization_id = %(org)s",
+        "removed": "delete from billing.billing_terms where organization_id = %(org)s",
     },
     "metering.meters": {
         "created": "insert into metering.meters (code, event_name, unit, description) values ('x', 'x', 'x', 'x')",
@@ -119,13 +144,27 @@ TARGETS = {
     "billing.billing_periods": "billing_period",
     "billing.invoices": "invoice",
     "billing.prices": "price",
+    "billing.plans": "plan",
+    "billing.plan_features": "plan_feature",
+    "billing.billing_profiles": "billing_profile",
+    "billing.billing_terms": "billing_terms",
     "metering.meters": "meter",
     "metering.operation_weights": "operation_weight",
 }
 # Made while usage is recorded, which waits for nobody.
 NOT_TOLD = {("billing.billing_periods", "created")}
-# billing.guard_invoices() and metering.guard_meters() refuse them.
-IMPOSSIBLE = {("billing.invoices", "changed"), ("billing.invoices", "removed"), ("metering.meters", "removed")}
+# billing.guard_invoices(), guard_prices() and metering.guard_meters() refuse them.
+IMPOSSIBLE = {
+    ("billing.invoices", "changed"),
+    ("billing.invoices", "removed"),
+    ("billing.prices", "changed"),
+    ("billing.prices", "removed"),
+    ("metering.meters", "removed"),
+}
+# Nobody's: told in the chain of the platform.
+OF_THE_PLATFORM = ("billing.prices", "billing.plans", "billing.plan_features", "metering.meters")
+# Of these a row is made before it is changed or removed.
+OF_THEIR_OWN = ("billing.plans", "billing.billing_profiles", "billing.billing_terms", "metering.operation_weights")
 
 
 @pytest.fixture
@@ -182,13 +221,9 @@ def test_a_change_is_told(superuser: Connection, organization: Organization, tab
                 """,
                 [organization.id],
             )
-        elif (
-            verb != "created"
-            and table.startswith(("tenancy.", "metering.operation_weights"))
-            and table != "tenancy.organizations"
-        ):
+        elif verb != "created" and table.startswith(("tenancy.", *OF_THEIR_OWN)) and table != "tenancy.organizations":
             run(superuser, CHANGES[table]["created"], known)
-        chain = {"billing.prices": PLATFORM, "metering.meters": PLATFORM}.get(table, organization.id)
+        chain = PLATFORM if table in OF_THE_PLATFORM else organization.id
         if (table, verb) == ("tenancy.organizations", "created"):
             chain = known["id"]
         superuser.execute("set constraints all immediate")
@@ -283,15 +318,15 @@ def test_what_was_rolled_back_leaves_nothing(superuser: Connection, organization
     so_far = length(superuser, organization.id)
     change = "update tenancy.organizations set plan = %s where id = %s"
     with superuser.transaction(force_rollback=True):
-        superuser.execute(change, ["growth", organization.id])
+        superuser.execute(change, ["pro", organization.id])
         superuser.execute("set constraints all immediate")
         assert length(superuser, organization.id) == so_far + 1
     with superuser.transaction():
         with superuser.transaction(force_rollback=True):
-            superuser.execute(change, ["scale", organization.id])
-        superuser.execute(change, ["growth", organization.id])
+            superuser.execute(change, ["firm", organization.id])
+        superuser.execute(change, ["pro", organization.id])
     (told,) = entries(superuser, organization.id, so_far)
-    assert told.after == {"plan": "growth"}
+    assert told.after == {"plan": "pro"}
     assert broken(superuser) == []
 
 

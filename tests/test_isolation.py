@@ -80,6 +80,27 @@ ROWS: Mapping[str, str] = {
         insert into billing.invoice_lines (organization_id, invoice_id, line_number, meter_code, description, unit,
           events, quantity, unit_amount_cents, amount_cents)
         values (%(org)s, %(id)s, 1, 'api.request', 'secret', 'request', 1, 1, 25, 25)""",
+    "billing.billing_profiles": """
+        insert into billing.billing_profiles (organization_id, billing_entity_type, legal_name)
+        values (%(org)s, 'organization', 'Secret & Sons Ltd')""",
+    "billing.billing_terms": "insert into billing.billing_terms (organization_id, tax_percent) values (%(org)s, 9)",
+    "billing.payments": """
+        insert into billing.payments (organization_id, id, invoice_id, amount_cents, method, reference, recorded_by)
+        values (%(org)s, %(id)s, %(id)s, 25, 'secret', 'secret', 'test')""",
+    "billing.credit_notes": """
+        insert into billing.credit_notes (organization_id, id, number, invoice_id, currency, reason, issued_by,
+          reference, subtotal_cents, tax_cents, total_cents, to_balance_cents)
+        values (%(org)s, %(id)s, 'CN-2020-0001', %(id)s, 'usd', 'secret', 'test', 'secret', 10, 0, 10, 10)""",
+    "billing.credit_note_lines": """
+        insert into billing.credit_note_lines (organization_id, credit_note_id, line_number, invoice_id,
+          invoice_line_number, description, amount_cents)
+        values (%(org)s, %(id)s, 1, %(id)s, 1, 'secret', 10)""",
+    "billing.balance_entries": """
+        insert into billing.balance_entries (organization_id, id, currency, kind, amount_cents, credit_note_id)
+        values (%(org)s, %(id)s, 'usd', 'credit_note', 10, %(id)s)""",
+    "billing.refunds": """
+        insert into billing.refunds (organization_id, id, payment_id, amount_cents, reference, recorded_by)
+        values (%(org)s, %(id)s, %(id)s, 5, 'secret', 'test')""",
     "stripe.report_marks": """
         insert into stripe.report_marks (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
         values (%(org)s, 'api.request', 1, '3')""",

@@ -208,11 +208,15 @@ def test_an_event_at_the_end_belongs_to_the_next_period(
             organization,
         )
         assert answer.accepted == 4
-        first_day = value(connection, "select (%s::timestamptz at time zone 'Pacific/Auckland')::date", start)
-        invoice = finalize(connection, organization, first_day)
-        assert value(connection, "select quantity from billing.invoice_lines where invoice_id = %s", invoice.id) == 2
+        first_day = "select (%s::timestamptz at time zone 'Pacific/Auckland')::date"
+        quantity = "select quantity from billing.invoice_lines where invoice_id = %s"
+        before, _ = bounds(connection, "Pacific/Auckland", 31, start - microsecond)
+        invoice = finalize(connection, organization, value(connection, first_day, before))
+        assert value(connection, quantity, invoice.id) == 1
+        invoice = finalize(connection, organization, value(connection, first_day, start))
+        assert value(connection, quantity, invoice.id) == 2
         assert_chain(periods(connection, organization))
-        # And only the two are locked.
+        # And only they are locked.
         late = ingest(connection, [event("late", end - microsecond), event("in time", end)], organization)
         assert (late.accepted, [refusal.id for refusal in late.rejected]) == (1, ["late"])
 
