@@ -30,12 +30,13 @@ volatile
 set search_path = ''
 as $$
 declare
+  v_id uuid;
   v_invoice api.invoices;
 begin
   perform tenancy.require_platform_admin();
-  select i.id, i.organization_id, i.billing_entity_type, i.billing_entity_id, i.number, i.period_start, i.period_end, i.currency, i.total_cents, i.issued_at
-  into v_invoice
-  from billing.finalize_period(tenancy.current_org(), finalize_period.period_start) i;
+  select i.id into v_id from billing.finalize_period(tenancy.current_org(), finalize_period.period_start) i;
+  -- In a statement of its own, which sees what that one made.
+  select i.* into v_invoice from api.invoices i where i.organization_id = tenancy.current_org() and i.id = v_id;
   return v_invoice;
 end;
 $$;
