@@ -46,6 +46,9 @@ alter table billing.billing_periods force row level security;
 drop table billing.billing_terms;
 drop table billing.billing_profiles;
 drop index billing.prices_of_currency;
+delete from billing.prices p
+using billing.prices q
+where (q.meter_code, q.currency, q.effective_from) = (p.meter_code, p.currency, p.effective_from) and q.created_at > p.created_at;
 alter table billing.prices
   drop constraint prices_pkey,
   drop column maximum_cents, drop column minimum_cents, drop column included_quantity, drop column tiers, drop column package_size,

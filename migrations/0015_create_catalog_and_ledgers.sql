@@ -119,7 +119,8 @@ alter table billing.prices
   add column maximum_cents numeric check (maximum_cents >= 0),
   add primary key (id),
   add foreign key (currency) references billing.currencies (code) on delete restrict,
-  add unique nulls not distinct (meter_code, plan_code, currency, dimension, dimension_value, effective_from),
+  -- One that is still to come is put right by another one from the same moment on: the last one made counts.
+  add unique nulls not distinct (meter_code, plan_code, currency, dimension, dimension_value, effective_from, created_at),
   add check (meter_code is not null or plan_code is not null and model in ('flat', 'none') and dimension is null and included_quantity = 0),
   add check ((dimension is null) = (dimension_value is null)),
   add check ((model in ('flat', 'per_unit', 'package')) = (unit_amount_cents is not null)),

@@ -1,4 +1,5 @@
--- Which prices count for a period that begins at p_at: of each (meter, plan, group) the last one that was in force by then. Where a plan has
+-- Which prices count for a period that begins at p_at: of each (meter, plan, group) the last one that was in force by then, and of two from
+-- the same moment on the one that was made last. Where a plan has
 -- prices of its own for a meter, those for everybody do not count. p_known_at: prices made later are left out, so that what was rated
 -- once is rated alike for ever. Without `set search_path`, so that it is inlined: the views of events ask it for each event.
 create or replace function billing.prices_in_force(
@@ -15,7 +16,7 @@ as $$
       and r.effective_from <= p_at
       and r.created_at <= p_known_at
       and (r.plan_code is null or r.plan_code = p_plan_code)
-    order by r.meter_code, r.plan_code, r.dimension, r.dimension_value, r.effective_from desc
+    order by r.meter_code, r.plan_code, r.dimension, r.dimension_value, r.effective_from desc, r.created_at desc
   )
   select l.*
   from latest l
