@@ -62,6 +62,12 @@ CODES: Final[Mapping[str, Code]] = {
         "Somebody changed or deleted entries of the audit log at the database. Nobody may, its owner included.",
         "Leave it as it is. goldleaves audit erase erases what it tells of people.",
     ),
+    "BILLING_ENTITY_NOT_FOUND": Code(
+        404,
+        "A preview was asked for a billing entity that pays nothing in the period, or that is neither user nor "
+        "organization.",
+        "Leave billing_entity_type out: the preview is then of who pays when the period ends.",
+    ),
     "BILLING_PERIOD_LOCKED": Code(
         409,
         "The billing period is finalized: nothing in it can change, whoever asks. Beside an event in an outcome it is "
@@ -158,6 +164,16 @@ CODES: Final[Mapping[str, Code]] = {
         401,
         "The API key (gl_…) is not one: malformed, unknown, revoked or expired.",
         "Use another key. Owners and admins make those of an organization, staff those that send usage events.",
+    ),
+    "INVALID_BILLING_PROFILE": Code(
+        400,
+        "A part of a billing profile is too long, has control characters, or is no country or e-mail address.",
+        "Mend what the message names. What is left out stays as it is; an empty text takes it away.",
+    ),
+    "INVALID_BILLING_TERMS": Code(
+        400,
+        "Terms were to be set with a tax outside 0 to 100 %, payment days outside 0 to 365, or an unknown currency.",
+        "Mend what the message names. What is left out stays as it is.",
     ),
     "INVALID_BODY": Code(
         400,
@@ -267,6 +283,11 @@ CODES: Final[Mapping[str, Code]] = {
         409,
         "The invitation was accepted before: a code is good once.",
         "GET /api/v1/organizations lists yours. If somebody else has used it, ask for a new one.",
+    ),
+    "INVOICE_NOT_FOUND": Code(
+        404,
+        "There is no invoice with this id, or it is another organization's.",
+        "GET /api/v1/invoices lists them; id is what is asked for, not the number.",
     ),
     "ISOLATION_LEVEL": Code(
         500,

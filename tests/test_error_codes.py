@@ -373,6 +373,10 @@ def usage(world: World, function: str = "usage_summary", **arguments: str) -> ht
     return world.ask("GET", f"/api/v1/rpc/{function}", world.member(), params=arguments)
 
 
+def rpc(world: World, function: str, **arguments: object) -> httpx.Response:
+    return world.ask("POST", f"/api/v1/rpc/{function}", world.member(), json=arguments)
+
+
 def report(world: World, start: str, end: str, **arguments: str) -> httpx.Response:
     return usage(world, "usage_report", **{"from": start, "to": end, **arguments})
 
@@ -468,6 +472,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     ),
     "AUDITED_TABLE": (409, lambda world: refusal_in_sql(world, "truncate tenancy.memberships")),
     "AUDIT_APPEND_ONLY": (409, lambda world: refusal_in_sql(world, "truncate audit.log cascade")),
+    "BILLING_ENTITY_NOT_FOUND": (404, lambda world: usage(world, "preview_invoice", billing_entity_type="user")),
     "BILLING_PERIOD_LOCKED": (409, from_finalized_period),
     "CONVERSION_FAILED": (500, from_a_conversion_that_breaks),
     "CONVERSION_ONLY": (
@@ -487,6 +492,8 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "IDEMPOTENCY_CONFLICT": (409, from_an_id_that_is_taken),
     "ID_IS_FIXED": (409, from_another_id),
     "INVALID_API_KEY": (401, from_a_revoked_key),
+    "INVALID_BILLING_PROFILE": (400, lambda world: rpc(world, "set_billing_profile", country="Germany")),
+    "INVALID_BILLING_TERMS": (400, lambda world: correcting(world, "set_billing_terms", tax_percent=101)),
     "INVALID_BODY": (400, lambda world: world.send("5")),
     "INVALID_EMAIL": (400, lambda world: invite(world, "nobody")),
     "INVALID_EVENT": (400, partial(amending, quantity=-1)),
@@ -512,6 +519,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVITATION_PENDING": (409, from_a_second_invitation),
     "INVITATION_REVOKED": (410, partial(from_an_invitation, meanwhile="revoked_at = now()")),
     "INVITATION_USED": (409, partial(from_an_invitation, meanwhile="accepted_at = now()")),
+    "INVOICE_NOT_FOUND": (404, lambda world: usage(world, "invoice_document", invoice_id=str(uuid4()))),
     "ISOLATION_LEVEL": (500, from_wrong_isolation_level),
     "LAST_OWNER": (409, from_an_organization_without_owner),
     "MEMBER_NOT_FOUND": (404, from_removing_nobody),

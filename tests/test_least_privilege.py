@@ -87,6 +87,9 @@ _SUMMARY = {
     "billing.unit_amount_cents",
     "billing.cost_cents",
 }
+_DOCUMENTS = {f"{schema}.{name}" for schema in ("api", "billing") for name in ("preview_invoice", "invoice_document")}
+_PROFILE = {"api.set_billing_profile", "billing.set_billing_profile"}
+_TERMS = {"api.set_billing_terms"}
 _READ_OF_VIEWS = {"audit.told_of", "metering.context_text", "metering.names_text"}
 
 _KEYS = {f"{schema}.{verb}_api_key" for schema in ("api", "tenancy") for verb in ("create", "rotate", "revoke")}
@@ -102,6 +105,9 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _METERS
     | _STORAGE
     | _SUMMARY
+    | _DOCUMENTS
+    | _PROFILE
+    | _TERMS
     | _READ_OF_VIEWS
     | _KEYS,
     "service": {"api.health", "tenancy.pre_request"}
@@ -110,6 +116,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _STAFF_CORRECTS
     | _METERS
     | _STORAGE
+    | _TERMS
     | _KEYS,
     "platform_admin": {
         "api.health",
@@ -129,6 +136,10 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _PERSONAL
     | _CLOSING
     | _SUMMARY
+    | _DOCUMENTS
+    | _PROFILE
+    | _TERMS
+    | {"billing.set_billing_terms"}
     | _READ_OF_VIEWS
     | _KEYS,
     "sidecar": {
@@ -245,6 +256,8 @@ _READ_BY_MEMBERS = {
         "api.billing_periods",
         "api.invoices",
         "api.invoice_lines",
+        "api.billing_profiles",
+        "api.billing_terms",
     )
 }
 TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
