@@ -28,7 +28,7 @@ drop table billing.credit_note_lines;
 drop table billing.credit_notes;
 drop table billing.payments;
 alter table billing.invoice_lines
-  drop column exact_cents, drop column belongs_to, drop column tiers, drop column price, drop column groups, drop column kind,
+  drop column value, drop column exact_cents, drop column belongs_to, drop column tiers, drop column price, drop column groups, drop column kind,
   alter column unit_amount_cents set not null,
   alter column unit set not null,
   alter column meter_code set not null;

@@ -200,7 +200,9 @@ alter table billing.invoice_lines
   -- Beginning of the finalized period that an adjustment belongs to.
   add column belongs_to timestamptz,
   -- Before it was rounded.
-  add column exact_cents numeric;
+  add column exact_cents numeric,
+  -- What the quantity is made of, before it was divided by the size of a unit: late usage is added to this, which is exact.
+  add column value numeric;
 
 create table billing.payments (
   organization_id uuid not null,
@@ -325,7 +327,8 @@ create type billing.rated_charge as (
   tiers jsonb,
   belongs_to timestamptz,
   exact_cents numeric,
-  amount_cents numeric
+  amount_cents numeric,
+  value numeric
 );
 
 -- The sum of the digests of the events that a row counts; null: not known, it counts events that were rolled up before this.

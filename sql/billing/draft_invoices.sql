@@ -69,7 +69,7 @@ begin
         row(
           p_organization_id, null, r.line_number, r.meter_code, r.description, r.unit, r.events, r.quantity,
           case when r.terms ->> 'model' in ('per_unit', 'flat') then (r.terms ->> 'unit_amount_cents')::numeric end,
-          r.amount_cents, r.kind, r.groups, r.terms, r.tiers, r.belongs_to, trim_scale(r.exact_cents)
+          r.amount_cents, r.kind, r.groups, r.terms, r.tiers, r.belongs_to, trim_scale(r.exact_cents), r.value
         )::billing.invoice_lines
         order by r.line_number
       ), '{}'),
@@ -97,7 +97,7 @@ begin
         null, 0, v_taxable, null, case when v_draft.tax_inclusive then 0 else invoice.tax_cents end, 'tax', '{}',
         jsonb_build_object('tax_percent', trim_scale(v_draft.tax_percent), 'tax_inclusive', v_draft.tax_inclusive, 'tax_cents', invoice.tax_cents),
         null, null,
-        v_taxable * v_draft.tax_percent / case when v_draft.tax_inclusive then 100 + v_draft.tax_percent else 100 end
+        v_taxable * v_draft.tax_percent / case when v_draft.tax_inclusive then 100 + v_draft.tax_percent else 100 end, null
       )::billing.invoice_lines;
     end if;
     invoice.total_cents := v_taxable + case when v_draft.tax_inclusive then 0 else invoice.tax_cents end;

@@ -11,17 +11,8 @@ set search_path = ''
 as $$
 declare
   v_period record;
-  v_earlier record;
-  v_draft record;
+  v_stored billing.billing_periods;
   v_invoice billing.invoices;
-  v_issued billing.invoices;
-  v_organization tenancy.organizations;
-  v_last_payer uuid;
-  v_now timestamptz;
-  v_year text;
-  v_number integer;
-  v_payment_days integer;
-  v_facts jsonb;
 begin
   if p_period_start is null then
     raise exception using
@@ -41,29 +32,56 @@ begin
   perform billing.ensure_periods(p_organization_id, v_period.period_start, v_period.period_start);
 
   -- Statements from here on see everything that the lock waited for.
-  select * into strict v_period
+  select * into strict v_stored
   from billing.billing_periods
   where organization_id = p_organization_id
     and period_start = v_period.period_start
     and period_end = v_period.period_end;
-
-  select * into strict v_organization from tenancy.organizations where id = p_organization_id;
-  v_last_payer := billing.payer(
-    v_organization.billing_user_id, v_organization.billing_start_at, v_period.period_end - interval '1 microsecond'
-  );
-
-  if v_period.status = 'finalized' then
-    select * into v_invoice
-    from billing.invoices
-    where organization_id = p_organization_id
-      and period_start = v_period.period_start
-      and payer_user_id is not distinct from v_last_payer;
-    return v_invoice;
+  if v_stored.status <> 'finalized' then
+    perform billing.issue_invoices(v_stored, true);
   end if;
+
+  select i.* into v_invoice
+  from billing.invoices i
+  join tenancy.organizations o on o.id = i.organization_id
+  where i.organization_id = p_organization_id
+    and i.period_start = v_stored.period_start
+    and i.payer_user_id is not distinct from
+      billing.payer(o.billing_user_id, o.billing_start_at, v_stored.period_end - interval '1 microsecond');
+  if not found then
+    raise exception using
+      errcode = 'PT409',
+      message = format('BILLING_PERIOD_LOCKED: the period that starts on %s is closed already, and has no invoice', p_period_start),
+      hint = 'Nothing was used in it, or it lies before the first period that was closed.';
+  end if;
+  return v_invoice;
+end;
+$$;
+
+-- The closing itself, for who holds the period lock. Periods are closed in their order. p_also_for_nothing: else a period in which nothing was
+-- used and that costs nothing is closed without an invoice. Returns how many were made.
+create or replace function billing.issue_invoices(p_period billing.billing_periods, p_also_for_nothing boolean)
+returns integer
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_earlier billing.billing_periods;
+  v_drafts record;
+  v_draft record;
+  v_issued billing.invoices;
+  v_now timestamptz;
+  v_year text;
+  v_number integer;
+  v_made integer := 0;
+  v_payment_days integer;
+  v_facts jsonb;
+begin
   select p.* into v_earlier
   from billing.billing_periods p
-  where p.organization_id = p_organization_id
-    and p.period_start < v_period.period_start
+  where p.organization_id = p_period.organization_id
+    and p.period_start < p_period.period_start
     and p.status <> 'finalized'
   order by p.period_start
   limit 1;
@@ -79,40 +97,13 @@ begin
   -- Who makes a price is alone with that: all prices that were made by now are seen, and those that come later are later than rated_at.
   perform billing.share_prices();
   v_now := clock_timestamp();
-  v_year := to_char(v_now at time zone v_period.timezone, 'YYYY');
-  v_facts := billing.facts_of(p_organization_id, v_period.period_start, v_period.period_end);
-  select coalesce(max(split_part(i.number, '-', 2)::integer), 0) into v_number
-  from billing.invoices i
-  where i.organization_id = p_organization_id
-    and i.number like v_year || '-%';
-  select t.payment_days into v_payment_days from billing.billing_terms t where t.organization_id = p_organization_id;
-
+  v_facts := billing.facts_of(p_period.organization_id, p_period.period_start, p_period.period_end);
   -- Drafted in one statement: a price that is committed meanwhile must not come between a total and its lines.
-  for v_draft in
-    select d.invoice, d.lines
-    from billing.draft_invoices(p_organization_id, v_period.period_start, v_period.period_end, v_period.timezone) d
-  loop
-    v_number := v_number + 1;
-    v_issued := v_draft.invoice;
-    v_issued.id := ops.new_id();
-    v_issued.number := format('%s-%s', v_year, lpad(v_number::text, greatest(4, length(v_number::text)), '0'));
-    v_issued.issued_at := v_now;
-    v_issued.rated_at := v_now;
-    v_issued.due_at := v_now + make_interval(days => coalesce(v_payment_days, 14));
-    v_issued.facts := v_facts;
-    v_issued.digest := billing.digest_of(v_issued, v_draft.lines);
-    perform billing.store_invoice(v_issued, v_draft.lines);
-    if v_issued.payer_user_id is not distinct from v_last_payer then
-      v_invoice := v_issued;
-    end if;
-  end loop;
-
-  update billing.billing_periods
-  set status = 'finalized', finalized_at = v_now
-  where organization_id = p_organization_id and period_start = v_period.period_start;
-
-  select * into strict v_invoice from billing.invoices i where i.organization_id = p_organization_id and i.id = v_invoice.id;
-  return v_invoice;
+  select
+    array_agg(d.invoice order by d.invoice.payer_user_id nulls last) as invoices,
+    jsonb_agg(to_jsonb(d.lines)) as lines
+  into v_drafts
+  from billing.draft_invoices(p_period.organization_id, p_period.period_start, p_period.period_end, p_period.timezone) d;
 end;
 $$;
 
@@ -139,11 +130,11 @@ begin
 
   insert into billing.invoice_lines (
     organization_id, invoice_id, line_number, meter_code, description, unit, events, quantity, unit_amount_cents, amount_cents, kind, groups,
-    price, tiers, belongs_to, exact_cents
+    price, tiers, belongs_to, exact_cents, value
   )
   select
     p_invoice.organization_id, p_invoice.id, l.line_number, l.meter_code, l.description, l.unit, l.events, l.quantity, l.unit_amount_cents,
-    l.amount_cents, l.kind, l.groups, l.price, l.tiers, l.belongs_to, l.exact_cents
+    l.amount_cents, l.kind, l.groups, l.price, l.tiers, l.belongs_to, l.exact_cents, l.value
   from unnest(p_lines) l;
 
   insert into billing.balance_entries (organization_id, payer_user_id, currency, kind, amount_cents, invoice_id)

@@ -166,24 +166,24 @@ begin
     )
     select
       f.user_id, 'fee'::text, null::text, '{}'::jsonb, f.name, 'period'::text, 0::bigint, trim_scale(round(f.share, 6)), f.terms, null::jsonb,
-      null::timestamptz, f.fee_cents * f.share, round(f.fee_cents * f.sum_share) - round(f.fee_cents * (f.sum_share - f.share))
+      null::timestamptz, f.fee_cents * f.share, round(f.fee_cents * f.sum_share) - round(f.fee_cents * (f.sum_share - f.share)), null::numeric
     from fees f
     union all
     select
       s.user_id, 'usage', s.meter_code, s.groups, m.description, m.unit, s.events, trim_scale(s.quantity), s.terms, s.tiers, null, s.share_cents,
-      round(case when s.is_last then s.due_cents else s.sum_cents end) - round(s.sum_cents - s.share_cents)
+      round(case when s.is_last then s.due_cents else s.sum_cents end) - round(s.sum_cents - s.share_cents), null
     from summed s
     join metering.meters m on m.code = s.meter_code
     union all
     select
       a.payer_user_id, case when a.terms is null then 'unpriced' else 'adjustment' end, a.meter_code, a.groups, m.description, m.unit, a.events,
-      a.quantity, a.terms, null, a.belongs_to, a.amount_cents, a.amount_cents
+      a.quantity, a.terms, null, a.belongs_to, a.amount_cents, a.amount_cents, null
     from adjusted a
     join metering.meters m on m.code = a.meter_code
     union all
     select
       u.user_id, 'unpriced', u.meter_code, u.groups, coalesce(m.description, 'Recorded without a meter, not billed'), m.unit, u.events,
-      trim_scale(u.quantity), null, null, null, 0, 0
+      trim_scale(u.quantity), null, null, null, 0, 0, null
     from units u
     left join metering.meters m on u.metered and m.code = u.meter_code
     where not exists (select from prices p where u.metered and p.meter_code = u.meter_code and p.groups = u.groups);
