@@ -214,11 +214,14 @@ create table billing.payments (
   method text not null check (length(btrim(method)) between 1 and 64),
   -- The payment's name elsewhere, as a bank or Stripe gave it: it counts once.
   reference text not null check (length(btrim(reference)) between 1 and 255),
+  -- Why it was written off.
+  reason text check (length(btrim(reason)) between 1 and 1000),
   paid_at timestamptz not null default now(),
   recorded_by text not null,
   recorded_at timestamptz not null default clock_timestamp(),
   primary key (organization_id, id),
-  unique (organization_id, reference),
+  unique (organization_id, kind, reference),
+  check ((kind = 'write_off') = (reason is not null)),
   foreign key (organization_id, invoice_id) references billing.invoices (organization_id, id) on delete restrict
 );
 create index payments_of_invoice on billing.payments (organization_id, invoice_id);
