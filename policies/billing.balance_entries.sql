@@ -2,6 +2,7 @@
 --
 -- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
+-- a row: (kind, amount_cents, credit_note_id, refund_id) values ('negative_invoice', 1, null, null)
 alter table billing.balance_entries enable row level security;
 alter table billing.balance_entries force row level security;
 
