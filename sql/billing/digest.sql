@@ -53,7 +53,8 @@ as $$
   )
 $$;
 
--- p_invoice and p_lines as they are stored; what is generated, or comes after the digest, is left out.
+-- p_invoice and p_lines as they are stored; what is generated, or comes after the digest, is left out. So is what is null, so that a column
+-- that a later version adds changes no digest of before.
 create or replace function billing.digest_of(p_invoice billing.invoices, p_lines billing.invoice_lines[])
 returns text
 language sql
@@ -63,12 +64,33 @@ set timezone = 'UTC'
 as $$
   select encode(sha256(convert_to(
     jsonb_build_object(
-      'invoice', to_jsonb(p_invoice) - array['digest', 'issued_generation', 'issued_xid', 'billing_entity_type', 'billing_entity_id'],
-      'lines', (select coalesce(jsonb_agg(to_jsonb(l) - 'organization_id' - 'invoice_id' order by l.line_number), '[]') from unnest(p_lines) l)
+      'invoice', billing.without_nulls(to_jsonb(p_invoice))
+        - array['digest', 'issued_generation', 'issued_xid', 'billing_entity_type', 'billing_entity_id'],
+      'lines', (
+        select coalesce(jsonb_agg(billing.without_nulls(to_jsonb(l)) - array['organization_id', 'invoice_id'] order by l.line_number), '[]')
+        from unnest(p_lines) l
+      )
     )::text,
     'UTF8'
   )), 'hex')
 $$;
 
-grant execute on function billing.facts_of(uuid, timestamptz, timestamptz), billing.digest_of(billing.invoices, billing.invoice_lines[])
-  to goldleaves_kernel;
+create or replace function billing.without_nulls(p_row jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$ select coalesce(jsonb_object_agg(m.key, m.value), '{}') from jsonb_each(p_row) as m where m.value <> 'null' $$;
+
+-- A transaction id that is above those of all that has been recorded by now, and at most as great as those of what is written after this
+-- transaction.
+create or replace function billing.next_xid()
+returns xid8
+language sql
+volatile
+set search_path = ''
+as $$ select greatest((pg_current_xact_id()::text::numeric + 1)::text::xid8, pg_snapshot_xmax(pg_current_snapshot())) $$;
+
+grant execute on function billing.facts_of(uuid, timestamptz, timestamptz), billing.digest_of(billing.invoices, billing.invoice_lines[]),
+  billing.without_nulls(jsonb), billing.next_xid() to goldleaves_kernel;

@@ -58,8 +58,8 @@ begin
 end;
 $$;
 
--- The closing itself, for who holds the period lock. Periods are closed in their order. p_also_for_nothing: else a period in which nothing was
--- used and that costs nothing is closed without an invoice. Returns how many were made.
+-- The closing itself, for who holds the period lock; periods are closed in their order. p_also_for_nothing: else a payer who has used nothing
+-- in it and owes nothing gets no invoice. Returns how many were made.
 create or replace function billing.issue_invoices(p_period billing.billing_periods, p_also_for_nothing boolean)
 returns integer
 language plpgsql
@@ -68,7 +68,6 @@ set search_path = ''
 as $$
 declare
   v_earlier billing.billing_periods;
-  v_drafts record;
   v_draft record;
   v_issued billing.invoices;
   v_now timestamptz;
@@ -98,12 +97,43 @@ begin
   perform billing.share_prices();
   v_now := clock_timestamp();
   v_facts := billing.facts_of(p_period.organization_id, p_period.period_start, p_period.period_end);
+  v_year := to_char(v_now at time zone p_period.timezone, 'YYYY');
+  select coalesce(max(split_part(i.number, '-', 2)::integer), 0) into v_number
+  from billing.invoices i
+  where i.organization_id = p_period.organization_id
+    and i.number like v_year || '-%';
+  select t.payment_days into v_payment_days from billing.billing_terms t where t.organization_id = p_period.organization_id;
+
   -- Drafted in one statement: a price that is committed meanwhile must not come between a total and its lines.
-  select
-    array_agg(d.invoice order by d.invoice.payer_user_id nulls last) as invoices,
-    jsonb_agg(to_jsonb(d.lines)) as lines
-  into v_drafts
-  from billing.draft_invoices(p_period.organization_id, p_period.period_start, p_period.period_end, p_period.timezone) d;
+  for v_draft in
+    select d.invoice, d.lines
+    from billing.draft_invoices(p_period.organization_id, p_period.period_start, p_period.period_end, p_period.timezone) d
+  loop
+    v_issued := v_draft.invoice;
+    if not p_also_for_nothing
+      and not v_facts @> jsonb_build_object('events', jsonb_build_array(jsonb_build_object('billing_entity_id', v_issued.billing_entity_id)))
+      and not exists (select from unnest(v_draft.lines) l where l.amount_cents <> 0)
+    then
+      continue;
+    end if;
+    v_made := v_made + 1;
+    v_number := v_number + 1;
+    v_issued.id := ops.new_id();
+    v_issued.number := format('%s-%s', v_year, lpad(v_number::text, greatest(4, length(v_number::text)), '0'));
+    v_issued.issued_at := v_now;
+    v_issued.rated_at := v_now;
+    v_issued.due_at := v_now + make_interval(days => coalesce(v_payment_days, 14));
+    v_issued.facts := v_facts;
+    v_issued.digest := billing.digest_of(v_issued, v_draft.lines);
+    perform billing.store_invoice(v_issued, v_draft.lines);
+  end loop;
+
+  update billing.billing_periods
+  set status = 'finalized', finalized_at = v_now
+  where organization_id = p_period.organization_id and period_start = p_period.period_start;
+  -- The scheduler knows an organization by the period that it closes next.
+  perform billing.ensure_periods(p_period.organization_id, p_period.period_end, p_period.period_end);
+  return v_made;
 end;
 $$;
 
@@ -125,7 +155,7 @@ begin
     p_invoice.currency, p_invoice.total_cents, p_invoice.issued_at, p_invoice.timezone, p_invoice.plan_code,
     p_invoice.billing_profile, p_invoice.issuer, p_invoice.subtotal_cents, p_invoice.tax_name, p_invoice.tax_percent, p_invoice.tax_inclusive,
     p_invoice.tax_cents, p_invoice.balance_applied_cents, p_invoice.amount_due_cents, p_invoice.due_at,
-    p_invoice.rated_at, p_invoice.facts, p_invoice.digest, metering.recording_generation(), pg_current_xact_id()
+    p_invoice.rated_at, p_invoice.facts, p_invoice.digest, metering.recording_generation(), billing.next_xid()
   );
 
   insert into billing.invoice_lines (
@@ -169,5 +199,6 @@ $$;
 
 alter function billing.finalize_period(uuid, date) owner to goldleaves_kernel;
 alter function billing.recalculate_period(uuid, date) owner to goldleaves_kernel;
-grant execute on function billing.store_invoice(billing.invoices, billing.invoice_lines[]) to goldleaves_kernel;
+grant execute on function billing.store_invoice(billing.invoices, billing.invoice_lines[]),
+  billing.issue_invoices(billing.billing_periods, boolean) to goldleaves_kernel;
 grant execute on function billing.finalize_period(uuid, date), billing.recalculate_period(uuid, date) to platform_admin;
