@@ -24,8 +24,20 @@ def firm(shared_database: Database, make_organization: MakeOrganization) -> Orga
 
 @pytest.fixture
 def superuser(shared_database: Database) -> Iterator[Connection]:
-    """In a transaction that is rolled back, and uses indexes of tables that are as good as empty, too."""
+    """In a transaction that is rolled back, and uses indexes of tables that are as good as empty, too. Of organizations
+    there are many: of a few, which Postgres has counted, it reads a whole index.
+    """
     with shared_database.connect(autocommit=False) as connection:
+        run(connection, "set local session_replication_role = replica")
+        run(
+            connection,
+            """
+            insert into tenancy.organizations (name, slug, owner_user_id)
+            select 'Many', 'many-' || n, gen_random_uuid() from generate_series(1, 1000) n
+            """,
+        )
+        run(connection, "analyze tenancy.organizations")
+        run(connection, "set local session_replication_role = origin")
         run(connection, "set local enable_seqscan = off")
         yield connection
         connection.rollback()
