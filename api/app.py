@@ -20,6 +20,7 @@ from api.endpoints import Endpoints
 from api.gateway import Gateway
 from api.health import health_endpoint
 from api.ingestion.routes import ingestion_routes
+from api.invoices.routes import invoice_routes
 from api.jwks import JwksError, KeySet
 from api.keys import ApiKeys
 from api.metrics import METRICS_PATH, Metrics, metrics_endpoint
@@ -102,6 +103,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             # In the order of how much they are asked for: they are tried one after the other.
             *ingestion_routes(settings, database, tenants, metrics.events_of),
             *(Route(path, gateway, methods=["GET"]) for path in REPORT_ROUTES),
+            *invoice_routes(gateway),
             Route(
                 "/health",
                 health_endpoint(database, spool, postgrest, tasks.stopped, provider.keys if provider else None),
@@ -148,8 +150,7 @@ class Dispatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = context_of(scope).target
-        is_direct = target.upstream is not None and target.organization is None
-        await (self._gateway if is_direct else self._router)(scope, receive, send)
+        await (self._router if target.is_own_route else self._gateway)(scope, receive, send)
 
 
 def _identity_provider(settings: Settings) -> IdentityProvider | None:

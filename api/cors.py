@@ -15,8 +15,8 @@ Headers = list[tuple[bytes, bytes]]
 ANY: Final = "*"
 METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 EXPOSED: Final = (
-    b"Content-Location, Content-Range, Location, Preference-Applied, RateLimit, RateLimit-Limit, RateLimit-Policy, "
-    b"RateLimit-Remaining, RateLimit-Reset, Range-Unit, Retry-After, WWW-Authenticate, X-Request-ID"
+    b"Content-Disposition, Content-Location, Content-Range, Location, Preference-Applied, RateLimit, RateLimit-Limit, "
+    b"RateLimit-Policy, RateLimit-Remaining, RateLimit-Reset, Range-Unit, Retry-After, WWW-Authenticate, X-Request-ID"
 )
 PREFLIGHT_SECONDS: Final = b"7200"  # what Chromium takes at most
 

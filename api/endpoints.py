@@ -40,7 +40,7 @@ class Endpoints:
         self._plain = {r.path_format: r.path_format for r in self._routes if "{" not in r.path_format}
 
     def of(self, scope: Scope, target: Target) -> str:
-        if target.upstream is None or target.organization is not None:
+        if target.upstream is None or target.is_own_route:
             return self._plain.get(scope["path"]) or self._pattern_of(scope)
         return target.billable or self._served.get(target.upstream) or self._found(scope, target.upstream)
 

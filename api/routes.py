@@ -18,6 +18,9 @@ GATEWAY_PREFIX: Final = b"/api/v1"
 REPORT: Final = re.compile(
     rb"(?:/api)?/billing/(?P<report>usage-summary|usage-report)/(?P<organization>[A-Za-z0-9-]{1,63})"
 )
+INVOICE: Final = re.compile(
+    rb"(?:/api)?/billing/(?:invoices/[A-Za-z0-9_.-]{1,80}|(?P<preview>preview-invoice(?:\.csv|\.html)?))"
+)
 
 _PARAMETER_ENDS: Final = re.compile(rb"[&;]")  # PostgREST takes both
 _AN_ARRAY: Final = re.compile(rb"(?:\{|%7B)", re.IGNORECASE)
@@ -37,6 +40,12 @@ class Target:
     upstream: bytes | None = None  # its path at PostgREST; None: PostgREST is not asked
     billable: str | None = None  # the billable route
     organization: str | None = None  # that the path names: whatever else is said of it loses
+    is_document: bool = False  # made here of what PostgREST answers
+
+    @property
+    def is_own_route(self) -> bool:
+        """It is answered at a path of its own, and not at the gateway's."""
+        return self.upstream is None or self.organization is not None or self.is_document
 
 
 def report_query(query: bytes) -> bytes:
@@ -84,6 +93,8 @@ class Targets:
         elif report := REPORT.fullmatch(path):
             function = b"/rpc/" + report["report"].replace(b"-", b"_")
             return Target(function, organization=report["organization"].decode("ascii"))
+        elif invoice := INVOICE.fullmatch(path):
+            return Target(b"/rpc/preview_invoice" if invoice["preview"] else b"/rpc/invoice_document", is_document=True)
         return NOWHERE
 
 
