@@ -160,6 +160,9 @@ CODES: Final[Mapping[str, Code]] = {
     "INTERNAL_ERROR": Code(
         500, "Something went wrong on our side. details names the request.", "Report it with the value of X-Request-ID."
     ),
+    "INVALID_ANCHOR_DAY": Code(
+        400, "The day of the month on which billing periods begin is not from 1 to 31.", "Use 31 for the last day."
+    ),
     "INVALID_API_KEY": Code(
         401,
         "The API key (gl_…) is not one: malformed, unknown, revoked or expired.",
@@ -378,6 +381,11 @@ CODES: Final[Mapping[str, Code]] = {
         404,
         "No billing period of the organization starts on that day.",
         "Take start_date from GET /api/v1/billing_periods.",
+    ),
+    "PERIOD_OUT_OF_ORDER": Code(
+        409,
+        "A period is finalized before one that comes earlier: late usage and balances go from one to the next.",
+        "Finalize the earlier one first. The message names its first day.",
     ),
     "PERIOD_REQUIRED": Code(
         400, "finalize_period was called without period_start.", "Name the period by its first day."

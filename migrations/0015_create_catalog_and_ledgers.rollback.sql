@@ -65,4 +65,5 @@ drop table billing.plan_features;
 drop table billing.plans;
 drop table billing.currencies;
 alter table billing.invoices force row level security;
+revoke usage on schema billing from sidecar;
 reset role;

@@ -356,4 +356,7 @@ comment on constraint organizations_plan_fkey on tenancy.organizations is
 -- Late usage, and what was taken back of finalized periods: rare, and rated by itself.
 create index usage_events_late on metering.usage_events (organization_id, occurred_at) where belongs_at is not null;
 
+-- It closes periods.
+grant usage on schema billing to sidecar;
+
 reset role;

@@ -157,6 +157,24 @@ def from_a_wrong_year(world: World) -> str:
     return refusal_in_sql(world, "select billing.ensure_periods(%(org)s, now() - interval '100 years', now())")
 
 
+def from_a_later_period(world: World) -> str:
+    return refusal_in_sql(
+        world,
+        """
+        insert into tenancy.organizations (name, slug, owner_user_id)
+        select 'Later', 'later', owner_user_id from tenancy.organizations where id = %(org)s
+        """,
+        """
+        select billing.ensure_periods(id, now() - interval '3 months', now())
+        from tenancy.organizations where slug = 'later'
+        """,
+        """
+        select billing.finalize_period(id, (date_trunc('month', now()) - interval '1 month')::date)
+        from tenancy.organizations where slug = 'later'
+        """,
+    )
+
+
 def from_an_organization_without_owner(world: World) -> str:
     """Policies keep people from removing themselves; this keeps two owners from removing each other."""
     return refusal_in_sql(world, "delete from tenancy.memberships where organization_id = %(org)s and role = 'owner'")
@@ -491,6 +509,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "EVENT_VOIDED": (409, from_an_event_that_was_voided),
     "IDEMPOTENCY_CONFLICT": (409, from_an_id_that_is_taken),
     "ID_IS_FIXED": (409, from_another_id),
+    "INVALID_ANCHOR_DAY": (400, lambda world: by_staff(world, "set_billing_schedule", billing_anchor_day=32)),
     "INVALID_API_KEY": (401, from_a_revoked_key),
     "INVALID_BILLING_PROFILE": (400, lambda world: rpc(world, "set_billing_profile", country="Germany")),
     "INVALID_BILLING_TERMS": (400, lambda world: correcting(world, "set_billing_terms", tax_percent=101)),
@@ -551,6 +570,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "PERIOD_BUSY": (503, from_busy_period),
     "PERIOD_NOT_ENDED": (409, lambda world: world.close("finalize_period", month(0))),
     "PERIOD_NOT_FOUND": (404, lambda world: world.close("finalize_period", date(1999, 1, 1))),
+    "PERIOD_OUT_OF_ORDER": (409, from_a_later_period),
     "PERIOD_REQUIRED": (400, lambda world: world.close("finalize_period", None)),
     "PERSONAL_OWNER": (
         409,

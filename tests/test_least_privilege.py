@@ -35,7 +35,7 @@ SCHEMA_USAGE: Mapping[str, set[str]] = {
     "member": {"api", "tenancy", "app", "metering", "billing", "stripe", "audit", "ops"},
     "service": {"api", "tenancy"},
     "platform_admin": {"api", "tenancy", "app", "metering", "billing", "stripe", "audit"},
-    "sidecar": {"tenancy", "metering", "audit", "ops"},
+    "sidecar": {"tenancy", "metering", "billing", "audit", "ops"},
     "monitor": {"metering"},
     "authenticator": set(),
 }
@@ -69,6 +69,7 @@ _PERSONAL |= {
 _CLOSING = {
     "api.finalize_period",
     "api.recalculate_period",
+    "api.set_billing_schedule",
     "tenancy.require_platform_admin",
     "tenancy.require_staff",
 }
@@ -90,7 +91,7 @@ _SUMMARY = {
 _DOCUMENTS = {f"{schema}.{name}" for schema in ("api", "billing") for name in ("preview_invoice", "invoice_document")}
 _PROFILE = {"api.set_billing_profile", "billing.set_billing_profile"}
 _TERMS = {"api.set_billing_terms"}
-_READ_OF_VIEWS = {"audit.told_of", "metering.context_text", "metering.names_text"}
+_READ_OF_VIEWS = {"billing.payer", "audit.told_of", "metering.context_text", "metering.names_text"}
 
 _KEYS = {f"{schema}.{verb}_api_key" for schema in ("api", "tenancy") for verb in ("create", "rotate", "revoke")}
 
@@ -124,6 +125,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "tenancy.current_org",
         "billing.finalize_period",
         "billing.recalculate_period",
+        "billing.set_billing_schedule",
         "tenancy.require_organization",
     }
     | _CORRECTING
@@ -144,6 +146,8 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _KEYS,
     "sidecar": {
         "audit.record_refusals",
+        "billing.close_period",
+        "billing.due_periods",
         "tenancy.find_api_key",
         "tenancy.identify",
         "tenancy.note_key_use",

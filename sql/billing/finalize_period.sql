@@ -93,6 +93,8 @@ begin
       hint = 'Late usage and balances go from one period to the next: finalize them in their order.';
   end if;
 
+  -- The balance that an invoice takes from is nobody else's until it is issued.
+  perform billing.take_ledger_lock(p_organization_id);
   -- Who makes a price is alone with that: all prices that were made by now are seen, and those that come later are later than rated_at.
   perform billing.share_prices();
   v_now := clock_timestamp();

@@ -8,4 +8,4 @@ immutable
 parallel safe
 as $$ select case when p_at < coalesce(p_billing_start_at, 'infinity') then p_billing_user_id end $$;
 
-grant execute on function billing.payer(uuid, timestamptz, timestamptz) to goldleaves_kernel;
+grant execute on function billing.payer(uuid, timestamptz, timestamptz) to goldleaves_kernel, member, platform_admin;

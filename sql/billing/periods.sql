@@ -47,6 +47,26 @@ begin
 end;
 $$;
 
+-- A period that begins at p_start ends with the first anchor that is two days away. One that begins at an anchor lasts until the next one; where
+-- the organization has moved to another timezone or anchor it begins elsewhere, and what would be left of some hours, which is how
+-- far timezones are apart, belongs to it: it would be billed a whole month's fee otherwise.
+create or replace function billing.period_end_after(p_timezone text, p_anchor_day integer, p_start timestamptz)
+returns timestamptz
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$ select (billing.period_bounds(p_timezone, p_anchor_day, p_start + interval '48 hours')).period_end $$;
+
+-- The same, of a period that ends at p_end.
+create or replace function billing.period_start_before(p_timezone text, p_anchor_day integer, p_end timestamptz)
+returns timestamptz
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$ select (billing.period_bounds(p_timezone, p_anchor_day, p_end - interval '48 hours')).period_start $$;
+
 create or replace function billing.raise_no_organization(p_organization_id uuid)
 returns void
 language plpgsql
@@ -60,7 +80,8 @@ begin
 end;
 $$;
 
--- The period that contains p_at: as it is stored, or as it would be made. Reads only.
+-- The period that contains p_at: as it is stored, or as billing.ensure_periods() would make it; status is null then, unless it would be
+-- made as a finalized one. Reads only.
 create or replace function billing.find_period(
   p_organization_id uuid, p_at timestamptz,
   out period_start timestamptz, out period_end timestamptz, out timezone text, out status text
@@ -69,6 +90,9 @@ language plpgsql
 stable
 set search_path = ''
 as $$
+declare
+  v_anchor_day integer;
+  v_neighbour timestamptz;
 begin
   select p.period_start, p.period_end, p.timezone, p.status into period_start, period_end, timezone, status
   from billing.billing_periods p
@@ -78,18 +102,35 @@ begin
   if found then
     return;
   end if;
-  -- It would fill the gap between its neighbours, also when the organization has moved to another timezone since.
-  select
-    greatest(b.period_start, (select max(p.period_end) from billing.billing_periods p where p.organization_id = o.id and p.period_end <= p_at)),
-    least(b.period_end, (select min(p.period_start) from billing.billing_periods p where p.organization_id = o.id and p.period_start > p_at)),
-    o.billing_timezone
-  into period_start, period_end, timezone
-  from tenancy.organizations o, billing.period_bounds(o.billing_timezone, o.billing_anchor_day, p_at) b
+
+  select o.billing_timezone, o.billing_anchor_day, b.period_start, b.period_end into timezone, v_anchor_day, period_start, period_end
+  from tenancy.organizations o
+  cross join lateral billing.period_bounds(o.billing_timezone, o.billing_anchor_day, p_at) b
   where o.id = p_organization_id;
+
+  -- There are no gaps: it comes after the last one, or before the first one, and next to them it fits.
+  select max(p.period_end) into v_neighbour from billing.billing_periods p where p.organization_id = p_organization_id and p.period_end <= p_at;
+  if v_neighbour is not null then
+    if billing.period_end_after(timezone, v_anchor_day, v_neighbour) > p_at then
+      period_start := v_neighbour;
+      period_end := billing.period_end_after(timezone, v_anchor_day, v_neighbour);
+    end if;
+    return;
+  end if;
+  select p.period_start, case p.status when 'finalized' then p.status end into v_neighbour, status
+  from billing.billing_periods p
+  where p.organization_id = p_organization_id
+  order by p.period_start
+  limit 1;
+  if billing.period_start_before(timezone, v_anchor_day, v_neighbour) <= p_at then
+    period_start := billing.period_start_before(timezone, v_anchor_day, v_neighbour);
+    period_end := v_neighbour;
+  end if;
 end;
 $$;
 
--- Makes what is missing so that every moment from p_from to p_until lies in a period. Who makes periods of an organization is
+-- Makes what is missing so that every moment from p_from to p_until lies in a period. With the first period what lies before it was closed
+-- as well: what is made before a finalized one is finalized, without an invoice. Who makes periods of an organization is
 -- alone with that: a writer that prepends and one that appends would wait for each other's rows. Writers outside READ COMMITTED do
 -- not see what the lock waited for; they meet it as a conflict and fail with 40001, which is theirs to retry.
 create or replace function billing.ensure_periods(p_organization_id uuid, p_from timestamptz, p_until timestamptz)
@@ -103,6 +144,7 @@ declare
   v_anchor_day integer;
   v_first timestamptz;
   v_last timestamptz;
+  v_status text;
 begin
   -- The usual case: two looks into an index. There are no gaps, so the ends of the chain say it all.
   if exists (select from billing.billing_periods where organization_id = p_organization_id and period_start <= p_from)
@@ -144,11 +186,13 @@ begin
     set previous_end = period_start
     where organization_id = p_organization_id
       and period_start = v_first
-      and previous_end is null;
+      and previous_end is null
+    returning status into v_status;
     if found then
-      insert into billing.billing_periods (organization_id, period_start, period_end, timezone)
-      select p_organization_id, b.period_start, v_first, v_timezone
-      from billing.period_bounds(v_timezone, v_anchor_day, v_first - interval '1 microsecond') b;
+      insert into billing.billing_periods (organization_id, period_start, period_end, timezone, status, finalized_at)
+      select
+        p_organization_id, billing.period_start_before(v_timezone, v_anchor_day, v_first), v_first, v_timezone,
+        case v_status when 'finalized' then v_status else 'open' end, case v_status when 'finalized' then clock_timestamp() end;
     end if;
     set constraints billing.billing_periods_organization_id_previous_end_fkey immediate;
   end loop;
@@ -159,8 +203,7 @@ begin
     where organization_id = p_organization_id;
     exit when v_last > p_until;
     insert into billing.billing_periods (organization_id, period_start, period_end, previous_end, timezone)
-    select p_organization_id, v_last, b.period_end, v_last, v_timezone
-    from billing.period_bounds(v_timezone, v_anchor_day, v_last) b
+    values (p_organization_id, v_last, billing.period_end_after(v_timezone, v_anchor_day, v_last), v_last, v_timezone)
     on conflict do nothing;
   end loop;
 end;
@@ -217,6 +260,7 @@ end;
 $$;
 
 grant execute on function billing.anchor_date(date, integer), billing.anchor_instant(date, integer, text),
-  billing.period_bounds(text, integer, timestamptz), billing.find_period(uuid, timestamptz),
+  billing.period_bounds(text, integer, timestamptz), billing.period_end_after(text, integer, timestamptz),
+  billing.period_start_before(text, integer, timestamptz), billing.find_period(uuid, timestamptz),
   billing.ensure_periods(uuid, timestamptz, timestamptz), billing.period_from_date(uuid, date),
   billing.raise_no_organization(uuid) to goldleaves_kernel;

@@ -231,7 +231,9 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "start_date": "2026-01-01",
         "end_date": "2026-02-01",
         "status": "finalized",
-        "finalized_at": "2026-02-01T08:10:00+00:00",
+        "finalized_at": "2026-02-01T09:00:12.5+00:00",
+        "billing_entity_type": "organization",
+        "billing_entity_id": _ORGANIZATION,
     },
     "invoices": {
         "id": _INVOICE,
@@ -300,6 +302,9 @@ RESULTS: Final[dict[str, Any]] = {
     "finalize_period": ROWS["invoices"],
     "health": {"status": "ok"},
     "recalculate_period": [_USAGE_LINE],
+    "set_billing_schedule": [
+        {"timezone": "Asia/Tokyo", "anchor_day": 15, "effective_from": "2026-03-01T08:00:00+00:00"}
+    ],
     "remake_storage_snapshots": 1,
     "replay_rejected_event": [{"outcome": "accepted", "code": None, "message": None}],
     "set_operation_weight": ROWS["operation_weights"],
