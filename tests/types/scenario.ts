@@ -41,7 +41,7 @@ export async function embed(): Promise<void> {
   if (down.data) is<typeof down.data.cases, { title: string; documents: { size_bytes: number }[] }[]>()
 
   const bill = await db.from('invoices').select('number, invoice_lines(meter, amount_cents)').single()
-  if (bill.data) is<typeof bill.data.invoice_lines, { meter: string; amount_cents: number }[]>()
+  if (bill.data) is<typeof bill.data.invoice_lines, { meter: string | null; amount_cents: number }[]>()
 
   const unrelated = await db.from('cases').select('title, invoices(number)').single()
   // @ts-expect-error cases and invoices are not related
