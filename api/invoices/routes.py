@@ -21,7 +21,6 @@ from api.invoices import page
 from api.invoices.document import Document
 from api.invoices.lines_csv import lines_csv
 
-_NO_HEADERS: Final[Mapping[str, str]] = {}
 _PREVIEW_PARAMETERS: Final = ("period_start", "billing_entity_type")
 # Of the request, what PostgREST is told. The rest (Accept, Range, Prefer, …) is about our answer, or about rows.
 _FORWARDED: Final = frozenset({b"user-agent", b"x-organization-id"})
@@ -34,13 +33,13 @@ class Format:
     media_type: str
     disposition: str
     write: Callable[[Document], str] | None  # None: as PostgREST answers it
-    headers: Mapping[str, str] = _NO_HEADERS
+    headers: Mapping[str, str]
 
 
 FORMATS: Final = (
-    Format(".csv", "text/csv; charset=utf-8", "attachment", lines_csv),
+    Format(".csv", "text/csv; charset=utf-8", "attachment", lines_csv, {}),
     Format(".html", "text/html; charset=utf-8", "inline", page.page, page.HEADERS),
-    Format("", "application/json; charset=utf-8", "inline", None),
+    Format("", "application/json; charset=utf-8", "inline", None, {}),
 )
 
 
