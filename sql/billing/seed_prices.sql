@@ -1,4 +1,5 @@
--- USAGE_RATE_CENTS only seeds: a price that exists stays as it is. Runs as the migrator, with every migration run.
+-- USAGE_RATE_CENTS only seeds: a meter that has a price of any kind, plan or currency, or had one that was withdrawn, keeps what was said of it.
+-- Runs as the migrator, with every migration run.
 create or replace function billing.seed_prices(p_unit_amount_cents numeric)
 returns void
 language sql

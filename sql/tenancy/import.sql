@@ -66,7 +66,8 @@ begin
     (2, 'kind', 'needs personal or organization', p_kind not in ('personal', 'organization')),
     (3, 'billing_timezone', 'is no timezone; write an IANA name, such as America/Los_Angeles', not p_timezone_is_known),
     (4, 'billing_anchor_day', 'needs a day from 1 to 31', p_anchor_day !~ '^([1-9]|[12][0-9]|3[01])$'),
-    (5, 'currency', 'needs three letters, such as usd', p_currency !~ '^[a-z]{3}$'),
+    (5, 'currency', 'is no currency; write an ISO 4217 code in lower case, such as usd',
+      p_currency is not null and not exists (select from billing.currencies c where c.code = p_currency)),
     (6, 'owner', 'is no user; add them to the file of users', not exists (select from tenancy.users u where u.subject = p_owner))
   ) as c (position, name, text, is_so)
   where c.is_so

@@ -52,7 +52,9 @@ begin
       p_request_id => v_request_id,
       p_scope => case
         when v_path in ('/rpc/sign_in', '/rpc/accept_invitation') then 'sign_in'
-        when v_path in ('/organizations', '/memberships', '/rpc/create_organization', '/rpc/health', '/') then 'person'
+        when v_path in (
+          '/organizations', '/memberships', '/plans', '/currencies', '/rpc/create_organization', '/rpc/health', '/'
+        ) then 'person'
         else 'organization'
       end
     );
