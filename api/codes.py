@@ -92,6 +92,11 @@ CODES: Final[Mapping[str, Code]] = {
         "Only direct SQL can cause it.",
         "Have the owner call convert_to_organization. There is no way back to personal.",
     ),
+    "CURRENCY_FIXED": Code(
+        409,
+        "The currency of an organization was to change that has an invoice.",
+        "Leave it. Found another organization for another currency.",
+    ),
     "COUNT_NOT_EXACT": Code(
         400,
         "Prefer: count=planned or count=estimated. Such counts are made from the rows of all tenants.",
@@ -135,6 +140,11 @@ CODES: Final[Mapping[str, Code]] = {
         409,
         "A usage event that is to be amended was voided before, or what is to be corrected is itself the void of one.",
         "Send what happened as a new event.",
+    ),
+    "FEATURE_NOT_FOUND": Code(
+        404,
+        "remove_plan_feature names a feature that the plan does not have.",
+        "hint names those that it has.",
     ),
     "HEADERS_TOO_LARGE": Code(
         431,
@@ -185,6 +195,11 @@ CODES: Final[Mapping[str, Code]] = {
         "its gzip is damaged; or the headers of a CloudEvent cannot be read.",
         "Mend the body; details says what is wrong with it. Nothing of it was stored.",
     ),
+    "INVALID_CURRENCY": Code(
+        400,
+        "An organization was to have a currency that there is not.",
+        "Use an ISO 4217 code in lower case, such as usd. GET /api/v1/currencies lists them.",
+    ),
     "INVALID_EMAIL": Code(400, "What is invited is not an e-mail address.", "Write it as in ada@example.com."),
     "INVALID_ENCODING": Code(
         400,
@@ -227,6 +242,17 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "INVALID_PATH": Code(
         400, "The path of a request to the gateway has a control character in it.", "Leave %00 to %1F and %7F out."
+    ),
+    "INVALID_PLAN": Code(
+        400,
+        "A plan or one of its features was to be called or described as it cannot be; message says what is wrong.",
+        "Do what message says, and send it again.",
+    ),
+    "INVALID_PRICE": Code(
+        400,
+        "A price would make no sense by itself or beside the others, or would change what has been used already. message "
+        "says what is wrong with it.",
+        "Do what hint says, then make it again. Nothing was made.",
     ),
     "INVALID_RANGE": Code(
         400,
@@ -395,10 +421,24 @@ CODES: Final[Mapping[str, Code]] = {
         "A personal organization has one owner, the person it was made for. Nobody else becomes one, and they stay.",
         "Call convert_to_organization first.",
     ),
+    "PLAN_EXISTS": Code(409, "There is a plan with this code.", "Change it with change_plan, or choose another code."),
+    "PLAN_NOT_FOUND": Code(
+        404, "There is no plan with this code.", "GET /api/v1/plans lists the public ones; hint names all of them."
+    ),
     "POSTGREST_UNAVAILABLE": Code(
         503,
         "PostgREST cannot be reached or went away before it had answered.",
         "Try again after Retry-After. A write may have been done all the same: look before you repeat it.",
+    ),
+    "PRICE_EXISTS": Code(
+        409,
+        "The same price counts already, as it does when create_price is sent again.",
+        "Nothing needs doing: hint names the one that there is.",
+    ),
+    "PRICE_FIXED": Code(
+        409,
+        "A price was to be changed or removed, by which invoices were made. Only direct SQL can cause it.",
+        "Make another price with create_price: it takes its place from a moment ahead.",
     ),
     "REPORT_TOO_LONG": Code(
         400,

@@ -31,6 +31,8 @@ VIEWS: Mapping[str, Mapping[str, set[str]]] = {
     "storage_snapshots": {"select": {"usage:read"}},
     "operation_weights": {"select": set(SCOPES)},  # those for all organizations
     "meters": {"select": set(SCOPES)},  # the same for everybody
+    "plans": {"select": set(SCOPES)},  # everybody's, also without a key
+    "currencies": {"select": set(SCOPES)},
     "organizations": {"select": set(SCOPES)},  # its own: what it is for is no secret to a key
 }
 FUNCTIONS: Mapping[str, set[str]] = {

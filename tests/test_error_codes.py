@@ -514,6 +514,10 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_BILLING_PROFILE": (400, lambda world: rpc(world, "set_billing_profile", country="Germany")),
     "INVALID_BILLING_TERMS": (400, lambda world: correcting(world, "set_billing_terms", tax_percent=101)),
     "INVALID_BODY": (400, lambda world: world.send("5")),
+    "INVALID_CURRENCY": (
+        400,
+        lambda world: refusal_in_sql(world, "update tenancy.organizations set currency = 'abc' where id = %(org)s"),
+    ),
     "INVALID_EMAIL": (400, lambda world: invite(world, "nobody")),
     "INVALID_EVENT": (400, partial(amending, quantity=-1)),
     "INVALID_EXPIRY": (400, lambda world: making_a_key(world, expires_at="2000-01-01")),
@@ -525,6 +529,8 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_GROUP_BY": (400, partial(usage, group_by="{color}")),
     "INVALID_METER": (400, lambda world: by_staff(world, "create_meter", code="No", unit="u", description="d")),
     "INVALID_NAME": (400, lambda world: world.found(name=" ")),
+    "INVALID_PLAN": (400, lambda world: by_staff(world, "create_plan", code="No", name="n")),
+    "INVALID_PRICE": (400, lambda world: by_staff(world, "create_price", meter="api.request")),
     "INVALID_RANGE": (400, lambda world: report(world, "yesterday", "2026-01-02")),
     "INVALID_SCOPE": (400, lambda world: making_a_key(world, scopes=["events:write"])),
     "INVALID_ROLE": (400, lambda world: invite(world, role="boss")),
@@ -571,6 +577,20 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "PERIOD_NOT_ENDED": (409, lambda world: world.close("finalize_period", month(0))),
     "PERIOD_NOT_FOUND": (404, lambda world: world.close("finalize_period", date(1999, 1, 1))),
     "PERIOD_OUT_OF_ORDER": (409, from_a_later_period),
+    "PLAN_EXISTS": (409, lambda world: by_staff(world, "create_plan", code="starter", name="Starter")),
+    "PLAN_NOT_FOUND": (404, lambda world: by_staff(world, "change_plan", code="none")),
+    "PRICE_EXISTS": (
+        409,
+        lambda world: by_staff(
+            world, "create_price", meter="api.request", unit_amount_cents=25, effective_from="2001-01-01"
+        ),
+    ),
+    "PRICE_FIXED": (409, lambda world: refusal_in_sql(world, "update billing.prices set unit_amount_cents = 0")),
+    "FEATURE_NOT_FOUND": (404, lambda world: by_staff(world, "remove_plan_feature", plan="pro", feature="none")),
+    "CURRENCY_FIXED": (
+        409,
+        lambda world: refusal_in_sql(world, "update tenancy.organizations set currency = 'eur' where id = %(org)s"),
+    ),
     "PERIOD_REQUIRED": (400, lambda world: world.close("finalize_period", None)),
     "PERSONAL_OWNER": (
         409,

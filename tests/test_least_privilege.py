@@ -80,6 +80,18 @@ _STAFF_CORRECTS = {
 }
 _STORAGE = {"api.remake_storage_snapshots"}
 _METERS = {f"api.{name}" for name in ("create_meter", "change_meter", "delete_meter", "set_operation_weight")}
+_CATALOG = {
+    f"api.{name}"
+    for name in (
+        "create_plan",
+        "change_plan",
+        "set_plan_feature",
+        "remove_plan_feature",
+        "create_price",
+        "set_plan",
+    )
+}
+_SHOWN = {"billing.shown_plans", "billing.shown_currencies"}
 _SUMMARY = {
     "api.usage_summary",
     "api.usage_report",
@@ -97,13 +109,15 @@ _KEYS = {f"{schema}.{verb}_api_key" for schema in ("api", "tenancy") for verb in
 
 # Refusals are part of the contract: a role may call what answers it with a clear ROLE_REQUIRED.
 FUNCTIONS: Mapping[str, set[str]] = {
-    "anon": {"api.health", "tenancy.pre_request"},
+    "anon": {"api.health", "tenancy.pre_request"} | _SHOWN,
     "member": {"api.health", "tenancy.pre_request", "ops.new_id"}
     | _CONTEXT
     | _PERSONAL
     | _CLOSING
     | _STAFF_CORRECTS
     | _METERS
+    | _CATALOG
+    | _SHOWN
     | _STORAGE
     | _SUMMARY
     | _DOCUMENTS
@@ -116,6 +130,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _CLOSING
     | _STAFF_CORRECTS
     | _METERS
+    | _CATALOG
     | _STORAGE
     | _TERMS
     | _KEYS,
@@ -133,6 +148,9 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | {"metering.replay_rejected_event", "metering.dismiss_rejected_event"}
     | _METERS
     | {name.replace("api.", "metering.") for name in _METERS}
+    | _CATALOG
+    | {name.replace("api.", "billing.") for name in _CATALOG}
+    | _SHOWN
     | _STORAGE
     | {"metering.remake_storage_snapshots"}
     | _PERSONAL
@@ -240,6 +258,8 @@ _READ_BY_MEMBERS = {
         "api.meters",
         "metering.operation_weights",
         "api.operation_weights",
+        "api.plans",
+        "api.currencies",
         "metering.storage_snapshots",
         "api.storage_snapshots",
         "billing.billing_periods",
@@ -265,7 +285,7 @@ _READ_BY_MEMBERS = {
     )
 }
 TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
-    "anon": {},
+    "anon": {"api.plans": _READ, "api.currencies": _READ},
     "member": {
         **_READ_BY_MEMBERS,
         **{f"{schema}.clients": _CLIENT for schema in ("app", "api")},
@@ -283,6 +303,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
     "platform_admin": {
         **_READ_BY_MEMBERS,
         **{f"{schema}.meter_versions": _READ for schema in ("metering", "api")},
+        **{f"{schema}.prices": _READ for schema in ("billing", "api")},
         **{f"{schema}.rejected_events": _READ for schema in ("metering", "api")},
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},

@@ -170,7 +170,7 @@ def test_functions_that_write_are_not_called_with_get(document: Document) -> Non
 
 # What is answered
 
-FOR_STAFF = ("meter_versions", "rejected_events")
+FOR_STAFF = ("meter_versions", "prices", "rejected_events")
 
 
 def test_real_rows_are_as_described(
@@ -204,6 +204,13 @@ def test_real_rows_are_as_described(
         call(document, staff, "change_meter", code="ai.tokens", group_by=["model"])
         call(document, staff, "delete_meter", code="ai.tokens")
         call(document, staff, "set_operation_weight", operation="ai_completion", weight=12)
+        call(document, staff, "create_plan", code="scale", name="Scale", is_public=False)
+        call(document, staff, "change_plan", code="scale", description="For whole groups.", position=4)
+        call(document, staff, "set_plan_feature", plan="scale", feature="members", kind="limit", limit_value=100)
+        call(document, staff, "remove_plan_feature", plan="scale", feature="members")
+        call(document, staff, "create_price", meter="api.request", plan="scale", unit_amount_cents=12.5)
+        staff.headers["X-Organization-ID"] = organization.slug
+        call(document, staff, "set_plan", plan="scale")
     check(document, "post", "/api/v1/rpc/create_api_key", key)
     of_key = {"id": key.json()["id"]}
     for function in ("rotate_api_key", "revoke_api_key"):

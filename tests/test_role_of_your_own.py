@@ -23,7 +23,7 @@ _READ_CASES = """
   using (organization_id = tenancy.current_org_for('owner', 'admin', 'member', 'viewer', 'auditor', 'data:read'))
 """
 THEIR_OWN = {"organizations": 1, "memberships": 2}  # one is of their personal organization
-EVERYBODYS = ("meters", "operation_weights")
+EVERYBODYS = ("meters", "operation_weights", "plans", "currencies")
 AUDITOR = guest("aud|1", "aud@example.com")
 
 

@@ -47,7 +47,60 @@ _METER: Final = {
     "deleted_at": None,
 }
 
+_PLAN_PRICE: Final = {
+    "meter": "ai.tokens",
+    "description": "Tokens of completions",
+    "unit": "1,000 tokens",
+    "currency": "usd",
+    "model": "per_unit",
+    "unit_amount_cents": 0.25,
+    "package_size": None,
+    "tiers": None,
+    "included_quantity": 1000,
+    "minimum_cents": None,
+    "maximum_cents": None,
+    "dimension": None,
+    "dimension_value": None,
+    "effective_from": "2026-02-01T00:00:00+00:00",
+}
+
+_PLAN: Final = {
+    "code": "pro",
+    "name": "Pro",
+    "description": "For teams.",
+    "is_public": True,
+    "position": 2,
+    "features": [{"feature": "members", "kind": "limit", "limit_value": 25, "description": "Members"}],
+    "prices": [_PLAN_PRICE],
+}
+
+_PRICE: Final = {
+    "id": "019c1f80-4a11-7c3e-9b52-6f0e1d2c3b4a",
+    "meter": "ai.tokens",
+    "plan": "pro",
+    "currency": "usd",
+    "model": "graduated",
+    "unit_amount_cents": None,
+    "package_size": None,
+    "tiers": [
+        {"up_to": 10000, "unit_amount_cents": 0.25, "flat_amount_cents": 0},
+        {"up_to": None, "unit_amount_cents": 0.2, "flat_amount_cents": 0},
+    ],
+    "included_quantity": 1000,
+    "minimum_cents": None,
+    "maximum_cents": 500000,
+    "dimension": "model",
+    "dimension_value": "large",
+    "effective_from": "2026-02-01T00:00:00+00:00",
+    "superseded_at": None,
+    "created_at": "2026-01-05T08:00:00.5+00:00",
+    "is_in_force": True,
+}
+
 ROWS: Final[dict[str, dict[str, Any]]] = {
+    "currencies": {"code": "usd", "name": "United States dollar", "minor_units": 2},
+    "plans": _PLAN,
+    "prices": _PRICE,
     "organizations": {
         "id": _ORGANIZATION,
         "kind": "organization",
@@ -297,6 +350,12 @@ RESULTS: Final[dict[str, Any]] = {
         "resolution": "dismissed",
         "resolved_at": "2026-01-07T08:00:00+00:00",
     },
+    "create_plan": _PLAN | {"features": [], "prices": []},
+    "change_plan": _PLAN,
+    "set_plan_feature": _PLAN,
+    "remove_plan_feature": _PLAN | {"features": []},
+    "create_price": _PRICE,
+    "set_plan": ROWS["organizations"] | {"plan": "pro"},
     "create_meter": _METER | {"version": 1, "effective_from": None},
     "delete_meter": _METER | {"version": 3, "deleted_at": "2026-03-01T00:00:00.75+00:00"},
     "finalize_period": ROWS["invoices"],
