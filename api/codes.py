@@ -250,8 +250,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "INVALID_PRICE": Code(
         400,
-        "A price would make no sense by itself or beside the others, or would change what has been used already. message "
-        "says what is wrong with it.",
+        "A price would make no sense by itself or beside the others, or would change what has been used already. "
+        "message says what is wrong with it.",
         "Do what hint says, then make it again. Nothing was made.",
     ),
     "INVALID_RANGE": Code(
