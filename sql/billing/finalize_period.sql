@@ -94,7 +94,7 @@ begin
   end if;
 
   -- The balance that an invoice takes from is nobody else's until it is issued.
-  perform billing.take_ledger_lock(p_organization_id);
+  perform billing.take_ledger_lock(p_period.organization_id);
   -- Who makes a price is alone with that: all prices that were made by now are seen, and those that come later are later than rated_at.
   perform billing.share_prices();
   v_now := clock_timestamp();
