@@ -167,8 +167,8 @@ def user_id(database: Database, subject: str) -> Any:
                 "organizations.csv, line 7, column billing_timezone: is no timezone; write an IANA name, such as "
                 "America/Los_Angeles.",
                 "organizations.csv, line 8, column billing_anchor_day: needs a day from 1 to 31.",
-                "organizations.csv, line 9, column currency: is no currency; write an ISO 4217 code in lower case, such as "
-                "usd.",
+                "organizations.csv, line 9, column currency: is no currency; write an ISO 4217 code in lower case, "
+                "such as usd.",
             ],
         ),
         (
