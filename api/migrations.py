@@ -154,7 +154,8 @@ def migrate(url: str, settings: Settings, root: Path = PROJECT) -> MigrationRepo
 def rollback(url: str, to: str | None, root: Path = PROJECT) -> RollbackReport:
     """Undo the migrations after `to` (None: all of them), newest first, then load the release recorded at `to`.
 
-    Behaviour is unloaded first: views block changes of columns. Raises MigrationError when `to` is not applied.
+    Behaviour is unloaded first: views block changes of columns. Raises MigrationError when `to` is not applied. Where a
+    migration refuses to go back it is raised too, and the release of where that stopped is loaded.
     """
     with locked(url) as conn, _yoyo(url) as backend:
         known = _read(root)
@@ -167,8 +168,13 @@ def rollback(url: str, to: str | None, root: Path = PROJECT) -> RollbackReport:
             known[name].require_rollback()
         if undo:
             retry_when_busy(lambda: _unload(conn))
-        for name in undo:
-            _run(backend, known[name], "rollback")
+        try:
+            for name in undo:
+                _run(backend, known[name], "rollback")
+        except MigrationError:
+            # A migration that refuses leaves things as they are, and what serves needs its behaviour.
+            _load_recorded(conn, _applied(conn)[-1])
+            raise
         report = _load_recorded(conn, head)
         return RollbackReport(
             rolled_back=tuple(undo),

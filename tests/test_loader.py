@@ -733,6 +733,21 @@ def test_rollback_unloads_what_may_not_fit_any_more(loaded: Project) -> None:
     assert len(loaded.migrate().loaded) == 8
 
 
+def test_a_rollback_that_is_refused_leaves_the_behaviour_there(loaded: Project) -> None:
+    """It serves on. Of several migrations, the one that refuses stays with what was released at it."""
+    refusal = "do $$ begin raise exception 'there is something new' using hint = 'Restore a backup.'; end $$;"
+    for name, back in (("0003_refuse", refusal), ("0004_create_more", "drop table app.more;")):
+        loaded.write(f"migrations/{name}.sql", f"create table app.{name[5:].removeprefix('create_')} (id int);")
+        loaded.write(f"migrations/{name}.rollback.sql", back)
+        loaded.write("sql/app/told.sql", function("app.told()", "text", f"select '{name}'"))
+        loaded.migrate()
+    with pytest.raises(MigrationError, match="there is something new"):
+        rollback(loaded.database.migrator, "0002", loaded.root)
+    assert status(loaded.database.migrator, loaded.root).applied[-1] == "0003_refuse"
+    assert loaded.query("select app.told()") == [("0003_refuse",)]
+    assert loaded.exists("app.count_notes")
+
+
 def test_rollback_to_where_nothing_was_ever_loaded_says_so(loaded: Project) -> None:
     report = rollback(loaded.database.migrator, FIRST, loaded.root)
     assert (report.rolled_back, report.loaded, report.behaviour) == (("0002_create_notes",), (), False)
