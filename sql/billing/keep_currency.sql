@@ -1,5 +1,5 @@
 -- An organization has one currency: its prices, invoices and balance are in it. It is set before the first invoice and stays from then on,
--- whoever asks. Finalization locks the row of the organization, so that neither comes between the other.
+-- whoever asks. A change shares the period lock, as usage does: it is there when a period closes, or it sees the invoice.
 create or replace function billing.keep_currency()
 returns trigger
 language plpgsql
@@ -14,7 +14,17 @@ begin
       message = format('INVALID_CURRENCY: there is no currency %s', coalesce(left(new.currency, 80), 'null')),
       hint = 'It is an ISO 4217 code in lower case, such as usd: GET /currencies lists them.';
   end if;
-  if tg_op = 'UPDATE' and exists (select from billing.invoices i where i.organization_id = new.id) then
+  if tg_op = 'INSERT' then
+    return new;
+  end if;
+
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception using
+      errcode = 'PT500',
+      message = 'ISOLATION_LEVEL: this needs READ COMMITTED, else an invoice that is made meanwhile stays unseen';
+  end if;
+  perform billing.share_period_locks(array[new.id]);
+  if exists (select from billing.invoices i where i.organization_id = new.id) then
     raise exception using
       errcode = 'PT409',
       message = format('CURRENCY_FIXED: the organization has invoices in %s, and stays with it', old.currency),
