@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import IdentityProvider, TokenVerifier
+from api.closing import Closing
 from api.context import context_of
 from api.cors import AllowedOrigins
 from api.database import Database
@@ -59,7 +60,8 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     tenants = Tenants(database)
     postgrest = Upstream(settings.require("postgrest_url"))
     rollups = Rollups(database)
-    metrics = Metrics(spool, database, rollups)
+    closing = Closing(database, settings.billing_grace)
+    metrics = Metrics(spool, database, rollups, closing)
     refusals = Refusals(database, metrics)
     token = settings.metrics_token
     show_metrics = metrics_endpoint(metrics, token.get_secret_value() if token is not None else None)
@@ -79,6 +81,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             tasks.start("maintenance", lambda: every_hour("maintenance", database.maintain)),
             tasks.start("storage-snapshots", lambda: every_hour("storage_snapshots", database.take_storage_snapshots)),
             tasks.start("rollups", rollups.run),
+            tasks.start("closing", closing.run),
             tasks.start("endpoints", lambda: endpoints.keep_read(database)),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from traceback import clear_frames
@@ -50,6 +50,8 @@ _INGEST_GROUP: Final = """
   order by position
 """
 _HEALTH: Final = select(func.ops.health())
+_DUE_PERIODS: Final = "select organization_id, period_start, due_at from billing.due_periods(%s, %s, %s::uuid[])"
+_CLOSE_PERIOD: Final = "select billing.close_period(%s, %s)"
 _NOTHING: Final = "select 1"
 _REJECT_LATE: Final = "reject"
 _REPEATED: Final = """
@@ -105,6 +107,15 @@ class Repeats:
 
 
 @dataclass(frozen=True, slots=True)
+class DuePeriod:
+    """A billing period that is to be closed."""
+
+    organization_id: UUID
+    period_start: datetime
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """Connections to Postgres: how many there may be, and how many are lent out now."""
 
@@ -145,6 +156,11 @@ class DatabaseError(Exception):
     def refused(self) -> bool:
         """The data was refused: sending it again is useless."""
         return self._unencodable or (self.state is not None and self.state.startswith(_REFUSALS))
+
+    @property
+    def away(self) -> bool:
+        """The server was not reached, did not answer, or is stopping: whatever was asked, it did not do it."""
+        return self.state is None or self.state.startswith(_AWAY)
 
     @property
     def held_up(self) -> bool:
@@ -351,6 +367,16 @@ class Database:
         """Roll up about so many events at most, and say what came of it: see sql/metering/roll_up.sql."""
         row = await self._first(select(func.metering.roll_up(most)))
         return dict(row[0]) if row is not None else {}
+
+    async def due_periods(self, grace: timedelta, most: int, without: Collection[UUID]) -> list[DuePeriod]:
+        """The billing periods that are to be closed now, one an organization, those that waited longest first."""
+        rows = await self._rows(_DUE_PERIODS, grace, most, list(without))
+        return [DuePeriod(_uuid(row.organization_id), row.period_start, row.due_at) for row in rows]
+
+    async def close_period(self, period: DuePeriod) -> int | None:
+        """Close it, and say how many invoices that made. None: somebody else is closing it."""
+        row = await self._first(_CLOSE_PERIOD, period.organization_id, period.period_start)
+        return int(row[0]) if row is not None and row[0] is not None else None
 
     async def health(self) -> dict[str, Any]:
         """What is known of any schema: this call does not ask for ours."""

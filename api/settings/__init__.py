@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     # How far ahead of the database's clock the time of an event may be: seconds, or ISO 8601.
     event_max_future: timedelta = Field(default=timedelta(minutes=5), ge=timedelta(0), le=timedelta(days=1))
 
+    # How long after its end a billing period is closed: seconds, or ISO 8601.
+    billing_grace: timedelta = Field(default=timedelta(hours=1), ge=timedelta(0), le=timedelta(days=28))
+
     # How long clients may take. A body gets one second more for each 500 bytes that have come.
     request_head_seconds: float = Field(default=10, gt=0)
     request_body_seconds: float = Field(default=20, gt=0)
@@ -121,7 +124,7 @@ class Settings(BaseSettings):
     spool_max_bytes: int = Field(default=1024**3, ge=1024**2)
     spool_drain_seconds: float = Field(default=20, ge=0)
 
-    @field_validator("event_max_future", mode="before")
+    @field_validator("event_max_future", "billing_grace", mode="before")
     @classmethod
     def _in_seconds(cls, value: object) -> object:
         if isinstance(value, str) and re.fullmatch(r"\d{1,9}(\.\d+)?", value):
