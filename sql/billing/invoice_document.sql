@@ -140,7 +140,8 @@ as $$
       'unit', l.unit,
       'events', l.events,
       'quantity', trim_scale(l.quantity),
-      'unit_amount_cents', trim_scale(coalesce(l.unit_amount_cents, (l.price ->> 'unit_amount_cents')::numeric)),
+      -- Null where units have no one price, as in a package: see tiers.
+      'unit_amount_cents', trim_scale(l.unit_amount_cents),
       'price', l.price,
       'tiers', coalesce(l.tiers, '[]'),
       'exact_cents', trim_scale(coalesce(l.exact_cents, l.amount_cents)),
