@@ -33,6 +33,7 @@ from api.middleware.failures import Failures
 from api.middleware.tenant import TenantResolution
 from api.observation import Observation
 from api.patience import Patience
+from api.plans import plans_routes
 from api.refusals import Refusals
 from api.routes import REPORT_ROUTES, BillableRoutes, Targets
 from api.scheduler import Rollups, every_hour
@@ -107,6 +108,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             *ingestion_routes(settings, database, tenants, metrics.events_of),
             *(Route(path, gateway, methods=["GET"]) for path in REPORT_ROUTES),
             *invoice_routes(gateway),
+            *plans_routes(gateway),
             Route(
                 "/health",
                 health_endpoint(database, spool, postgrest, tasks.stopped, provider.keys if provider else None),

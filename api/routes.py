@@ -71,10 +71,12 @@ def missing_in_report(target: Target, query: bytes) -> list[str]:
     return [name for name in ("from", "to") if name.encode() not in given]
 
 
+PLANS_ROUTES: Final = ("/api/billing/plans", "/billing/plans")
 REPORT_ROUTES: Final = tuple(
     f"{mount}/billing/{report}/{{tenant_id}}" for mount in ("/api", "") for report in ("usage-summary", "usage-report")
 )
 NOWHERE: Final = Target()
+_PLANS: Final = frozenset(path.encode() for path in PLANS_ROUTES)
 
 
 class Targets:
@@ -93,6 +95,8 @@ class Targets:
         elif report := REPORT.fullmatch(path):
             function = b"/rpc/" + report["report"].replace(b"-", b"_")
             return Target(function, organization=report["organization"].decode("ascii"))
+        elif path in _PLANS:
+            return Target(b"/plans", is_document=True)
         elif invoice := INVOICE.fullmatch(path):
             return Target(b"/rpc/preview_invoice" if invoice["preview"] else b"/rpc/invoice_document", is_document=True)
         return NOWHERE

@@ -13,18 +13,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.context import context_of
 from api.errors import problem
+from api.gateway_answer import GatewayAnswer, ask
 from api.invoices import page
 from api.invoices.document import Document
 from api.invoices.lines_csv import lines_csv
 
 _PREVIEW_PARAMETERS: Final = ("period_start", "billing_entity_type")
-# Of the request, what PostgREST is told. The rest (Accept, Range, Prefer, …) is about our answer, or about rows.
-_FORWARDED: Final = frozenset({b"user-agent", b"x-organization-id"})
-_PASSED_ON: Final = frozenset({b"content-type", b"retry-after", b"www-authenticate"})
 
 
 @dataclass(frozen=True)
@@ -61,27 +58,13 @@ class InvoiceDocuments:
         self._format = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = await self._ask(scope, receive)
+        answer = await ask(self._gateway, scope, receive, _query(Request(scope)))
         if answer is None:
             return  # the client hung up
         response = await self._written(answer) if answer.status == 200 else answer.passed_on()
         await response(scope, receive, send)
 
-    async def _ask(self, scope: Scope, receive: Receive) -> _Answer | None:
-        if not context_of(scope).target.is_document:  # the path says so only once it is decoded
-            raise problem("ROUTE_NOT_FOUND", "there is nothing at this path", hint="Leave percent-encoding out of it.")
-        headers = [(name, value) for name, value in scope["headers"] if name in _FORWARDED]
-        asked = {
-            **scope,
-            "method": "GET",
-            "query_string": _query(Request(scope)),
-            "headers": [*headers, (b"accept", b"application/json")],
-        }
-        answer = _Answer()
-        await self._gateway(asked, receive, answer.receive)
-        return answer if answer.status else None
-
-    async def _written(self, answer: _Answer) -> Response:
+    async def _written(self, answer: GatewayAnswer) -> Response:
         document = Document.of_json(answer.body)
         form = self._format
         # Large ones take a while, in which others are to be answered.
@@ -93,28 +76,6 @@ class InvoiceDocuments:
             **form.headers,
         }
         return Response(content, headers=headers, media_type=form.media_type)
-
-
-class _Answer:
-    """What the gateway would have sent to the client."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.body = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-
-    async def receive(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self._headers = message["headers"]
-        else:
-            self.body += message.get("body", b"")
-
-    def passed_on(self) -> Response:
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in self._headers if name in _PASSED_ON
-        }
-        return Response(self.body, self.status, headers)
 
 
 def _query(request: Request) -> bytes:
