@@ -40,6 +40,21 @@ NOT_WATCHED = {
     "stripe.report_marks": "how far a report has come; it moves with each one",
     "tenancy.users": "made by signing in; what a person may do is their memberships",
 }
+# A credit note is all of these, or refused: 10 are taken off an invoice of 25 of which 20 are paid.
+CREDITED = ("billing.credit_notes", "billing.credit_note_lines", "billing.balance_entries")
+CREDIT = """
+    with note as (
+      insert into billing.credit_notes (organization_id, id, invoice_id, currency, reason, issued_by, reference,
+        subtotal_cents, tax_cents, total_cents, to_balance_cents)
+      values (%(org)s, %(id)s, %(id)s, 'usd', 'wrong', 'test', 'r1', 10, 0, 10, 5)
+    ), line as (
+      insert into billing.credit_note_lines (organization_id, credit_note_id, line_number, invoice_id,
+        invoice_line_number, description, amount_cents)
+      values (%(org)s, %(id)s, 1, %(id)s, 1, 'Requests', 10)
+    )
+    insert into billing.balance_entries (organization_id, currency, kind, amount_cents, credit_note_id)
+    values (%(org)s, 'usd', 'credit_note', 5, %(id)s)
+"""
 # %(org)s is an organization, %(user)s somebody who is no member yet. What a table refuses to everybody is not here.
 CHANGES: Mapping[str, Mapping[str, str]] = {
     "tenancy.organizations": {
@@ -93,6 +108,19 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
             from billing.billing_periods where organization_id = %(org)s
         """,
     },
+    "billing.payments": {
+        "created": """
+            insert into billing.payments (organization_id, invoice_id, amount_cents, method, reference, recorded_by)
+            values (%(org)s, %(id)s, 5, 'cash', 'r2', 'test')
+        """,
+    },
+    "billing.refunds": {
+        "created": """
+            insert into billing.refunds (organization_id, payment_id, amount_cents, reference, recorded_by)
+            values (%(org)s, %(id)s, 20, 'r1', 'test')
+        """,
+    },
+    **{table: {"created": CREDIT} for table in CREDITED},
     "billing.prices": {
         "created": """
             insert into billing.prices (meter_code, currency, effective_from, unit_amount_cents)
@@ -143,6 +171,11 @@ TARGETS = {
     "tenancy.api_keys": "api_key",
     "billing.billing_periods": "billing_period",
     "billing.invoices": "invoice",
+    "billing.payments": "payment",
+    "billing.refunds": "refund",
+    "billing.credit_notes": "credit_note",
+    "billing.credit_note_lines": "credit_note_line",
+    "billing.balance_entries": "balance_entry",
     "billing.prices": "price",
     "billing.plans": "plan",
     "billing.plan_features": "plan_feature",
@@ -153,8 +186,11 @@ TARGETS = {
 }
 # Made while usage is recorded, which waits for nobody.
 NOT_TOLD = {("billing.billing_periods", "created")}
+# Beside invoices, they only grow.
+LEDGERS = ("billing.payments", "billing.refunds", *CREDITED)
 # billing.guard_invoices(), guard_prices() and metering.guard_meters() refuse them.
 IMPOSSIBLE = {
+    *((ledger, verb) for ledger in LEDGERS for verb in ("changed", "removed")),
     ("billing.invoices", "changed"),
     ("billing.invoices", "removed"),
     ("billing.prices", "changed"),
@@ -213,7 +249,7 @@ def test_a_change_is_told(superuser: Connection, organization: Organization, tab
         found = superuser.execute("insert into tenancy.users (subject) values ('somebody') returning id").fetchone()
         assert found
         known = {"org": organization.id, "user": found[0], "id": uuid4()}
-        if table in ("billing.billing_periods", "billing.invoices"):
+        if table in ("billing.billing_periods", "billing.invoices", *LEDGERS):
             superuser.execute(
                 """
                 insert into billing.billing_periods (organization_id, period_start, period_end, timezone)
@@ -221,6 +257,8 @@ def test_a_change_is_told(superuser: Connection, organization: Organization, tab
                 """,
                 [organization.id],
             )
+            if table in LEDGERS:
+                issue_paid_invoice(superuser, known)
         elif verb != "created" and table.startswith(("tenancy.", *OF_THEIR_OWN)) and table != "tenancy.organizations":
             run(superuser, CHANGES[table]["created"], known)
         chain = PLATFORM if table in OF_THE_PLATFORM else organization.id
@@ -237,6 +275,26 @@ def test_a_change_is_told(superuser: Connection, organization: Organization, tab
         assert all((e.before is None) == (verb == "created") for e in told)
         assert all((e.after is None) == (verb == "removed") for e in told)
         assert broken(superuser) == []
+
+
+def issue_paid_invoice(superuser: Connection, known: Mapping[str, object]) -> None:
+    """Of 25, of which 20 are paid."""
+    for statement in (
+        """
+        insert into billing.invoices (organization_id, id, number, period_start, period_end, currency, total_cents)
+        values (%(org)s, %(id)s, '2020-0001', '2020-01-01Z', '2020-02-01Z', 'usd', 25)
+        """,
+        """
+        insert into billing.invoice_lines (organization_id, invoice_id, line_number, meter_code, description, unit,
+          events, quantity, unit_amount_cents, amount_cents)
+        values (%(org)s, %(id)s, 1, 'api.request', 'Requests', 'request', 1, 1, 25, 25)
+        """,
+        """
+        insert into billing.payments (organization_id, id, invoice_id, amount_cents, method, reference, recorded_by)
+        values (%(org)s, %(id)s, %(id)s, 20, 'cash', 'r1', 'test')
+        """,
+    ):
+        run(superuser, statement, known)
 
 
 def test_of_an_update_what_changed_is_told(superuser: Connection, organization: Organization) -> None:

@@ -88,9 +88,9 @@ ROWS: Mapping[str, str] = {
         insert into billing.payments (organization_id, id, invoice_id, amount_cents, method, reference, recorded_by)
         values (%(org)s, %(id)s, %(id)s, 25, 'secret', 'secret', 'test')""",
     "billing.credit_notes": """
-        insert into billing.credit_notes (organization_id, id, number, invoice_id, currency, reason, issued_by,
-          reference, subtotal_cents, tax_cents, total_cents, to_balance_cents)
-        values (%(org)s, %(id)s, 'CN-2020-0001', %(id)s, 'usd', 'secret', 'test', 'secret', 10, 0, 10, 10)""",
+        insert into billing.credit_notes (organization_id, id, invoice_id, currency, reason, issued_by, reference,
+          subtotal_cents, tax_cents, total_cents, to_balance_cents)
+        values (%(org)s, %(id)s, %(id)s, 'usd', 'secret', 'test', 'secret', 10, 0, 10, 10)""",
     "billing.credit_note_lines": """
         insert into billing.credit_note_lines (organization_id, credit_note_id, line_number, invoice_id,
           invoice_line_number, description, amount_cents)

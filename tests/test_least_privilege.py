@@ -78,6 +78,7 @@ _STAFF_CORRECTS = {
     f"api.{name}"
     for name in ("void_usage_event", "amend_usage_event", "replay_rejected_event", "dismiss_rejected_event")
 }
+_LEDGERS = {f"api.{name}" for name in ("create_credit_note", "record_payment", "record_refund", "write_off_invoice")}
 _STORAGE = {"api.remake_storage_snapshots"}
 _METERS = {f"api.{name}" for name in ("create_meter", "change_meter", "delete_meter", "set_operation_weight")}
 _CATALOG = {
@@ -103,7 +104,13 @@ _SUMMARY = {
 _DOCUMENTS = {f"{schema}.{name}" for schema in ("api", "billing") for name in ("preview_invoice", "invoice_document")}
 _PROFILE = {"api.set_billing_profile", "billing.set_billing_profile"}
 _TERMS = {"api.set_billing_terms"}
-_READ_OF_VIEWS = {"billing.payer", "audit.told_of", "metering.context_text", "metering.names_text"}
+_READ_OF_VIEWS = {
+    "billing.payer",
+    "billing.settlement",
+    "audit.told_of",
+    "metering.context_text",
+    "metering.names_text",
+}
 
 _KEYS = {f"{schema}.{verb}_api_key" for schema in ("api", "tenancy") for verb in ("create", "rotate", "revoke")}
 
@@ -115,6 +122,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _PERSONAL
     | _CLOSING
     | _STAFF_CORRECTS
+    | _LEDGERS
     | _METERS
     | _CATALOG
     | _SHOWN
@@ -129,6 +137,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _PERSONAL
     | _CLOSING
     | _STAFF_CORRECTS
+    | _LEDGERS
     | _METERS
     | _CATALOG
     | _STORAGE
@@ -145,6 +154,8 @@ FUNCTIONS: Mapping[str, set[str]] = {
     }
     | _CORRECTING
     | _STAFF_CORRECTS
+    | _LEDGERS
+    | {name.replace("api.", "billing.") for name in _LEDGERS}
     | {"metering.replay_rejected_event", "metering.dismiss_rejected_event"}
     | _METERS
     | {name.replace("api.", "metering.") for name in _METERS}
@@ -280,6 +291,11 @@ _READ_BY_MEMBERS = {
         "api.billing_periods",
         "api.invoices",
         "api.invoice_lines",
+        "api.credit_notes",
+        "api.credit_note_lines",
+        "api.payments",
+        "api.refunds",
+        "api.balances",
         "api.billing_profiles",
         "api.billing_terms",
     )

@@ -101,7 +101,7 @@ begin
   if new.subtotal_cents > greatest(v_left, 0) then
     perform billing.raise_credit_too_high(
       format(
-        'invoice %s has %s cents left to be credited, not %s', v_invoice.number, trim_scale(greatest(v_left, 0)), new.subtotal_cents
+        'invoice %s has %s left to be credited, not %s', v_invoice.number, trim_scale(greatest(v_left, 0)), new.subtotal_cents
       )
     );
   end if;
@@ -109,7 +109,7 @@ begin
   v_to_balance := greatest(new.total_cents - v_settlement.remaining_cents - v_settlement.written_off_cents, 0);
   if new.to_balance_cents <> v_to_balance then
     perform billing.raise_inconsistent(
-      format('of credit note %s %s cents go to the balance, not %s', v_number, trim_scale(v_to_balance), new.to_balance_cents)
+      format('of credit note %s %s go to the balance, not %s', v_number, trim_scale(v_to_balance), new.to_balance_cents)
     );
   end if;
   return new;
@@ -155,7 +155,7 @@ begin
   end if;
   if new.amount_cents > v_left then
     perform billing.raise_credit_too_high(
-      format('line %s has %s cents left to be credited, not %s', new.invoice_line_number, trim_scale(v_left), new.amount_cents)
+      format('line %s has %s left to be credited, not %s', new.invoice_line_number, trim_scale(v_left), new.amount_cents)
     );
   end if;
   return new;

@@ -26,7 +26,7 @@ begin
     raise exception using
       errcode = 'PT409',
       message = format(
-        'PAYMENT_TOO_HIGH: invoice %s has %s cents left to be paid, not %s', v_invoice.number, trim_scale(v_left), new.amount_cents
+        'PAYMENT_TOO_HIGH: invoice %s has %s left to be paid, not %s', v_invoice.number, trim_scale(v_left), new.amount_cents
       ),
       hint = 'Record what was paid for another invoice with that one. GET /invoices shows what is left of each: remaining_cents.';
   end if;
@@ -66,7 +66,7 @@ begin
   end if;
   if new.amount_cents > v_left then
     perform billing.raise_refund_too_high(
-      format('payment %s has %s cents left to be paid back, not %s', v_payment.reference, trim_scale(v_left), new.amount_cents)
+      format('payment %s has %s left to be paid back, not %s', v_payment.reference, trim_scale(v_left), new.amount_cents)
     );
   end if;
   if new.credit_note_id is null then
@@ -86,13 +86,13 @@ begin
     and r.credit_note_id = new.credit_note_id;
   if new.amount_cents > v_left then
     perform billing.raise_refund_too_high(
-      format('credit note %s has %s cents left to be paid back, not %s', v_note.number, trim_scale(v_left), new.amount_cents)
+      format('credit note %s has %s left to be paid back, not %s', v_note.number, trim_scale(v_left), new.amount_cents)
     );
   end if;
   v_left := billing.balance_of(new.organization_id, v_note.payer_user_id, v_note.currency);
   if new.amount_cents > v_left then
     perform billing.raise_refund_too_high(
-      format('of credit note %s no more than %s cents are still on the balance, not %s', v_note.number, trim_scale(v_left), new.amount_cents)
+      format('of credit note %s no more than %s is still on the balance, not %s', v_note.number, trim_scale(v_left), new.amount_cents)
     );
   end if;
   return new;
