@@ -400,7 +400,7 @@ def test_recording_usage_touches_no_chain(
 
 
 # Functions of schema api that change something for platform_admin, and what is told then. All others refuse it.
-STAFF: Mapping[str, tuple[str, set[str]]] = {
+STAFF: dict[str, tuple[str, set[str]]] = {
     "finalize_period": ("select api.finalize_period(%(first_day)s)", {"invoice.created", "billing_period.changed"}),
     "create_api_key": ("select api.create_api_key('A key', '{events:write}')", {"api_key.created"}),
     "rotate_api_key": ("select api.rotate_api_key(%(key)s)", {"api_key.created", "api_key.changed"}),
@@ -420,6 +420,26 @@ STAFF: Mapping[str, tuple[str, set[str]]] = {
     "delete_meter": ("select api.delete_meter('doc.upload')", {"meter.changed"}),
     "set_operation_weight": ("select api.set_operation_weight('task_create', 3)", {"operation_weight.created"}),
 }
+_INVOICE = "(select id from api.invoices where organization_id = tenancy.current_org())"
+_PAYMENT = "(select id from api.payments where organization_id = tenancy.current_org())"
+_ISSUE = "select api.finalize_period(%(first_day)s)"
+_PAY = f"select api.record_payment({_INVOICE}, 25, 'cash', 'r1')"
+STAFF |= {
+    "create_credit_note": (
+        f"select api.create_credit_note({_INVOICE}, 'wrong')",
+        {"credit_note.created", "credit_note_line.created", "balance_entry.created"},
+    ),
+    "record_payment": (_PAY, {"payment.created"}),
+    "record_refund": (f"select api.record_refund({_PAYMENT}, 5, 'r1')", {"refund.created"}),
+    "write_off_invoice": (f"select api.write_off_invoice({_INVOICE}, 'gone')", {"payment.created"}),
+}
+# What has to be there for them.
+BEFORE = {
+    "create_credit_note": (_ISSUE, _PAY),
+    "record_payment": (_ISSUE,),
+    "record_refund": (_ISSUE, _PAY),
+    "write_off_invoice": (_ISSUE,),
+}
 # They change only what is not watched.
 UNTOLD = {"remake_storage_snapshots"}
 VALUES = {
@@ -434,8 +454,9 @@ VALUES = {
 
 def test_whatever_platform_admin_does_is_told(shared_database: Database, organization: Organization) -> None:
     with shared_database.connect("sidecar") as sidecar:
-        sent = ingest(sidecar, [event("to-correct"), event("to-resolve", quantity=-1)], organization.id)
-        assert (sent.accepted, len(sent.rejected)) == (1, 1)
+        billed = event("to-bill", moment(1, days=1))
+        sent = ingest(sidecar, [billed, event("to-correct"), event("to-resolve", quantity=-1)], organization.id)
+        assert (sent.accepted, len(sent.rejected)) == (2, 1)
     with shared_database.connect("authenticator") as staff:
         functions = staff.execute(
             """
@@ -462,6 +483,8 @@ def test_whatever_platform_admin_does_is_told(shared_database: Database, organiz
                         run(staff, call)
                     continue
                 staff.execute("select api.create_api_key('Made before', '{events:write}')")
+                for statement in BEFORE.get(name, ()):
+                    run(staff, statement, {"first_day": month(1)})
                 staff.execute("set constraints all immediate")
                 so_far = {chain: length(staff, chain) for chain in (PLATFORM, organization.id)}
                 known = {
@@ -472,7 +495,9 @@ def test_whatever_platform_admin_does_is_told(shared_database: Database, organiz
                         staff, "select id from api.rejected_events where organization_id = %s", organization.id
                     ),
                 }
+                staff.execute("set constraints all deferred")
                 run(staff, call, known)
+                staff.execute("set constraints all immediate")
                 told = [entry for chain in so_far for entry in entries(staff, chain, so_far[chain])]
                 assert {entry.action for entry in told} == actions
                 assert {(e.actor_type, e.actor_id, e.email) for e in told} == {
