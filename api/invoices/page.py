@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal, localcontext
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from hashlib import sha256
 from importlib.resources import files
 from typing import Final
@@ -27,7 +27,6 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
 }
 _DIGITS: Final = 1000  # Python's arithmetic would round to 28
-_SHARE: Final = Decimal("0.0001")  # what is left of thirds and the like where an amount was shared
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _parts(context: Context, line: Line) -> list[Part]:
     minor_units = context["it"].minor_units
     price = line.price or Price()
     rest = line.exact_cents - sum((tier.amount_cents for tier in line.tiers), Decimal(0))
-    by_limits = rest.quantize(_SHARE) if line.kind == "usage" else Decimal(0)
+    by_limits = rest.quantize(Decimal(1), ROUND_HALF_UP) if line.kind == "usage" else Decimal(0)
     if not by_limits and len(line.tiers) < 2 and price.model == "per_unit" and not any(t.included for t in line.tiers):
         return []
     parts = [_part(tier, price, minor_units) for tier in line.tiers]
@@ -87,7 +86,7 @@ def _label(tier: Tier, price: Price, minor_units: int) -> Iterator[str]:
     if tier.included:
         yield "Included"
     elif tier.packages is not None and tier.package_size is not None:
-        yield f"{quantity(tier.packages)} × {quantity(tier.package_size)}"  # noqa: RUF001
+        yield f"{quantity(tier.packages)} packages of {quantity(tier.package_size)}"
     elif price.model == "flat":
         yield "Flat charge"
     elif price.model == "volume":
