@@ -20,6 +20,7 @@ declare
   v_draft billing.invoices;
   v_payer uuid;
   v_taxable numeric;
+  v_tax numeric;
   v_rated billing.rated_charge[];
 begin
   select * into strict v_organization from tenancy.organizations o where o.id = p_organization_id;
@@ -43,6 +44,8 @@ begin
       p_organization_id, p_period_start, p_period_end, v_draft.plan_code, v_draft.currency, coalesce(v_draft.rated_at, 'infinity')
     ) r
     where r.kind <> 'unpriced'
+      -- Where all was voided there is nothing to say.
+      and (r.events <> 0 or r.value <> 0 or r.amount_cents <> 0 or r.kind = 'fee')
   );
 
   for v_payer in
@@ -86,9 +89,9 @@ begin
     ) as r;
 
     invoice.subtotal_cents := v_taxable;
-    invoice.tax_cents := round(
-      v_taxable * v_draft.tax_percent / case when v_draft.tax_inclusive then 100 + v_draft.tax_percent else 100 end
-    );
+    -- To 20 places: of the quotient of two large numbers Postgres has so few that it would be rounded twice.
+    v_tax := round(v_taxable * v_draft.tax_percent, 20) / case when v_draft.tax_inclusive then 100 + v_draft.tax_percent else 100 end;
+    invoice.tax_cents := round(v_tax);
     if v_draft.tax_percent > 0 then
       -- An inclusive tax is in the other lines already.
       lines := lines || row(
@@ -96,8 +99,7 @@ begin
         format('%s %s %%', v_draft.tax_name, trim_scale(v_draft.tax_percent)) || case when v_draft.tax_inclusive then ', included' else '' end,
         null, 0, v_taxable, null, case when v_draft.tax_inclusive then 0 else invoice.tax_cents end, 'tax', '{}',
         jsonb_build_object('tax_percent', trim_scale(v_draft.tax_percent), 'tax_inclusive', v_draft.tax_inclusive, 'tax_cents', invoice.tax_cents),
-        null, null,
-        v_taxable * v_draft.tax_percent / case when v_draft.tax_inclusive then 100 + v_draft.tax_percent else 100 end, null
+        null, null, trim_scale(v_tax), null
       )::billing.invoice_lines;
     end if;
     invoice.total_cents := v_taxable + case when v_draft.tax_inclusive then 0 else invoice.tax_cents end;

@@ -1,9 +1,9 @@
 -- Late usage that counts in a time for periods that were finalized before, and what was taken back of them: apart from the usage of the time
 -- itself, since it is rated by the prices of the period it belongs to. Only meters that add up or count have it: a greatest, a latest
 -- or a level over time of a finalized period is what it was. A row a meter, payer, period and group, of all dimensions that prices
--- of the meter ever told apart.
+-- of the meter ever told apart. value: as the meter reads it, not in its units.
 create or replace function billing.late_usage(p_organization_id uuid, p_start timestamptz, p_end timestamptz)
-returns table (meter_code text, billing_entity_id uuid, belongs_to timestamptz, groups jsonb, events bigint, quantity numeric)
+returns table (meter_code text, billing_entity_id uuid, belongs_to timestamptz, groups jsonb, events bigint, value numeric)
 language plpgsql
 stable
 set search_path = ''
@@ -56,12 +56,11 @@ begin
     )
     select
       l.meter_code, l.billing_entity_id, p.period_start, l.groups, sum(l.events)::bigint,
-      trim_scale(sum(case l.aggregation when 'count' then l.events else l.value end) / case l.aggregation when 'count' then 1 else m.unit_size end)
+      trim_scale(coalesce(sum(case l.aggregation when 'count' then l.events else l.value end), 0))
     from late l
-    join metering.meters m on m.code = l.meter_code
     join billing.billing_periods p
       on p.organization_id = p_organization_id and p.period_start <= l.late_at and p.period_end > l.late_at
-    group by l.meter_code, l.billing_entity_id, p.period_start, l.groups, l.aggregation, m.unit_size;
+    group by l.meter_code, l.billing_entity_id, p.period_start, l.groups;
 end;
 $$;
 

@@ -47,13 +47,31 @@ as $$
     || case when p_price.tiers is null then '{}' else jsonb_build_object('tiers', p_price.tiers) end
 $$;
 
--- Which group a price is for: {"model": "large"}; {}: all that no other price of the meter is for.
+-- Which group a price is for: {"model": "large"}, as groups keep the value; {}: all that no other price of the meter is for.
 create or replace function billing.groups_of(p_price billing.prices)
 returns jsonb
 language sql
 immutable
 set search_path = ''
-as $$ select case when p_price.dimension is null then '{}' else jsonb_build_object(p_price.dimension, p_price.dimension_value) end $$;
+as $$
+  select case
+    when p_price.dimension is null then '{}'
+    else jsonb_build_object(p_price.dimension, metering.kept_value(p_price.dimension_value))
+  end
+$$;
+
+-- What a unit costs, where every unit costs the same whatever else was used: then parts of a quantity add up to what all of it costs.
+create or replace function billing.unit_amount_of(p_terms jsonb)
+returns numeric
+language sql
+immutable
+set search_path = ''
+as $$
+  select (p_terms ->> 'unit_amount_cents')::numeric
+  where p_terms ->> 'model' = 'per_unit'
+    and coalesce((p_terms ->> 'included_quantity')::numeric, 0) = 0
+    and not p_terms ?| array['minimum_cents', 'maximum_cents']
+$$;
 
 grant execute on function billing.prices_in_force(text, text, timestamptz, timestamptz), billing.terms_of(billing.prices),
-  billing.groups_of(billing.prices) to goldleaves_kernel;
+  billing.groups_of(billing.prices), billing.unit_amount_of(jsonb) to goldleaves_kernel;

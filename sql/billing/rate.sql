@@ -59,7 +59,7 @@ begin
         'amount_cents', trim_scale(exact_cents)
       );
     when 'package' then
-      v_packages := ceil((v_to - v_included) / v_size) - ceil((v_from - v_included) / v_size);
+      v_packages := billing.packages_in(v_to - v_included, v_size) - billing.packages_in(v_from - v_included, v_size);
       exact_cents := v_packages * v_unit_amount;
       tiers := tiers || jsonb_build_object(
         'from', trim_scale(v_from), 'to', trim_scale(v_to), 'quantity', trim_scale(v_to - v_from), 'packages', v_packages,
@@ -95,6 +95,15 @@ begin
 end;
 $$;
 
+-- How many packages were begun. Not by ceil(a / b): what a division leaves out can be all that the last one has.
+create or replace function billing.packages_in(p_quantity numeric, p_size numeric)
+returns numeric
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$ select div(p_quantity, p_size) + case when mod(p_quantity, p_size) > 0 then 1 else 0 end $$;
+
 -- The same within the minimum and maximum of the price.
 create or replace function billing.within_limits(p_terms jsonb, p_exact_cents numeric)
 returns numeric
@@ -115,7 +124,10 @@ language sql
 immutable
 parallel safe
 set search_path = ''
-as $$ select round(billing.within_limits(p_terms, r.exact_cents)) from billing.rate(p_terms, 0, greatest(p_quantity, 0), greatest(p_quantity, 0)) r $$;
+as $$
+  select round(billing.within_limits(p_terms, r.exact_cents))
+  from billing.rate(p_terms, 0, greatest(p_quantity, 0), greatest(p_quantity, 0)) r
+$$;
 
-grant execute on function billing.rate(jsonb, numeric, numeric, numeric), billing.within_limits(jsonb, numeric),
-  billing.amount_of(jsonb, numeric) to goldleaves_kernel;
+grant execute on function billing.rate(jsonb, numeric, numeric, numeric), billing.packages_in(numeric, numeric),
+  billing.within_limits(jsonb, numeric), billing.amount_of(jsonb, numeric) to goldleaves_kernel;

@@ -146,13 +146,30 @@ begin
 end;
 $$;
 
+-- How much of the value that a meter reads is one of its units; over time, of the value for a second. Inlined.
+create or replace function metering.value_of_unit(p_aggregation text, p_unit_size numeric)
+returns numeric
+language sql
+immutable
+parallel safe
+as $$
+  select case
+    when p_aggregation in ('count', 'unique') then 1
+    when p_aggregation = 'weighted_sum' then p_unit_size * 3600
+    else p_unit_size
+  end
+$$;
+
 -- p_bounds: moments in order; bucket n is [p_bounds[n], p_bounds[n + 1]). p_group_by: dimensions; a meter that does not keep one has null
 -- there. p_filter: meter, billing_entity_id, billing_entity_type or a dimension, with a value or a list of them; all have to hold.
 -- Returns a row for each of bucket, meter, payer and group in which there is something: events (those voided count no more) and quantity, in
 -- the meter's unit. metered is false for events that no meter counts; meter_code is then the event's name. A time-weighted meter has a row
 -- for each bucket in which something was stored, up to now, paid by who pays at the time, and not by who brought it.
+-- For rating, which adds and takes away before it divides: p_as_values has the quantity as the value that the meter reads, below zero too;
+-- p_together has no payers, for what is another thing over two of them than the sum of what it is for each (not for meters over time).
 create or replace function metering.measure(
-  p_organization_id uuid, p_bounds timestamptz[], p_group_by text[] default '{}', p_filter jsonb default '{}'
+  p_organization_id uuid, p_bounds timestamptz[], p_group_by text[] default '{}', p_filter jsonb default '{}',
+  p_as_values boolean default false, p_together boolean default false
 )
 returns table (bucket integer, meter_code text, metered boolean, billing_entity_id uuid, groups jsonb, events bigint, quantity numeric)
 language plpgsql
@@ -173,6 +190,8 @@ declare
 begin
   select * into strict v_position from metering.rollup_position;
   v_grain := case
+    -- Where verification found rollups that are not what their events say.
+    when current_setting('goldleaves.measure_from', true) = 'events' then null
     when not metering.rollups_serve(p_organization_id, p_bounds, v_dimensions, v_meters, v_position) then null
     when cardinality(p_bounds) = 2 and exists (
       select
@@ -254,7 +273,9 @@ begin
     ),
     added as (
       select
-        p.bucket, p.meter_code, p.meter_version > 0 as metered, p.billing_entity_id, metering.project(p.groups, v_group_by) as groups,
+        p.bucket, p.meter_code, p.meter_version > 0 as metered,
+        case when not p_together then p.billing_entity_id end as billing_entity_id,
+        metering.project(p.groups, v_group_by) as groups,
         sum(p.events)::bigint as events,
         sum(p.value) as value,
         max(p.max_value) as max_value,
@@ -265,18 +286,26 @@ begin
     )
     select
       a.bucket, a.meter_code, a.metered, a.billing_entity_id, a.groups, a.events,
-      case when m.allow_negative then greatest(q.quantity, 0) else q.quantity end
+      case
+        when p_as_values then trim_scale(v.value)
+        else trim_scale(greatest(
+          v.value / coalesce(metering.value_of_unit(m.aggregation, m.unit_size), 1), case when m.allow_negative then 0 end
+        ))
+      end
     from added a
     left join metering.meters m on a.metered and m.code = a.meter_code
     cross join lateral (
-      select trim_scale(case m.aggregation
-        when 'count' then a.events
-        when 'max' then coalesce(a.max_value, 0) / m.unit_size
-        when 'min' then coalesce(a.min_value, 0) / m.unit_size
-        when 'latest' then coalesce(a.latest_value, 0) / m.unit_size
-        else coalesce(a.value, 0) / coalesce(m.unit_size, 1)
-      end)
-    ) as q (quantity)
+      select coalesce(
+        case m.aggregation
+          when 'count' then a.events
+          when 'max' then a.max_value
+          when 'min' then a.min_value
+          when 'latest' then a.latest_value
+          else a.value
+        end,
+        0
+      )
+    ) as v (value)
     where m.aggregation is distinct from 'unique'
       and m.aggregation is distinct from 'weighted_sum'
       and (v_entities is null or a.billing_entity_id = any (v_entities))
@@ -285,14 +314,14 @@ begin
   if exists (select from metering.meters m where m.aggregation = 'unique' and (v_meters is null or m.code = any (v_meters))) then
     return query
       select u.bucket, u.meter_code, true, u.billing_entity_id, u.groups, u.events, u.quantity
-      from metering.measure_unique(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain, v_position) u
+      from metering.measure_unique(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain, v_position, p_together) u
       where (v_entities is null or u.billing_entity_id = any (v_entities))
         and (v_entity_types is null or case u.billing_entity_id when p_organization_id then 'organization' else 'user' end = any (v_entity_types));
   end if;
   if exists (select from metering.meters m where m.aggregation = 'weighted_sum' and (v_meters is null or m.code = any (v_meters))) then
     return query
       select w.bucket, w.meter_code, true, w.billing_entity_id, w.groups, w.events, w.quantity
-      from metering.measure_over_time(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain is not null, v_position) w
+      from metering.measure_over_time(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain is not null, v_position, p_as_values) w
       where (v_entities is null or w.billing_entity_id = any (v_entities))
         and (v_entity_types is null or case w.billing_entity_id when p_organization_id then 'organization' else 'user' end = any (v_entity_types));
   end if;
@@ -355,7 +384,7 @@ $$;
 -- Unique values: those that have an event which was not voided, of all buckets together.
 create or replace function metering.measure_unique(
   p_organization_id uuid, p_bounds timestamptz[], p_group_by text[], p_dimensions jsonb, p_meters text[], p_grain text,
-  p_position metering.rollup_position
+  p_position metering.rollup_position, p_together boolean
 )
 returns table (bucket integer, meter_code text, billing_entity_id uuid, groups jsonb, events bigint, quantity numeric)
 language sql
@@ -427,7 +456,9 @@ as $$
     from tail t
   ),
   seen as (
-    select k.bucket, k.meter_code, k.billing_entity_id, k.groups, k.value_hash, sum(k.events) as events
+    select
+      k.bucket, k.meter_code, case when not p_together then k.billing_entity_id end as billing_entity_id, k.groups, k.value_hash,
+      sum(k.events) as events
     from kept k
     group by 1, 2, 3, 4, 5
   )
@@ -440,7 +471,7 @@ $$;
 -- Where somebody else begins to pay within the bounds, or rollups do not serve, everything is read from the events themselves.
 create or replace function metering.measure_over_time(
   p_organization_id uuid, p_bounds timestamptz[], p_group_by text[], p_dimensions jsonb, p_meters text[], p_rolled_up boolean,
-  p_position metering.rollup_position
+  p_position metering.rollup_position, p_as_values boolean
 )
 returns table (bucket integer, meter_code text, billing_entity_id uuid, groups jsonb, events bigint, quantity numeric)
 language plpgsql
@@ -560,11 +591,16 @@ begin
     )
     select
       s.bucket, s.meter_code, s.billing_entity_id, s.groups, sum(s.events)::bigint,
-      trim_scale(greatest(sum(s.unit_seconds) / (m.unit_size * 3600), case when m.allow_negative then 0 end))
+      case
+        when p_as_values then trim_scale(sum(s.unit_seconds))
+        else trim_scale(greatest(
+          sum(s.unit_seconds) / metering.value_of_unit(m.aggregation, m.unit_size), case when m.allow_negative then 0 end
+        ))
+      end
     from levels s
     join metering.meters m on m.code = s.meter_code
     where s.bucket is not null
-    group by s.bucket, s.meter_code, s.billing_entity_id, s.groups, m.unit_size, m.allow_negative
+    group by s.bucket, s.meter_code, s.billing_entity_id, s.groups, m.aggregation, m.unit_size, m.allow_negative
     having sum(s.events) <> 0 or sum(s.unit_seconds) <> 0;
 end;
 $$;
@@ -572,8 +608,8 @@ $$;
 grant execute on function metering.dimension_filter(jsonb), metering.filter_values(jsonb, text), metering.group_passes(jsonb, jsonb), metering.project(jsonb, text[]),
   metering.rollups_serve(uuid, timestamptz[], jsonb, text[], metering.rollup_position),
   metering.is_unrolled(uuid, timestamptz, timestamptz, metering.rollup_position, text[], text),
-  metering.measure(uuid, timestamptz[], text[], jsonb),
+  metering.value_of_unit(text, numeric), metering.measure(uuid, timestamptz[], text[], jsonb, boolean, boolean),
   metering.live_events(uuid, timestamptz, timestamptz, text[], boolean, metering.rollup_position),
   metering.groups_in_place(uuid, text, integer, timestamptz),
-  metering.measure_unique(uuid, timestamptz[], text[], jsonb, text[], text, metering.rollup_position),
-  metering.measure_over_time(uuid, timestamptz[], text[], jsonb, text[], boolean, metering.rollup_position) to goldleaves_kernel;
+  metering.measure_unique(uuid, timestamptz[], text[], jsonb, text[], text, metering.rollup_position, boolean),
+  metering.measure_over_time(uuid, timestamptz[], text[], jsonb, text[], boolean, metering.rollup_position, boolean) to goldleaves_kernel;
