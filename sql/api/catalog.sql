@@ -61,7 +61,7 @@ comment on column api.prices.is_in_force is 'Whether it counts for a period that
 
 grant select on api.prices to platform_admin;
 
-create function api.create_plan(code text, name text, description text default '', is_public boolean default true, "position" integer default 0)
+create function api.create_plan(code text, name text, description text default '', is_public boolean default true, "position" integer default null)
 returns api.plans
 language plpgsql
 volatile
@@ -76,8 +76,8 @@ $$;
 
 comment on function api.create_plan(text, text, text, boolean, integer) is $$Make a plan
 
-For platform_admin. code is what organizations and prices name it by, and stays. A plan that is not public is shown to staff alone. What it
-costs are prices (create_price), what it offers are features (set_plan_feature). Returns the plan as plans shows it.
+For platform_admin. code is what organizations and prices name it by, and stays. A plan that is not public is shown to staff alone.
+Without position it is the last one. What it costs are prices (create_price), what it offers are features (set_plan_feature). Returns the plan as plans shows it.
 
 Errors: INVALID_PLAN (400), ROLE_REQUIRED (403), PLAN_EXISTS (409).$$;
 

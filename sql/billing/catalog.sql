@@ -53,7 +53,10 @@ begin
   end if;
   perform billing.require_plan_texts(p_code, p_name, p_description);
   insert into billing.plans (code, name, description, is_public, position)
-  values (p_code, btrim(p_name), coalesce(p_description, ''), coalesce(p_is_public, true), coalesce(p_position, 0))
+  values (
+    p_code, btrim(p_name), coalesce(p_description, ''), coalesce(p_is_public, true),
+    coalesce(p_position, (select max(l.position) + 1 from billing.plans l), 1)
+  )
   on conflict do nothing;
   if not found then
     raise exception using
