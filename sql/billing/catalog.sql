@@ -55,7 +55,7 @@ begin
   insert into billing.plans (code, name, description, is_public, position)
   values (
     p_code, btrim(p_name), coalesce(p_description, ''), coalesce(p_is_public, true),
-    coalesce(p_position, (select max(l.position) + 1 from billing.plans l), 1)
+    coalesce(p_position, (select least(max(l.position), 2147483646) + 1 from billing.plans l), 1)
   )
   on conflict do nothing;
   if not found then
