@@ -92,6 +92,16 @@ CODES: Final[Mapping[str, Code]] = {
         "Only direct SQL can cause it.",
         "Have the owner call convert_to_organization. There is no way back to personal.",
     ),
+    "CREDIT_NOTE_NOT_FOUND": Code(
+        404,
+        "There is no credit note with this id, or it is another organization's.",
+        "GET /api/v1/credit_notes lists them; id is what is asked for, not the number.",
+    ),
+    "CREDIT_TOO_HIGH": Code(
+        409,
+        "A credit note would take back more of a line, or of the invoice, than is left of it, which the message says.",
+        "Credit at most that. GET /api/v1/credit_note_lines shows what was credited before.",
+    ),
     "CURRENCY_FIXED": Code(
         409,
         "The currency of an organization was to change that has an invoice.",
@@ -195,6 +205,11 @@ CODES: Final[Mapping[str, Code]] = {
         "its gzip is damaged; or the headers of a CloudEvent cannot be read.",
         "Mend the body; details says what is wrong with it. Nothing of it was stored.",
     ),
+    "INVALID_CREDIT_NOTE": Code(
+        400,
+        "A credit note needs a reason, and lines are such as can be credited: fees, usage and what adjustments added.",
+        "Mend what the message names. The tax is never named: it comes in proportion.",
+    ),
     "INVALID_CURRENCY": Code(
         400,
         "An organization was to have a currency that there is not.",
@@ -242,6 +257,11 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "INVALID_PATH": Code(
         400, "The path of a request to the gateway has a control character in it.", "Leave %00 to %1F and %7F out."
+    ),
+    "INVALID_PAYMENT": Code(
+        400,
+        "The amount of a payment or refund is no whole number from 1 on, or a reference, method or reason is missing.",
+        "Mend what the message names. Amounts are in minor units of the currency.",
     ),
     "INVALID_PLAN": Code(
         400,
@@ -334,6 +354,16 @@ CODES: Final[Mapping[str, Code]] = {
         "The change would leave an organization without an owner.",
         "Make somebody else an owner first.",
     ),
+    "LEDGER_APPEND_ONLY": Code(
+        409,
+        "Somebody changed or deleted payments, refunds, credit notes or balance entries at the database. Nobody may.",
+        "Take a payment back with record_refund, correct an invoice with create_credit_note.",
+    ),
+    "LEDGER_INCONSISTENT": Code(
+        409,
+        "An entry contradicts its invoice or another entry: a refund for another payer's credit note, or direct SQL.",
+        "Use create_credit_note, record_payment and record_refund: they write all that belongs together.",
+    ),
     "MALFORMED_REQUEST": Code(
         400,
         "What came is no HTTP request: a broken request line, header, length or chunk, or a URL with raw bytes. "
@@ -367,6 +397,9 @@ CODES: Final[Mapping[str, Code]] = {
         "GET /api/v1/meters lists them; hint names those that count.",
     ),
     "METHOD_NOT_ALLOWED": Code(405, "The path exists but not with this method.", "Use a method that Allow names."),
+    "NOTHING_TO_WRITE_OFF": Code(
+        409, "The invoice has nothing left to be paid.", "Nothing: its status says whether it is paid or void."
+    ),
     "NOT_A_MEMBER": Code(
         403,
         "X-Organization-ID or the claim org_id names an organization that you are no member of, or that is not there.",
@@ -396,6 +429,16 @@ CODES: Final[Mapping[str, Code]] = {
         403,
         "A browser asked whether a page may call the API, and the page's origin is not in ALLOWED_ORIGINS.",
         "Add the origin to ALLOWED_ORIGINS of the sidecar, as the browser's console shows it.",
+    ),
+    "PAYMENT_NOT_FOUND": Code(
+        404,
+        "There is no payment with this id, or it is another organization's, or a write-off.",
+        "GET /api/v1/payments?kind=eq.payment lists them.",
+    ),
+    "PAYMENT_TOO_HIGH": Code(
+        409,
+        "A payment is higher than what is left to be paid of its invoice. The message says what is left.",
+        "Record at most that, and the rest with the invoice that it is for.",
     ),
     "PERIOD_BUSY": Code(
         503,
@@ -439,6 +482,16 @@ CODES: Final[Mapping[str, Code]] = {
         409,
         "A price was to be changed or removed, by which invoices were made. Only direct SQL can cause it.",
         "Make another price with create_price: it takes its place from a moment ahead.",
+    ),
+    "REFERENCE_TAKEN": Code(
+        409,
+        "A payment, refund or credit note has the reference of another one, and says something else.",
+        "A retry says the same as the first attempt. Give what is new a reference of its own.",
+    ),
+    "REFUND_TOO_HIGH": Code(
+        409,
+        "A refund is higher than what is left of its payment, of its credit note or of the balance: see the message.",
+        "Pay back at most that: what later invoices took from the balance is spent.",
     ),
     "REPORT_TOO_LONG": Code(
         400,

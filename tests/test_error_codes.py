@@ -410,6 +410,26 @@ def correcting(world: World, function: str, **arguments: object) -> httpx.Respon
     return world.ask("POST", f"/api/v1/rpc/{function}", token, headers=headers, json=arguments)
 
 
+# An invoice of 25 by hand, and what it takes to ask about it.
+INVOICE = (
+    "select billing.ensure_periods(%(org)s, now(), now())",
+    """
+    insert into billing.invoices (organization_id, id, number, period_start, period_end, currency, total_cents)
+    select organization_id, organization_id, '2020-0001', period_start, period_end, 'usd', 25
+    from billing.billing_periods where organization_id = %(org)s and period_end > now() and period_start < now()
+    """,
+)
+PAYMENT = "select (billing.record_payment(%(org)s, %(org)s, 20, 'cash', 'r1', null)).id"
+REFUND = f"select billing.record_refund(%(org)s, ({PAYMENT}), {{}}, 'r2', {{}})"
+
+
+def of_nothing(world: World, function: str, **arguments: object) -> httpx.Response:
+    """Of the invoice of a month in which nothing was used."""
+    with world.stack.database.connect() as superuser:
+        invoice = value(superuser, "select id from billing.invoices where organization_id = %s", world.organization.id)
+    return correcting(world, function, invoice_id=str(invoice), **arguments)
+
+
 def amending(world: World, *, event_id: str | None = None, **event: object) -> httpx.Response:
     event = {"id": str(uuid4()), **event}
     return correcting(world, "amend_usage_event", event_id=event_id or recorded(world), event=event)
@@ -501,6 +521,11 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         400,
         lambda world: world.ask("GET", "/api/v1/cases", world.member(), headers=[("Prefer", "count=planned")]),
     ),
+    "CREDIT_NOTE_NOT_FOUND": (
+        404,
+        lambda world: refusal_in_sql(world, *INVOICE, REFUND.format(5, "gen_random_uuid()")),
+    ),
+    "CREDIT_TOO_HIGH": (409, lambda world: of_nothing(world, "create_credit_note", reason="wrong")),
     "DATABASE_RESTORED": (503, from_restored_database),
     "DAY_NOT_ENDED": (409, lambda world: by_staff(world, "remake_storage_snapshots", day="2999-01-01")),
     "EMAIL_NOT_VERIFIED": (403, partial(from_an_invitation, email_verified=False)),
@@ -514,6 +539,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_BILLING_PROFILE": (400, lambda world: rpc(world, "set_billing_profile", country="Germany")),
     "INVALID_BILLING_TERMS": (400, lambda world: correcting(world, "set_billing_terms", tax_percent=101)),
     "INVALID_BODY": (400, lambda world: world.send("5")),
+    "INVALID_CREDIT_NOTE": (400, lambda world: of_nothing(world, "create_credit_note", reason="wrong", lines=[])),
     "INVALID_CURRENCY": (
         400,
         lambda world: refusal_in_sql(world, "update tenancy.organizations set currency = 'abc' where id = %(org)s"),
@@ -529,6 +555,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_GROUP_BY": (400, partial(usage, group_by="{color}")),
     "INVALID_METER": (400, lambda world: by_staff(world, "create_meter", code="No", unit="u", description="d")),
     "INVALID_NAME": (400, lambda world: world.found(name=" ")),
+    "INVALID_PAYMENT": (400, lambda world: of_nothing(world, "write_off_invoice", reason="")),
     "INVALID_PLAN": (400, lambda world: by_staff(world, "create_plan", code="No", name="n")),
     "INVALID_PRICE": (400, lambda world: by_staff(world, "create_price", meter="api.request")),
     "INVALID_RANGE": (400, lambda world: report(world, "yesterday", "2026-01-02")),
@@ -547,6 +574,19 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVOICE_NOT_FOUND": (404, lambda world: usage(world, "invoice_document", invoice_id=str(uuid4()))),
     "ISOLATION_LEVEL": (500, from_wrong_isolation_level),
     "LAST_OWNER": (409, from_an_organization_without_owner),
+    "LEDGER_APPEND_ONLY": (409, lambda world: refusal_in_sql(world, "truncate billing.balance_entries")),
+    "LEDGER_INCONSISTENT": (
+        409,
+        lambda world: refusal_in_sql(
+            world,
+            *INVOICE,
+            "set constraints all immediate",
+            """
+            insert into billing.balance_entries (organization_id, currency, kind, amount_cents, invoice_id)
+            values (%(org)s, 'usd', 'negative_invoice', 25, %(org)s)
+            """,
+        ),
+    ),
     "MEMBER_NOT_FOUND": (404, from_removing_nobody),
     "METER_EXISTS": (
         409,
@@ -557,6 +597,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "METER_FIXED": (409, lambda world: refusal_in_sql(world, "update metering.meters set unit = 'other'")),
     "METERED_TABLE": (409, lambda world: refusal_in_sql(world, "truncate app.documents")),
     "METER_NOT_FOUND": (404, lambda world: by_staff(world, "delete_meter", code="nothing")),
+    "NOTHING_TO_WRITE_OFF": (409, lambda world: of_nothing(world, "write_off_invoice", reason="gone")),
     "NOT_A_MEMBER": (
         403,
         lambda world: world.ask("GET", "/cases", world.member(), headers=[("X-Organization-ID", "other")], direct=True),
@@ -573,6 +614,14 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         ),
     ),
     "ORGANIZATION_REQUIRED": (400, partial(from_person_without_organization, direct=True)),
+    "PAYMENT_NOT_FOUND": (
+        404,
+        lambda world: correcting(world, "record_refund", payment_id=str(uuid4()), amount_cents=1, reference="r1"),
+    ),
+    "PAYMENT_TOO_HIGH": (
+        409,
+        lambda world: of_nothing(world, "record_payment", amount_cents=1, method="cash", reference="r1"),
+    ),
     "PERIOD_BUSY": (503, from_busy_period),
     "PERIOD_NOT_ENDED": (409, lambda world: world.close("finalize_period", month(0))),
     "PERIOD_NOT_FOUND": (404, lambda world: world.close("finalize_period", date(1999, 1, 1))),
@@ -598,6 +647,11 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
             world, ("rpc/create_invitation", {"email": "heir@example.com", "role": "owner"})
         ),
     ),
+    "REFERENCE_TAKEN": (
+        409,
+        lambda world: refusal_in_sql(world, *INVOICE, PAYMENT, PAYMENT.replace("20", "21")),
+    ),
+    "REFUND_TOO_HIGH": (409, lambda world: refusal_in_sql(world, *INVOICE, REFUND.format(21, "null"))),
     "REJECTED_EVENT_NOT_FOUND": (
         404,
         lambda world: correcting(world, "dismiss_rejected_event", rejected_id=str(uuid4())),

@@ -44,7 +44,7 @@ begin
   raise exception using
     errcode = 'PT409',
     message = format('LEDGER_INCONSISTENT: %s', p_what),
-    hint = 'Use create_credit_note, record_payment, record_refund and write_off_invoice: they write all that belongs together.';
+    hint = 'Use create_credit_note, record_payment and record_refund: they write all that belongs together.';
 end;
 $$;
 
