@@ -155,7 +155,7 @@ def rollback(url: str, to: str | None, root: Path = PROJECT) -> RollbackReport:
     """Undo the migrations after `to` (None: all of them), newest first, then load the release recorded at `to`.
 
     Behaviour is unloaded first: views block changes of columns. Raises MigrationError when `to` is not applied. Where a
-    migration refuses to go back it is raised too, and the release of where that stopped is loaded.
+    migration refuses to go back it is raised too, and all is brought back to where it was.
     """
     with locked(url) as conn, _yoyo(url) as backend:
         known = _read(root)
@@ -168,12 +168,16 @@ def rollback(url: str, to: str | None, root: Path = PROJECT) -> RollbackReport:
             known[name].require_rollback()
         if undo:
             retry_when_busy(lambda: _unload(conn))
+        undone: list[str] = []
         try:
             for name in undo:
                 _run(backend, known[name], "rollback")
+                undone.append(name)
         except MigrationError:
-            # A migration that refuses leaves things as they are, and what serves needs its behaviour.
-            _load_recorded(conn, _applied(conn)[-1])
+            # One refuses: what serves now goes on, and needs all of its tables and behaviour.
+            for name in reversed(undone):
+                _run(backend, known[name], "apply")
+            _load_recorded(conn, applied[-1])
             raise
         report = _load_recorded(conn, head)
         return RollbackReport(

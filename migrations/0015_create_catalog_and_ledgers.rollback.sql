@@ -3,6 +3,8 @@ set local role goldleaves_owner;
 alter table billing.invoices no force row level security;
 alter table billing.credit_notes no force row level security;
 alter table billing.payments no force row level security;
+alter table billing.billing_terms no force row level security;
+alter table billing.billing_profiles no force row level security;
 do $$
 begin
   if exists (select from billing.prices where model <> 'per_unit' or plan_code is not null or dimension is not null
@@ -16,10 +18,13 @@ begin
     raise exception 'there are invoices, credit notes or payments that the version before would tell wrong'
       using hint = 'Restore a backup instead.';
   end if;
+  if exists (select from billing.billing_terms) or exists (select from billing.billing_profiles) then
+    raise exception 'there are billing terms or profiles, which the version before does not know'
+      using hint = 'Restore a backup instead.';
+  end if;
 end
 $$;
 
-drop index metering.usage_events_late;
 alter table metering.usage_rollups drop column digest;
 drop type billing.rated_charge;
 drop table billing.balance_entries;

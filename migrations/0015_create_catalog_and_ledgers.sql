@@ -353,9 +353,6 @@ comment on constraint balance_entries_currency_fkey on billing.balance_entries i
 comment on constraint organizations_plan_fkey on tenancy.organizations is
   'goldleaves lint reference_without_organization: plans are the same for everybody, and no tenant writes it';
 
--- Late usage, and what was taken back of finalized periods: rare, and rated by itself.
-create index usage_events_late on metering.usage_events (organization_id, occurred_at) where belongs_at is not null;
-
 -- It closes periods.
 grant usage on schema billing to sidecar;
 

@@ -733,19 +733,19 @@ def test_rollback_unloads_what_may_not_fit_any_more(loaded: Project) -> None:
     assert len(loaded.migrate().loaded) == 8
 
 
-def test_a_rollback_that_is_refused_leaves_the_behaviour_there(loaded: Project) -> None:
-    """It serves on. Of several migrations, the one that refuses stays with what was released at it."""
+def test_a_rollback_that_is_refused_brings_all_back(loaded: Project) -> None:
+    """What serves goes on, also where newer migrations had gone back before the one that refuses."""
     refusal = "do $$ begin raise exception 'there is something new' using hint = 'Restore a backup.'; end $$;"
-    for name, back in (("0003_refuse", refusal), ("0004_create_more", "drop table app.more;")):
-        loaded.write(f"migrations/{name}.sql", f"create table app.{name[5:].removeprefix('create_')} (id int);")
+    for name, back in (("0003_refuse", refusal), ("0004_create_more", "drop table app.t0004;")):
+        loaded.write(f"migrations/{name}.sql", f"create table app.t{name[:4]} (id int);")
         loaded.write(f"migrations/{name}.rollback.sql", back)
-        loaded.write("sql/app/told.sql", function("app.told()", "text", f"select '{name}'"))
-        loaded.migrate()
+    loaded.write("sql/app/told.sql", function("app.told()", "bigint", "select count(*) from app.t0004"))
+    loaded.migrate()
     with pytest.raises(MigrationError, match="there is something new"):
         rollback(loaded.database.migrator, "0002", loaded.root)
-    assert status(loaded.database.migrator, loaded.root).applied[-1] == "0003_refuse"
-    assert loaded.query("select app.told()") == [("0003_refuse",)]
-    assert loaded.exists("app.count_notes")
+    assert status(loaded.database.migrator, loaded.root).applied[-1] == "0004_create_more"
+    assert loaded.query("select app.told()") == [(0,)]
+    assert loaded.migrate().loaded == ()
 
 
 def test_rollback_to_where_nothing_was_ever_loaded_says_so(loaded: Project) -> None:

@@ -1,0 +1,3 @@
+set local role goldleaves_owner;
+drop index metering.usage_events_late;
+reset role;
