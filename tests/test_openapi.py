@@ -195,6 +195,10 @@ def test_real_rows_are_as_described(
 
     with stack.client("staff", role="platform_admin") as staff:
         call(document, staff, "remake_storage_snapshots", day=str(month(1)))
+        headers = {"X-Organization-ID": organization.slug}
+        call(document, owner, "set_billing_profile", legal_name="Firm", country="DE")
+        terms = staff.post("/api/v1/rpc/set_billing_terms", json={"tax_percent": 19}, headers=headers)
+        check(document, "post", "/api/v1/rpc/set_billing_terms", terms)
         for view in ROWS:
             answer = (staff if view in FOR_STAFF else owner).get(f"/api/v1/{view}")
             assert answer.json(), view
@@ -225,6 +229,14 @@ def test_real_rows_are_as_described(
     report = owner.get(f"/api/v1/rpc/usage_report?from={month(1)}&to={month(0)}")
     assert {line["meter"] for line in report.json()} >= {"doc.upload", "unmetered"}
     check(document, "get", "/api/v1/rpc/usage_report", report)
+    for path, asked in (
+        ("invoices/{invoice_id}", f"invoices/{closed.json()['id']}"),
+        ("preview-invoice", "preview-invoice"),
+    ):
+        check(document, "get", f"/api/billing/{path}", owner.get(f"/api/billing/{asked}"))
+        for suffix in (".csv", ".html"):
+            kinds = document["paths"][f"/api/billing/{path}{suffix}"]["get"]["responses"]["200"]["content"]
+            assert owner.get(f"/api/billing/{asked}{suffix}").headers["content-type"].partition(";")[0] in kinds
     check(document, "post", "/api/v1/rpc/sign_in", owner.post("/api/v1/rpc/sign_in"))
     check(document, "get", "/api/v1/rpc/health", owner.get("/api/v1/rpc/health"))
     check(document, "get", "/health", owner.get("/health"))

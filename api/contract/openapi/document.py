@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Final
 
 from api.contract.catalog import Catalog
-from api.contract.openapi import gateway, plans, reports, sidecar
+from api.contract.openapi import gateway, invoices, plans, reports, sidecar
 from api.contract.openapi.components import COMPONENTS, Json, examples
 
 _READERS: Final = """
@@ -27,7 +27,11 @@ def build_document(catalog: Catalog) -> Json:
         "info": {"title": title, "version": version("goldleaves"), "description": description.strip() + _READERS},
         "servers": [{"url": "/", "description": "This gateway"}],
         "tags": [*gateway.tags(catalog.views), *sidecar.TAGS],
-        "paths": of_gateway | reports.paths(of_gateway) | plans.paths(of_gateway) | sidecar.PATHS,
+        "paths": of_gateway
+        | reports.paths(of_gateway)
+        | invoices.paths(of_gateway)
+        | plans.paths(of_gateway)
+        | sidecar.PATHS,
         "components": {
             **COMPONENTS,
             "examples": examples(),
