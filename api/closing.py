@@ -90,7 +90,7 @@ class Closing(Collector):
         """Close what is due now. Returns how long to wait until the next time."""
         started, run = time.monotonic(), Run()
         try:
-            await self._close_all(run)
+            await self.close_due(run)
         except DatabaseError as error:
             if not self._is_away:  # once: whoever is away may stay so for long
                 log.warning("closing_failed", state=error.state, error=error.message or str(error))
@@ -108,8 +108,10 @@ class Closing(Collector):
         self._is_away = False
         return RUN_SECONDS
 
-    async def _close_all(self, run: Run) -> None:
-        """One list after the other, since closing a period may make the organization's next one due."""
+    async def close_due(self, run: Run) -> None:
+        """Close all that is due, one list after the other: closing a period may make the organization's next one due.
+        Raises DatabaseError when Postgres is away.
+        """
         while True:
             now = time.monotonic()
             paused = {of for of, failure in self._failures.items() if failure.retry_at > now} | run.failed
