@@ -212,12 +212,10 @@ def test_an_event_is_paid_by_whoever_pays_at_its_own_time(
 ) -> None:
     """Events of the month before are late: its period is finalized, so the gateway's become adjustments."""
     with taken_back(connection):
-        connection.execute(
-            """
-            insert into billing.prices (meter_code, currency, effective_from, unit_amount_cents)
-            values ('api.request', 'usd', '2000-01-02Z', 0.5)
-            """
-        )
+        # A half cent, which the guard of prices would let count from now on only.
+        connection.execute("set local session_replication_role = replica")
+        connection.execute("update billing.prices set unit_amount_cents = 0.5 where meter_code = 'api.request'")
+        connection.execute("set local session_replication_role = origin")
         finalize(connection, personal.id, month(2))
 
         sent: dict[str, datetime] = {}

@@ -217,18 +217,27 @@ def test_an_organization_with_an_invoice_is_not_deleted(closed: Closed) -> None:
         attempt(closed, "postgres", "truncate tenancy.organizations cascade")
 
 
-def test_a_period_before_a_finalized_one_can_still_be_made(closed: Closed, make_organization: MakeOrganization) -> None:
-    """Its neighbour is finalized and first; the chain grows to the left and nothing of the neighbour changes."""
+def test_what_lies_before_a_finalized_period_is_finalized_too(
+    closed: Closed, make_organization: MakeOrganization
+) -> None:
+    """The chain grows to the left: nothing of the neighbour changes, and no time gets an invoice afterwards."""
     organization = make_organization(closed.database).id
     with closed.database.connect() as connection:
-        finalize(connection, organization, month(1))
-        assert ingest(connection, [event("earlier", moment(3, days=1))], organization).accepted == 1
-        assert finalize(connection, organization, month(3)).total_cents == 25
+        invoice = finalize(connection, organization, month(1))
+        earlier = [event("earlier", moment(3, days=1))]
+        refused = ingest(connection, earlier, organization).rejected
+        assert [refusal.code for refusal in refused] == ["BILLING_PERIOD_LOCKED"]
+        assert ingest(connection, earlier, organization, source="gateway", late="adjust").accepted == 1
         statuses = connection.execute(
-            "select status from billing.billing_periods where organization_id = %s order by period_start",
-            [organization],
+            """
+            select status from billing.billing_periods
+            where organization_id = %s and period_start < %s order by period_start
+            """,
+            [organization, moment(0)],
         ).fetchall()
-        assert statuses == [("finalized",), ("open",), ("finalized",)]
+        assert statuses == [("finalized",)] * 3
+        assert finalize(connection, organization, month(1)) == invoice
+        assert value(connection, "select count(*) from billing.invoices where organization_id = %s", organization) == 1
 
 
 def test_late_events_that_may_not_be_refused_count_in_the_open_period(

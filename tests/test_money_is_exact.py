@@ -20,6 +20,9 @@ from tests.harness import Database
 from tests.usage import Connection, Event, event, finalize, ingest, moment, month, race, value
 
 LONG_AGO = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
+PRICE = """
+  insert into billing.prices (meter_code, currency, effective_from, unit_amount_cents) values (%s, %s, %s, %s::numeric)
+"""
 Line = tuple[str, int, Decimal | int, Decimal | int, Decimal | int]
 
 
@@ -44,13 +47,15 @@ def meter(connection: Connection, code: str, price: str | None, *, aggregation: 
 
 
 def set_price(connection: Connection, code: str, price: str, since: datetime, currency: str = "usd") -> None:
-    connection.execute(
-        """
-        insert into billing.prices (meter_code, currency, effective_from, unit_amount_cents)
-        values (%s, %s, %s, %s::numeric)
-        """,
-        [code, currency, since, price],
-    )
+    connection.execute(PRICE, [code, currency, since, price])
+
+
+def set_price_past_its_guard(connection: Connection, code: str, price: str, since: datetime) -> None:
+    """As nobody may any more: one that takes the place of another in the past."""
+    with connection.transaction():
+        connection.execute("set local session_replication_role = replica")
+        set_price(connection, code, price, since)
+        connection.execute("set local session_replication_role = origin")
 
 
 def batch(name: str, quantities: list[str], at: datetime) -> str:
@@ -92,8 +97,8 @@ def summary(connection: Connection, organization: UUID, function: str) -> list[t
         ("0.5", ["3"], "2"),
         ("0.5", ["5"], "3"),
         ("0.5", ["0.99"], "0"),
-        ("0.49999999999999999999", ["1"], "0"),
-        ("0.333333333333333333", ["1", "1", "1"], "1"),  # rounded once: a rounding an event would make it 0
+        ("0.499999999999", ["1"], "0"),
+        ("0.333333333333", ["1", "1", "1"], "1"),  # rounded once: a rounding an event would make it 0
         ("0.1", ["0.1"] * 50, "1"),
         ("1", ["0.1", "0.2"], "0"),
         ("10", ["0.1", "0.2"], "3"),
@@ -204,9 +209,9 @@ def test_a_price_counts_from_its_date_on(connection: Connection, organization: U
     microsecond = timedelta(microseconds=1)
     with connection.transaction(force_rollback=True):
         meter(connection, "priced", "1")
-        set_price(connection, "priced", "10", moment(3) + microsecond)  # too late for that month
-        set_price(connection, "priced", "100", moment(1))  # just in time for that one
-        set_price(connection, "priced", "1000", moment(0, days=-1))
+        set_price_past_its_guard(connection, "priced", "10", moment(3) + microsecond)  # too late for that month
+        set_price_past_its_guard(connection, "priced", "100", moment(1))  # just in time for that one
+        set_price_past_its_guard(connection, "priced", "1000", moment(0, days=-1))
         for ago in (3, 2, 1):
             ingest(connection, [event(f"a{ago}", moment(ago, days=20), name="priced")], organization)
         totals = [finalize(connection, organization, month(ago)).total_cents for ago in (3, 2, 1)]
@@ -217,7 +222,7 @@ def test_the_cost_shown_for_events_is_the_cost_invoiced(connection: Connection, 
     """An event's cost_cents adds up to its line (before rounding), also where a price changed within the period."""
     with connection.transaction(force_rollback=True):
         meter(connection, "shown", "1.5")
-        set_price(connection, "shown", "9", moment(1, days=10))
+        set_price_past_its_guard(connection, "shown", "9", moment(1, days=10))
         set_price(connection, "shown", "7", LONG_AGO + timedelta(days=1), currency="eur")
         ingest(connection, [event("a", moment(1, days=5), name="shown")], organization)
         ingest(connection, [event("b", moment(1, days=15), name="shown")], organization)
@@ -232,15 +237,17 @@ def test_a_finalized_period_is_summarized_as_it_was_invoiced(connection: Connect
         meter(connection, "later", "2")
         ingest(connection, [event("a", moment(1, days=5), name="later")], organization)
         invoice = finalize(connection, organization, month(1))
-        set_price(connection, "later", "5", LONG_AGO + timedelta(days=1))
+        set_price_past_its_guard(connection, "later", "5", LONG_AGO + timedelta(days=1))
         assert summary(connection, organization, "usage_summary") == lines(connection, invoice.id)
 
 
 def test_a_price_that_is_made_meanwhile_comes_after_the_invoice(
     shared_database: Database, connection: Connection, organization: UUID
 ) -> None:
-    """It waits for the finalization, of which all statements rate alike, and is later than what that was rated by."""
-    meter(connection, "meanwhile", "1")
+    """It waits for the finalization, of which all statements rate alike, and is later than what that was rated by. The
+    first price of a meter, since that may reach back.
+    """
+    meter(connection, "meanwhile", None)
     ingest(connection, [event("a", moment(1, days=5), name="meanwhile")], organization)
     connection.execute(
         """
@@ -270,7 +277,7 @@ def test_a_price_that_is_made_meanwhile_comes_after_the_invoice(
             closing = pool.submit(finalize, finalizer, organization, month(1))
             while waiting() < 1:
                 assert not closing.done()
-            pricing = pool.submit(set_price, staff, "meanwhile", "1000", LONG_AGO + timedelta(days=1))
+            pricing = pool.submit(set_price, staff, "meanwhile", "1000", LONG_AGO)
             while waiting() < 2:
                 assert not pricing.done()
             connection.execute("select pg_advisory_unlock(1)")
@@ -279,14 +286,14 @@ def test_a_price_that_is_made_meanwhile_comes_after_the_invoice(
     finally:
         connection.execute("drop trigger hold on billing.invoices")
         connection.execute("drop function public.hold()")
-    assert invoice.total_cents == 1
-    assert lines(connection, invoice.id) == [("meanwhile", 1, 1, 1, 1)]
+    assert invoice.total_cents == 0
+    assert lines(connection, invoice.id) == []
     assert value(
         connection,
         """
         select p.created_at > i.rated_at
         from billing.prices p, billing.invoices i
-        where p.meter_code = 'meanwhile' and p.unit_amount_cents = 1000 and i.organization_id = %s and i.id = %s
+        where p.meter_code = 'meanwhile' and i.organization_id = %s and i.id = %s
         """,
         organization,
         invoice.id,
