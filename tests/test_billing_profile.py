@@ -46,7 +46,7 @@ def staff(organization: Organization | str) -> Caller:
 def set_profile(api: Connection, caller: Caller, **parts: str) -> tuple[Any, ...]:
     arguments = ", ".join(f"{name} => %({name})s" for name in parts)
     with asking(api, caller):
-        found = api.execute(SET.format(arguments), parts).fetchone()  # type: ignore[call-overload]
+        found = api.execute(SET.format(arguments), parts).fetchone()
     assert found
     row: tuple[Any, ...] = found
     return row
