@@ -51,6 +51,7 @@ alter table billing.billing_periods force row level security;
 drop table billing.billing_terms;
 drop table billing.billing_profiles;
 drop index billing.prices_of_currency;
+comment on table billing.prices is null;
 delete from billing.prices p
 using billing.prices q
 where (q.meter_code, q.currency, q.effective_from) = (p.meter_code, p.currency, p.effective_from) and q.created_at > p.created_at;

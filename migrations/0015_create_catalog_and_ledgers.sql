@@ -339,6 +339,8 @@ alter table metering.usage_rollups add column digest numeric;
 
 comment on table billing.currencies is
   'goldleaves lint shared_table_without_row_security: currencies are the same for everybody, and no tenant writes them';
+comment on table billing.prices is
+  'goldleaves lint shared_table_without_row_security: prices are the same for everybody; only staff and the kernel read it';
 comment on table billing.plans is
   'goldleaves lint shared_table_without_row_security: only the kernel reads it, and shows tenants what is public';
 comment on table billing.plan_features is
