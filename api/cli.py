@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "scaffold": "api.scaffold.cli",
     "apply-plan": "api.scaffold.cli",
     "audit": "api.commands.audit",
+    "billing": "api.commands.billing",
     "openapi": "api.commands.contract",
     "types": "api.commands.contract",
     "errors": "api.commands.contract",

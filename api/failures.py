@@ -12,11 +12,14 @@ from api.importing.errors import ImportFailed
 from api.release.errors import MigrationError
 from api.settings import SettingsError
 from api.stack.endpoints import StackError
+from api.verification import VerificationError
 
 
 def explanation(error: Exception) -> str | None:
     """None: it is a mistake of the program."""
-    if isinstance(error, (StackError, SettingsError, AuditError, MigrationError, ImportFailed, ExportFailed)):
+    if isinstance(
+        error, (StackError, SettingsError, AuditError, VerificationError, MigrationError, ImportFailed, ExportFailed)
+    ):
         return str(error)
     if isinstance(error, (DemoError, httpx.HTTPError)):
         return f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"
