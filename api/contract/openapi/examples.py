@@ -19,6 +19,9 @@ _WORKSPACE: Final = "019a6d10-2f41-7c15-94ad-3e5d6f708192"
 _KEY: Final = "019a6d0f-7d41-7e55-a3b8-6c9d8e7f0a11"
 _NEXT_KEY: Final = "019b0a11-2c80-7a91-b4c7-7daeaf80b122"
 _INVOICE: Final = "019b0a11-4d3e-7b83-89fa-9dc1c0b0af76"
+_PAYMENT: Final = "019b4f02-5e4f-7c94-9a0b-0ed2d1c1ba87"
+_CREDIT_NOTE: Final = "019b5a13-6f50-7da5-8b1c-1fe3e2d2cb98"
+_REFUND: Final = "019b5a14-7061-7eb6-9c2d-20f4f3e3dca9"
 
 _USAGE_LINE: Final = {
     "meter": "api.request",
@@ -318,6 +321,24 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "currency": "usd",
         "total_cents": 30100,
         "issued_at": "2026-02-01T08:10:00+00:00",
+        "status": "paid",
+        "subtotal_cents": 30100,
+        "tax_name": "Tax",
+        "tax_percent": 0,
+        "tax_inclusive": False,
+        "tax_cents": 0,
+        "balance_applied_cents": 0,
+        "amount_due_cents": 30100,
+        "paid_cents": 30100,
+        "credited_cents": 500,
+        "written_off_cents": 0,
+        "remaining_cents": 0,
+        "due_at": "2026-02-15T08:10:00+00:00",
+        "timezone": "America/Los_Angeles",
+        "plan": "starter",
+        "billing_profile": {"legal_name": "Acme Law LLP", "country": "US"},
+        "issuer": {"legal_name": "Platform"},
+        "digest": "1dba186d39d2d397519cf426db8ea7278fde84da759539f6829d94c9366d4e0e",
     },
     "invoice_lines": {
         "invoice_id": _INVOICE,
@@ -325,6 +346,77 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "line_number": 1,
         "description": "Requests to the API",
         **_USAGE_LINE,
+        "kind": "usage",
+        "groups": {},
+        "price": {"model": "per_unit", "unit_amount_cents": 25, "included_quantity": 0},
+        "tiers": None,
+        "belongs_to": None,
+        "exact_cents": 30100,
+    },
+    "credit_notes": {
+        "id": _CREDIT_NOTE,
+        "organization_id": _ORGANIZATION,
+        "billing_entity_type": "organization",
+        "billing_entity_id": _ORGANIZATION,
+        "number": "CN-2026-0001",
+        "invoice_id": _INVOICE,
+        "currency": "usd",
+        "reason": "20 requests were ours",
+        "issued_by": "staff|7",
+        "reference": "ticket-4711",
+        "subtotal_cents": 500,
+        "tax_cents": 0,
+        "total_cents": 500,
+        "to_balance_cents": 500,
+        "issued_at": "2026-02-16T10:00:00.5+00:00",
+    },
+    "credit_note_lines": {
+        "credit_note_id": _CREDIT_NOTE,
+        "organization_id": _ORGANIZATION,
+        "line_number": 1,
+        "invoice_id": _INVOICE,
+        "invoice_line_number": 1,
+        "description": "Requests to the API",
+        "amount_cents": 500,
+    },
+    "payments": {
+        "id": _PAYMENT,
+        "organization_id": _ORGANIZATION,
+        "billing_entity_type": "organization",
+        "billing_entity_id": _ORGANIZATION,
+        "invoice_id": _INVOICE,
+        "kind": "payment",
+        "amount_cents": 30100,
+        "refunded_cents": 300,
+        "currency": "usd",
+        "method": "bank_transfer",
+        "reference": "statement-2026-02-14/3",
+        "reason": None,
+        "paid_at": "2026-02-14T00:00:00+00:00",
+        "recorded_by": "staff|7",
+        "recorded_at": "2026-02-14T09:30:00.25+00:00",
+    },
+    "refunds": {
+        "id": _REFUND,
+        "organization_id": _ORGANIZATION,
+        "billing_entity_type": "organization",
+        "billing_entity_id": _ORGANIZATION,
+        "invoice_id": _INVOICE,
+        "payment_id": _PAYMENT,
+        "credit_note_id": _CREDIT_NOTE,
+        "amount_cents": 300,
+        "currency": "usd",
+        "reference": "transfer-88",
+        "refunded_at": "2026-02-17T11:00:00.75+00:00",
+        "recorded_by": "staff|7",
+        "recorded_at": "2026-02-17T11:00:00.75+00:00",
+    },
+    "balances": {
+        "organization_id": _ORGANIZATION,
+        "billing_entity_type": "organization",
+        "billing_entity_id": _ORGANIZATION,
+        "currency": "usd",
+        "balance_cents": 200,
     },
 }
 
@@ -435,6 +527,7 @@ RESULTS: Final[dict[str, Any]] = {
     "remove_plan_feature": _PLAN | {"features": []},
     "create_price": _PRICE,
     "set_plan": ROWS["organizations"] | {"plan": "pro"},
+    "create_credit_note": ROWS["credit_notes"],
     "create_meter": _METER | {"version": 1, "effective_from": None},
     "delete_meter": _METER | {"version": 3, "deleted_at": "2026-03-01T00:00:00.75+00:00"},
     "finalize_period": ROWS["invoices"],
@@ -447,6 +540,8 @@ RESULTS: Final[dict[str, Any]] = {
     "set_billing_schedule": [
         {"timezone": "Asia/Tokyo", "anchor_day": 15, "effective_from": "2026-03-01T08:00:00+00:00"}
     ],
+    "record_payment": ROWS["payments"] | {"refunded_cents": 0},
+    "record_refund": ROWS["refunds"],
     "remake_storage_snapshots": 1,
     "replay_rejected_event": [{"outcome": "accepted", "code": None, "message": None}],
     "set_operation_weight": ROWS["operation_weights"],
@@ -468,5 +563,13 @@ RESULTS: Final[dict[str, Any]] = {
         }
     ],
     "usage_summary": [_USAGE_LINE | {"groups": {}}],
+    "write_off_invoice": ROWS["payments"]
+    | {
+        "kind": "write_off",
+        "method": "write_off",
+        "reference": "2026-0001",
+        "reason": "Insolvent",
+        "refunded_cents": 0,
+    },
     "void_usage_event": [{"void_id": _VOID, "already": False}],
 }
