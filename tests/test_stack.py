@@ -482,7 +482,15 @@ def test_a_demo_that_fails_is_one_line_and_stops_what_it_started(stopped: Comman
 
 @pytest.mark.parametrize(
     ("cents", "text"),
-    [(25, "$0.25"), (123456, "$1,234.56"), (25.0, "$0.25"), (0.333, "0.333¢"), (1e-7, "0.0000001¢"), (None, "")],
+    [
+        (25, "$0.25"),
+        (123456, "$1,234.56"),
+        (25.0, "$0.25"),
+        (0.333, "0.333¢"),
+        (-100, "-$1.00"),
+        (1e-7, "0.0000001¢"),
+        (None, ""),
+    ],
 )
 def test_the_demo_shows_prices_as_they_are(cents: float | None, text: str) -> None:
     assert money(cents) == text

@@ -45,6 +45,8 @@ def money(cents: float | None) -> str:
     """Dollars, or cents where there are fractions of them, as a price may have."""
     if cents is None:
         return ""
+    if cents < 0:
+        return f"-{money(-cents)}"
     return f"${cents / 100:,.2f}" if cents == int(cents) else f"{exact(cents):,f}¢"
 
 

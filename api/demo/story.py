@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any
-from zoneinfo import ZoneInfo
 
-import psycopg
 from rich.console import Console
 
+from api.demo.month import (
+    AURORA_TIMEZONE,
+    close_last_month,
+    mend_mistake,
+    prove,
+    set_prices,
+    usage_of_last_month,
+)
 from api.demo.people import Cast, DemoError, Person
-from api.demo.stage import clip, copyable, exact, message_of, money, scene, short, table_of
+from api.demo.stage import clip, copyable, scene, short, table_of
 from api.demo.venue import Venue
 
-AURORA_TIMEZONE = "America/Los_Angeles"
 KAURI_TIMEZONE = "Pacific/Auckland"
 
 
@@ -29,8 +31,11 @@ def play(console: Console, venue: Venue) -> None:
         cast = _found_organizations(console, venue, stack)
         case = _work(console, cast)
         _trespass(console, cast, case)
+        set_prices(console, cast)
         batch = _send_three_times(console, cast)
-        _close_last_month(console, cast, venue, batch)
+        invoice = close_last_month(console, cast, venue, late=batch[0])
+        mend_mistake(console, cast, invoice)
+        prove(console, cast, venue, invoice, batch[0])
         _where_next(console, cast, venue)
 
 
@@ -162,19 +167,8 @@ def _trespass(console: Console, cast: Cast, case: dict[str, Any]) -> None:
 
 
 def _send_three_times(console: Console, cast: Cast) -> list[dict[str, Any]]:
-    scene(console, 4, "The same batch, three times, at the same moment")
-    start = _last_month(AURORA_TIMEZONE)
-    shares = {"api.request": 140, "doc.upload": 40, "doc.processed": 20}
-    batch = [
-        {
-            "id": f"{cast.tag}-{name}-{number}",
-            "event": name,
-            "quantity": 1,
-            "time": (start + timedelta(hours=number)).astimezone(UTC).isoformat(),
-        }
-        for name, share in shares.items()
-        for number in range(share)
-    ]
+    scene(console, 5, "Last month's usage, sent three times at the same moment")
+    batch = usage_of_last_month(cast.tag)
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda _: cast.backend.post("/v1/events", {"events": batch}), range(3)))
 
@@ -190,74 +184,8 @@ def _send_three_times(console: Console, cast: Cast) -> list[dict[str, Any]]:
     return batch
 
 
-def _close_last_month(console: Console, cast: Cast, venue: Venue, batch: list[dict[str, Any]]) -> None:
-    scene(console, 5, "Last month is closed, for ever")
-    start = _last_month(AURORA_TIMEZONE).date().isoformat()
-    invoice = cast.staff.post("/api/v1/rpc/finalize_period", {"period_start": start})
-    lines = cast.ada.get("/api/v1/invoice_lines", invoice_id=f"eq.{invoice['id']}", order="line_number")
-
-    console.print(f"[bold]Invoice {invoice['number']} of Aurora Legal for the month from {start}[/]", highlight=False)
-    table = table_of(
-        "line", "meter", "quantity", "unit", "unit price", "amount",
-        show_footer=True,
-    )  # fmt: skip
-    for line in lines:
-        table.add_row(
-            str(line["line_number"]), line["meter"], str(line["quantity"]), line["unit"],
-            money(line["unit_amount_cents"]), money(line["amount_cents"]),
-        )  # fmt: skip
-    table.columns[4].footer, table.columns[5].footer = "total", money(invoice["total_cents"])
-    for number in (2, 4, 5):
-        table.columns[number].justify = "right"
-    console.print(table, "")
-    if (
-        sum(line["quantity"] for line in lines) != len(batch)
-        or invoice["total_cents"] != sum(line["amount_cents"] for line in lines)
-        or any(
-            abs(exact(line["amount_cents"]) - exact(line["quantity"]) * exact(line["unit_amount_cents"]))
-            > Decimal("0.5")
-            for line in lines
-        )
-    ):
-        raise DemoError(f"the invoice does not add up: {json.dumps([invoice, lines])}")
-
-    late = cast.backend.post("/v1/events", {"events": [dict(batch[0], id=f"{cast.tag}-late")]})
-    again = cast.staff.ask("POST", "/api/v1/rpc/recalculate_period", json={"period_start": start})
-    refusals = [
-        ("a late event, POST /v1/events", "rejected", message_of(late["rejected"][0])),
-        ("rpc/recalculate_period", str(again.status_code), again.json()["message"]),
-    ]
-    if venue.superuser_url is not None:
-        who = "a superuser at psql: update metering.usage_events …"
-        refusals.append((who, "error", _update_in_sql(venue.superuser_url, cast.aurora["id"])))
-    table = table_of("tries to change it", "answer", "")
-    for what, answer, message in refusals:
-        if not message.startswith("BILLING_PERIOD_LOCKED: "):
-            raise DemoError(f"{what} was not refused: {message}")
-        table.add_row(what, answer, clip(message, 110))
-    console.print(table)
-    if venue.superuser_url is None:
-        console.print(
-            "\nA superuser at psql would be refused in the same way. That try is left out: ADMIN_DATABASE_URL is not "
-            "set, or is no superuser's."
-        )
-
-
-def _update_in_sql(superuser_url: str, organization_id: str) -> str:
-    with psycopg.connect(superuser_url) as connection:
-        try:
-            connection.execute(
-                "update metering.usage_events set quantity = 0 where organization_id = %s", (organization_id,)
-            )
-        except psycopg.Error as error:
-            return error.diag.message_primary or str(error)
-        finally:
-            connection.rollback()
-    return "the update went through"
-
-
 def _where_next(console: Console, cast: Cast, venue: Venue) -> None:
-    scene(console, 6, "Where to go next")
+    scene(console, 9, "Where to go next")
     gateway = venue.gateway_url
     slug = cast.aurora["slug"]
     console.print(venue.afterwards, markup=False, highlight=False, soft_wrap=True)
@@ -267,13 +195,7 @@ def _where_next(console: Console, cast: Cast, venue: Venue) -> None:
     for path in (
         "documents?select=title,status,cases(title)",
         "rpc/usage_summary",
-        "invoices?select=number,total_cents,invoice_lines(meter,quantity,amount_cents)",
+        "invoices?select=number,status,total_cents,invoice_lines(meter,quantity,amount_cents)",
     ):
         copyable(console, f"curl {headers} '{gateway}/api/v1/{path}'")
         cast.ada.ask("GET", f"/api/v1/{path}").raise_for_status()
-
-
-def _last_month(timezone: str) -> datetime:
-    """The first moment of last month there."""
-    this_month = datetime.now(ZoneInfo(timezone)).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return (this_month - timedelta(days=1)).replace(day=1)

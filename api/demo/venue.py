@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,17 +16,22 @@ from api.stack.endpoints import DATABASE, Endpoints
 from api.stack.state import StateDir
 
 TIMEOUT_SECONDS = 10
+PAPERS = "demo"
 
 
 @dataclass(frozen=True)
 class Venue:
-    """`superuser_url` is None where nobody is let into the database. `afterwards` says what is left there."""
+    """`superuser_url` is None where nobody is let into the database. `afterwards` says what is left there.
+
+    `papers` is a folder of ours for what is printed.
+    """
 
     gateway_url: str
     jwt_secret: str = field(repr=False)
     algorithm: str
     audience: str | None
     superuser_url: str | None = field(repr=False)
+    papers: Path
     afterwards: str
 
     def person(self, subject: str, **options: Any) -> Person:
@@ -39,6 +45,7 @@ def stack_venue(endpoints: Endpoints, settings: Settings) -> Venue:
         algorithm=settings.jwt_algorithm,
         audience=settings.jwt_audience,
         superuser_url=endpoints.database_url,
+        papers=settings.state_dir / PAPERS,
         afterwards=(
             "`make up` starts this stack and leaves it running, with the data of this story. Then:\n"
             f"  gateway   {endpoints.gateway_url}/api/v1/   (what your frontends talk to)\n"
@@ -58,6 +65,7 @@ def running_venue(url: str, settings: Settings) -> Venue:
         algorithm=settings.jwt_algorithm,
         audience=settings.jwt_audience,
         superuser_url=_superuser_url(settings),
+        papers=settings.state_dir / PAPERS,
         afterwards=(
             "The organizations of this story stay, and what they used. Nobody else's rows were touched.\n"
             f"  gateway   {gateway_url}/api/v1/   (what your frontends talk to)\n"
