@@ -21,6 +21,7 @@ GUIDES = (
     "docs/dba.md",
     "docs/adopting.md",
     "docs/events.md",
+    "docs/billing.md",
     "docs/operations.md",
     "README.md",  # stops the stack
 )
