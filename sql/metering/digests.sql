@@ -19,7 +19,7 @@ begin
       and r.digest is null
   ) then
     return query
-      select e.meter_code, e.meter_version, e.billing_entity_id, sum(e.events)::bigint, sum(e.value), sum(e.digest)
+      select e.meter_code, e.meter_version, e.billing_entity_id, sum(e.events)::bigint, coalesce(sum(e.value), 0), sum(e.digest)
       from metering.digested_events e
       where e.organization_id = p_organization_id
         and e.occurred_at >= p_period_start
@@ -58,7 +58,7 @@ set plan_cache_mode = force_generic_plan
 as $$
 begin
   return query
-    select e.meter_code, e.meter_version, e.billing_entity_id, sum(e.events)::bigint, sum(e.value), sum(e.digest)
+    select e.meter_code, e.meter_version, e.billing_entity_id, sum(e.events)::bigint, coalesce(sum(e.value), 0), sum(e.digest)
     from metering.digested_events e
     where (e.recorded_generation, e.recorded_xid) >= (p_generation, p_xid)
       and uuid_hash(e.organization_id) = uuid_hash(p_organization_id)
