@@ -1,5 +1,5 @@
 """Whoever passes all triggers, as a superuser can, and changes what an invoice rests on, is found by verification, and
-what was changed is named: the event with what it was, the hour, the rollup, the line, the price, the version, the entry.
+what was changed is named: the event with what it was, the hour, rollup, line, price, version, or entry of the log.
 """
 
 from __future__ import annotations

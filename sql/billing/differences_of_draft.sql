@@ -92,13 +92,15 @@ as $$
     'payer', null, (d.invoice).billing_entity_id::text,
     format('%s %s pays for usage of this period, and has no invoice', (d.invoice).billing_entity_type, (d.invoice).billing_entity_id)
   from drafts d
-  where not exists (
-    select
-    from billing.invoices i
-    where i.organization_id = p_invoice.organization_id
-      and i.period_start = p_invoice.period_start
-      and i.payer_user_id is not distinct from (d.invoice).payer_user_id
-  )
+  -- Who has used nothing and owes nothing may have none.
+  where d.lines <> '{}'
+    and not exists (
+      select
+      from billing.invoices i
+      where i.organization_id = p_invoice.organization_id
+        and i.period_start = p_invoice.period_start
+        and i.payer_user_id is not distinct from (d.invoice).payer_user_id
+    )
   union all
   select 'payer', p_invoice.billing_entity_id::text, null, 'nothing in this period is for who the invoice is made out to'
   where not exists (select from drafts d where d.is_this)

@@ -55,7 +55,8 @@ begin
         ) filter (where c.aggregation = 'weighted_sum') as moment,
         max(c.value) filter (where s.stands and c.aggregation = 'max') as max_value,
         min(c.value) filter (where s.stands and c.aggregation = 'min') as min_value,
-        max(metering.latest_of(c.occurred_at, c.id, c.value)) filter (where s.stands and c.aggregation = 'latest' and c.event_type = 'usage') as latest
+        max(metering.latest_of(c.occurred_at, c.id, c.value))
+          filter (where s.stands and c.aggregation = 'latest' and c.event_type = 'usage') as latest
       from metering.digested_events c
       cross join lateral (
         select case
@@ -275,7 +276,9 @@ begin
         and s.value_hash = k.value_hash
       where k.events is distinct from s.events
       union all
-      select 'period', coalesce(k.meter_code, s.meter_code), p_period_start, coalesce(k.groups, s.groups), coalesce(k.events, 0), coalesce(s.events, 0)
+      select
+        'period', coalesce(k.meter_code, s.meter_code), p_period_start, coalesce(k.groups, s.groups),
+        coalesce(k.events, 0), coalesce(s.events, 0)
       from (select * from kept h where h.grain = 'period') as k
       full join of_period s
         on s.meter_code = k.meter_code
