@@ -269,6 +269,55 @@ def test_one_call_that_closes_many_organizations_costs_their_writers_nothing(
             assert in_period(connection, organization) == on_invoice(connection, organization)
 
 
+def test_several_schedulers_close_many_organizations_while_all_of_them_are_written_to(
+    database: Database, make_organization: MakeOrganization
+) -> None:
+    """What is accepted counts once: on the invoice of its month, or as an adjustment in the next one."""
+    organizations = [make_organization(database, roles=("owner",)).id for _ in range(16)]
+    with database.connect("sidecar") as connection:
+        for organization in organizations:
+            ingest(connection, [event("makes the period", moment(1, days=1))], organization)
+
+    def write(connection: Connection) -> int:
+        batches = [
+            [
+                event(f"{number}-{index}", moment(1, days=number + 1), organization_id=str(organization))
+                for index, organization in enumerate(organizations)
+            ]
+            for number in range(10)
+        ]
+        return sum(
+            ingest(connection, batch, source=str(connection.info.backend_pid), late="adjust").accepted
+            for batch in batches
+        )
+
+    def close(connection: Connection) -> int:
+        query = "select organization_id, period_start from billing.due_periods('0', 5)"
+        while due := connection.execute(query).fetchall():
+            for period in due:
+                connection.execute("select billing.close_period(%s, %s)", period)
+        return 0
+
+    written = sum(race(database, [write] * 8 + [close] * 3)) + len(organizations)
+    assert written == (8 * 10 + 1) * len(organizations)
+    with database.connect() as connection:
+        adjusted = 0
+        for organization in organizations:
+            late = value(
+                connection,
+                "select count(*) from metering.usage_events where organization_id = %s and belongs_at is not null",
+                organization,
+            )
+            invoices = "select count(*) from billing.invoices where organization_id = %s"
+            assert value(connection, invoices, organization) == 1
+            assert in_period(connection, organization) == on_invoice(connection, organization)
+            assert in_period(connection, organization) + late == 8 * 10 + 1
+            open_period = "select coalesce(sum(quantity), 0) from billing.recalculate_period(%s, %s)"
+            assert value(connection, open_period, organization, month(0)) == late
+            adjusted += late
+    assert 0 < adjusted < written
+
+
 def short_period(connection: Connection, organization: Organization, end: datetime) -> None:
     """Let the current period end in a moment, so that events which happen now cross its end."""
     connection.execute(
