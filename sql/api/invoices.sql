@@ -32,6 +32,9 @@ select
 from billing.invoices i
 cross join lateral billing.settlement(i.organization_id, i.id, i.total_cents, i.amount_due_cents) s;
 
+create trigger refuse_write instead of insert or update or delete on api.invoices
+  for each row execute function billing.refuse_write();
+
 comment on view api.invoices is 'One invoice a finalized period and payer: two for the period in which a personal organization was converted. total_cents is the sum of its lines.';
 comment on column api.invoices.id is 'What invoice_lines.invoice_id points at.';
 comment on column api.invoices.organization_id is 'Whose usage it is for.';

@@ -88,6 +88,19 @@ begin
 end;
 $$;
 
+-- For views of several tables: with it nobody's missing right is what is told, and not that the view cannot be written.
+create or replace function billing.refuse_write()
+returns trigger
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+  perform billing.raise_locked(format('%I.%I is never written', tg_table_schema, tg_table_name));
+  return null;
+end;
+$$;
+
 alter function billing.guard_invoices() owner to goldleaves_kernel;
 alter function billing.guard_invoice_lines() owner to goldleaves_kernel;
 grant execute on function billing.raise_locked(text) to goldleaves_kernel;
