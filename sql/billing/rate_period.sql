@@ -58,13 +58,14 @@ begin
       select l.*, nullif(l.billing_entity_id, p_organization_id) as user_id
       from billing.late_usage(p_organization_id, p_period_start, p_period_end) l
     ),
+    measured as materialized (
+      select m.meter_code, m.metered, nullif(m.billing_entity_id, p_organization_id) as user_id, m.events, m.quantity as value
+      from metering.measure(p_organization_id, v_bounds, '{}', '{}', true) m
+    ),
     -- What was used in the period itself …
     used as materialized (
       select u.meter_code, u.metered, u.user_id, u.events - coalesce(l.events, 0) as events, u.value - coalesce(l.value, 0) as value
-      from (
-        select m.meter_code, m.metered, nullif(m.billing_entity_id, p_organization_id) as user_id, m.events, m.quantity as value
-        from metering.measure(p_organization_id, v_bounds, '{}', '{}', true) m
-      ) as u
+      from measured u
       left join (
         select t.meter_code, t.user_id, sum(t.events)::bigint as events, sum(t.value) as value
         from late t
@@ -90,6 +91,12 @@ begin
           and t.groups @> p.groups
       ) as l on true
       where p.dimension is not null
+        -- Each of them takes a millisecond, and most organizations use few of the meters that have such prices. Levels of groups may be
+        -- there where those of all groups come to nothing.
+        and (
+          p.meter_code in (select u.meter_code from measured u where u.metered)
+          or exists (select from metering.meters m where m.code = p.meter_code and m.aggregation = 'weighted_sum')
+        )
     ),
     units as materialized (
       select n.meter_code, true as metered, n.groups, n.user_id, n.events, n.value
