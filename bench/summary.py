@@ -1,4 +1,5 @@
-"""`python -m bench.summary`: the current period's summary of 5 million events against that of 50 thousand.
+"""`python -m bench.summary`: the current period's summary, and the preview of its invoice, of 5 million events against
+those of 50 thousand.
 
 The events are written straight into the table, over all hours of the period so far and many groups; the rollup takes
 them, which is timed. Then summaries are read, first with nothing else, then with the same number in the tail of both.
@@ -6,6 +7,7 @@ them, which is timed. Then summaries are read, first with nothing else, then wit
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any, Final
@@ -27,7 +29,19 @@ TAIL: Final = 1_000  # events of each that are not rolled up
 CHUNK: Final = 250_000
 STATEMENTS: Final = 10  # a transaction
 TIMES: Final = 1.5
-MILLISECONDS: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Read:
+    """A function of schema api, and how long it may take."""
+
+    name: str
+    function: str
+    milliseconds: float
+
+
+SUMMARY: Final = Read("summary", "usage_summary", 5.0)
+PREVIEW: Final = Read("preview", "preview_invoice", 20.0)
 
 _SUBJECT: Final = "{organization}|reader"
 
@@ -60,11 +74,17 @@ def measure() -> list[Figure]:
         rollup = _roll_up(stack)
         stack.vacuum()
         many, few = organizations
-        at_rest = [_over_sql(stack, many, few, 0), _over_postgrest(stack, many, few, 0)]
+        at_rest = _read(stack, many, few, 0)
         for organization in organizations:
             _fill(stack, organization, TAIL)
         _require_total(stack, many, MANY + TAIL)
-        return [rollup, *at_rest, _over_sql(stack, many, few, TAIL), _over_postgrest(stack, many, few, TAIL)]
+        return [rollup, *at_rest, *_read(stack, many, few, TAIL)]
+
+
+def _read(stack: BenchStack, many: UUID, few: UUID, tail: int) -> list[Figure]:
+    return [
+        measure(stack, read, many, few, tail) for read in (SUMMARY, PREVIEW) for measure in (_over_sql, _over_postgrest)
+    ]
 
 
 def _pause_rollups(stack: BenchStack) -> None:
@@ -122,47 +142,47 @@ def _require_total(stack: BenchStack, organization: UUID, expected: int) -> None
         raise RuntimeError(f"the summary says {total}, and {expected:,} were written")
 
 
-def _over_sql(stack: BenchStack, many: UUID, few: UUID, tail: int) -> Figure:
+def _over_sql(stack: BenchStack, read: Read, many: UUID, few: UUID, tail: int) -> Figure:
     def calling(organization: UUID) -> Pgbench:
         major = stack.stack.settings.postgres_version
-        return Pgbench(major, stack.database_url, _script(organization), STATEMENTS, SECONDS, connections=1)
+        return Pgbench(major, stack.database_url, _script(read, organization), STATEMENTS, SECONDS, connections=1)
 
-    return _figure("over SQL", tail, compare(ROUNDS, calling(many).run, calling(few).run))
+    return _figure(read, "over SQL", tail, compare(ROUNDS, calling(many).run, calling(few).run))
 
 
-def _over_postgrest(stack: BenchStack, many: UUID, few: UUID, tail: int) -> Figure:
+def _over_postgrest(stack: BenchStack, read: Read, many: UUID, few: UUID, tail: int) -> Figure:
     def asking(organization: UUID) -> Wrk:
         token = stack.token(_SUBJECT.format(organization=organization))
         headers = (f"Authorization: Bearer {token}", f"X-Organization-ID: {organization}")
-        target = f"{stack.postgrest_url}/rpc/usage_summary"
-        return Wrk("summary", target, headers, seconds=SECONDS, connections=1)
+        target = f"{stack.postgrest_url}/rpc/{read.function}"
+        return Wrk(read.name, target, headers, seconds=SECONDS, connections=1)
 
-    return _figure("over PostgREST", tail, compare(ROUNDS, asking(many).run, asking(few).run))
+    return _figure(read, "over PostgREST", tail, compare(ROUNDS, asking(many).run, asking(few).run))
 
 
-def _figure(way: str, tail: int, comparison: Comparison) -> Figure:
-    """Times, not rates: how long one summary takes."""
+def _figure(read: Read, way: str, tail: int, comparison: Comparison) -> Figure:
+    """Times, not rates: how long one takes."""
     ours, reference = (1000 / rate for rate in (comparison.our_median, comparison.reference_median))
     times = sorted(1 / ratio for ratio in comparison.ratios)
-    title = f"summary of {MANY:,} events{f', and {tail:,} that are not rolled up' if tail else ''}, {way}"
-    show(title, comparison, "summaries/s", ("5 million", "50 thousand"))
+    title = f"{read.name} of {MANY:,} events{f', and {tail:,} that are not rolled up' if tail else ''}, {way}"
+    show(title, comparison, f"{read.name}/s", ("5 million", "50 thousand"))
     return Figure(
         title,
         f"{ours:.2f} ms",
         f"of {FEW:,} events, {reference:.2f} ms",
         f"{median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})",
-        (at_most(" times", median(times), TIMES), at_most(" ms", ours, MILLISECONDS)),
+        (at_most(" times", median(times), TIMES), at_most(" ms", ours, read.milliseconds)),
     )
 
 
-def _script(organization: UUID) -> str:
+def _script(read: Read, organization: UUID) -> str:
     return "\n".join(
         (
             "begin;",
             f"select tenancy.enter('{_SUBJECT.format(organization=organization)}', 'member', '{organization}', null);",
             "set local role member;",
             r"\startpipeline",
-            *("select * from api.usage_summary();" for _ in range(STATEMENTS)),
+            *(f"select * from api.{read.function}();" for _ in range(STATEMENTS)),  # noqa: S608 - one of ours
             r"\endpipeline",
             "commit;",
         )
