@@ -150,7 +150,8 @@ def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def key(view: str) -> str:
-    return {"organizations": "id", "usage_events": "tenant_id", "meters": "code"}.get(view, "organization_id")
+    own = {"organizations": "id", "usage_events": "tenant_id", "meters": "code", "plans": "code", "currencies": "code"}
+    return own.get(view, "organization_id")
 
 
 @pytest.mark.parametrize("view", STAFFS)
