@@ -102,6 +102,7 @@ _SUMMARY = {
     "billing.cost_cents",
 }
 _DOCUMENTS = {f"{schema}.{name}" for schema in ("api", "billing") for name in ("preview_invoice", "invoice_document")}
+_PROOF = {"api.verify_invoice", "billing.verdict_of_invoice"}
 _PROFILE = {"api.set_billing_profile", "billing.set_billing_profile"}
 _TERMS = {"api.set_billing_terms"}
 _READ_OF_VIEWS = {
@@ -129,6 +130,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _STORAGE
     | _SUMMARY
     | _DOCUMENTS
+    | _PROOF
     | _PROFILE
     | _TERMS
     | _READ_OF_VIEWS
@@ -168,6 +170,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _CLOSING
     | _SUMMARY
     | _DOCUMENTS
+    | _PROOF
     | _PROFILE
     | _TERMS
     | {"billing.set_billing_terms"}

@@ -534,6 +534,22 @@ RESULTS: Final[dict[str, Any]] = {
     "health": {"status": "ok"},
     "invoice_document": _DOCUMENT_OF_INVOICE,
     "preview_invoice": _PREVIEW,
+    "verify_invoice": {
+        "verified": False,
+        "invoice": ROWS["invoices"]["id"],
+        "number": ROWS["invoices"]["number"],
+        "digest": "9f2feb0f1ef425b292f2f94bc8482494df430413d5a7d5d3f8c4f1f0a5b0ac11",
+        "events": 1204,
+        "differences": [
+            {
+                "what": "event",
+                "expected": "quantity 5",
+                "found": "api.request 4, at 2026-01-10T05:20:00.000000Z",
+                "detail": "event 019b9c1e-5d00-7b6a-8c3d-2f4e6a8b0c1d (sent as req-17 by api): its quantity, name or "
+                "resource_id is not what was recorded under its key",
+            }
+        ],
+    },
     "set_billing_profile": ROWS["billing_profiles"],
     "set_billing_terms": ROWS["billing_terms"],
     "recalculate_period": [_USAGE_LINE],
