@@ -419,6 +419,15 @@ STAFF: dict[str, tuple[str, set[str]]] = {
     "change_meter": ("select api.change_meter('doc.upload', group_by => '{kind}')", {"meter.changed"}),
     "delete_meter": ("select api.delete_meter('doc.upload')", {"meter.changed"}),
     "set_operation_weight": ("select api.set_operation_weight('task_create', 3)", {"operation_weight.created"}),
+    "create_plan": ("select api.create_plan('new', 'New')", {"plan.created"}),
+    "change_plan": ("select api.change_plan('pro', 'For professionals')", {"plan.changed"}),
+    "set_plan_feature": ("select api.set_plan_feature('pro', 'new')", {"plan_feature.created"}),
+    "remove_plan_feature": ("select api.remove_plan_feature('pro', 'members')", {"plan_feature.removed"}),
+    "create_price": ("select api.create_price('traffic.bytes', unit_amount_cents => 1)", {"price.created"}),
+    "set_plan": ("select api.set_plan('pro')", {"organization.changed"}),
+    "set_billing_schedule": ("select api.set_billing_schedule('Asia/Tokyo')", {"organization.changed"}),
+    "set_billing_profile": ("select api.set_billing_profile('Ltd')", {"billing_profile.created"}),
+    "set_billing_terms": ("select api.set_billing_terms(tax_percent => 20)", {"billing_terms.created"}),
 }
 _INVOICE = "(select id from api.invoices where organization_id = tenancy.current_org())"
 _PAYMENT = "(select id from api.payments where organization_id = tenancy.current_org())"
