@@ -19,7 +19,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from api.database import Database, DatabaseError, DuePeriod
+from api.database import CALL_TIMEOUT_SECONDS, PATIENT_CALL_TIMEOUT_SECONDS, Database, DatabaseError, DuePeriod
 
 RUN_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 10.0
@@ -36,6 +36,7 @@ class Failure:
 
     due_at: datetime
     attempts: int
+    timed_out: bool
     retry_at: float  # of time.monotonic()
 
 
@@ -131,7 +132,10 @@ class Closing(Collector):
         while waiting:
             period = waiting.popleft()
             try:
-                invoices = await self._database.close_period(period)
+                before = self._failures.get(period.organization_id)
+                # Millions of events that are not rolled up take longer than a request may; who writes usage waits then.
+                within = PATIENT_CALL_TIMEOUT_SECONDS if before and before.timed_out else CALL_TIMEOUT_SECONDS
+                invoices = await self._database.close_period(period, within)
             except DatabaseError as error:
                 if error.away:
                     run.ended_by = error
@@ -150,7 +154,8 @@ class Closing(Collector):
         before = self._failures.get(period.organization_id)
         attempts = before.attempts + 1 if before is not None else 1
         pause = min(RUN_SECONDS * 2 ** (attempts - 1), LONGEST_PAUSE_SECONDS)
-        self._failures[period.organization_id] = Failure(period.due_at, attempts, time.monotonic() + pause)
+        retry_at = time.monotonic() + pause
+        self._failures[period.organization_id] = Failure(period.due_at, attempts, error.timed_out, retry_at)
         self._failed_attempts += 1
         run.failures += 1
         run.failed.add(period.organization_id)

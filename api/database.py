@@ -39,8 +39,10 @@ STATEMENT_TIMEOUT_MS: Final = 30_000
 HEALTH_TIMEOUT_SECONDS: Final = 2
 # A server that hangs enforces no timeout of its own. Waiting for a connection includes making one, or trying it out.
 CHECKOUT_TIMEOUT_SECONDS: Final = CONNECT_TIMEOUT_SECONDS + POOL_TIMEOUT_SECONDS
-CALL_TIMEOUT_SECONDS: Final = STATEMENT_TIMEOUT_MS / 1000 + 3
+ANSWER_SECONDS: Final = 3  # in which a server that is well says that a statement took too long
+CALL_TIMEOUT_SECONDS: Final = STATEMENT_TIMEOUT_MS / 1000 + ANSWER_SECONDS
 QUICK_CALL_TIMEOUT_SECONDS: Final = 5
+PATIENT_CALL_TIMEOUT_SECONDS: Final = 600
 WAIT_INTERVAL_SECONDS: Final = 0.1
 
 _INGEST: Final = "select metering.receive_events(%s, %s::uuid, %s, %s, %s::uuid, %s, %s)::text"
@@ -52,6 +54,7 @@ _INGEST_GROUP: Final = """
 _HEALTH: Final = select(func.ops.health())
 _DUE_PERIODS: Final = "select organization_id, period_start, due_at from billing.due_periods(%s, %s, %s::uuid[])"
 _CLOSE_PERIOD: Final = "select billing.close_period(%s, %s)"
+_LET_STATEMENTS_TAKE: Final = "select set_config('statement_timeout', %s, false)"
 _NOTHING: Final = "select 1"
 _REJECT_LATE: Final = "reject"
 _REPEATED: Final = """
@@ -161,6 +164,11 @@ class DatabaseError(Exception):
     def away(self) -> bool:
         """The server was not reached, did not answer, or is stopping: whatever was asked, it did not do it."""
         return self.state is None or self.state.startswith(_AWAY)
+
+    @property
+    def timed_out(self) -> bool:
+        """It took longer than a statement may."""
+        return self.state == "57014"
 
     @property
     def held_up(self) -> bool:
@@ -373,9 +381,9 @@ class Database:
         rows = await self._rows(_DUE_PERIODS, grace, most, list(without))
         return [DuePeriod(_uuid(row.organization_id), row.period_start, row.due_at) for row in rows]
 
-    async def close_period(self, period: DuePeriod) -> int | None:
+    async def close_period(self, period: DuePeriod, within: float = CALL_TIMEOUT_SECONDS) -> int | None:
         """Close it, and say how many invoices that made. None: somebody else is closing it."""
-        row = await self._first(_CLOSE_PERIOD, period.organization_id, period.period_start)
+        row = await self._first(_CLOSE_PERIOD, period.organization_id, period.period_start, within=within)
         return int(row[0]) if row is not None and row[0] is not None else None
 
     async def health(self) -> dict[str, Any]:
@@ -404,7 +412,13 @@ class Database:
                 limit.reschedule(clock() + within)
                 if not self._schema_is_ours and statement is not _HEALTH:
                     await self._require_our_schema(connection)
-                return await _execute(connection, statement, parameters)
+                if within <= CALL_TIMEOUT_SECONDS:
+                    return await _execute(connection, statement, parameters)
+                await _execute(connection, _LET_STATEMENTS_TAKE, (f"{within - ANSWER_SECONDS:.0f}s",))
+                try:
+                    return await _execute(connection, statement, parameters)
+                finally:
+                    await connection.invalidate()  # nobody else's statements may take as long
         except DBAPIError as error:
             # SQLAlchemy's frames refer to the error, which refers to them: a body would stay until that is noticed.
             clear_frames(error.__traceback__)
