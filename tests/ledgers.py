@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -117,17 +116,18 @@ class Staff:
         row = self.invoice(invoice)
         return row["status"], row["paid_cents"], row["credited_cents"], row["remaining_cents"]
 
-    def balance(self) -> Decimal:
-        return sum((amount for _, amount in self.balances()), Decimal(0))
+    def balance(self) -> int:
+        return sum(amount for _, amount in self.balances())
 
-    def balances(self) -> list[tuple[str, Decimal]]:
+    def balances(self) -> list[tuple[str, int]]:
         """Of each kind of payer."""
-        return self.connection.execute(
+        found = self.connection.execute(
             """
             select billing_entity_type, balance_cents from api.balances
             where organization_id = tenancy.current_org() order by 1
             """
-        ).fetchall()
+        )
+        return [(payer, int(amount)) for payer, amount in found.fetchall()]
 
     def _row(self, query: str, parameters: Row) -> Row:
         with self.connection.cursor(row_factory=dict_row) as cursor:

@@ -4,6 +4,7 @@ of its own, once by its reference.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import psycopg
@@ -49,7 +50,11 @@ def test_it_takes_off_what_is_still_to_be_paid(
         assert provider.settled(invoice) == ("open", 0, 238, 1785 - 238)
         assert provider.balances() == []
         lines = api.execute(
-            "select line_number, invoice_line_number, description, amount_cents from api.credit_note_lines"
+            """
+            select line_number, invoice_line_number, description, amount_cents from api.credit_note_lines
+            where credit_note_id = %s
+            """,
+            [note["id"]],
         )
         assert lines.fetchall() == [(1, 2, "Usage", 200)]
 
@@ -182,7 +187,7 @@ def test_eight_at_once_never_exceed_a_line(
     assert sum(race(shared_database, [credit] * 8, role="postgres")) == 3
 
 
-WRONG = {
+WRONG: Mapping[str, Mapping[str, object]] = {
     "no reason": {"reason": " "},
     "an endless reason": {"reason": "x" * 1001},
     "an empty reference": {"reference": ""},
