@@ -1,7 +1,7 @@
--- What an event costs, where it can be said of one event: its meter adds up or counts, and each unit costs the same.
+-- What an event costs, where it can be said of one event: its meter adds up or counts, and each unit costs the same, whatever else was used.
 
--- The prices that count for an event, of each such meter: those in force when its period begins, as its invoice takes them; of late usage the
--- period it belongs to. units: how many units of the meter the event is.
+-- The prices that count for an event, of each such meter: those in force when its period begins, as its invoice took or will take them; of
+-- late usage the period it belongs to. units: how many units of the meter the event is.
 create or replace function billing.prices_of_event(p_event metering.usage_events)
 returns table (units numeric, unit_amount_cents numeric)
 language sql
@@ -21,9 +21,19 @@ as $$
   join metering.meters m on m.code = v.meter_code
   join tenancy.organizations o on o.id = p_event.organization_id
   cross join billing.find_period(p_event.organization_id, coalesce(p_event.belongs_at, p_event.occurred_at)) as f
+  left join lateral (
+    select v.plan_code, v.currency, coalesce(v.rated_at, v.issued_at) as rated_at
+    from billing.invoices v
+    where v.organization_id = p_event.organization_id
+      and v.period_start = f.period_start
+      and f.status = 'finalized'
+    limit 1
+  ) as i on true
   cross join lateral (
-    select r.model, r.unit_amount_cents
-    from billing.prices_in_force(o.plan, o.currency, f.period_start) r
+    select billing.unit_amount_of(billing.terms_of(r)) as unit_amount_cents
+    from billing.prices_in_force(
+      coalesce(i.plan_code, o.plan), coalesce(i.currency, o.currency), f.period_start, coalesce(i.rated_at, 'infinity')
+    ) r
     where r.meter_code = m.code
       and (
         r.dimension is null
@@ -34,7 +44,7 @@ as $$
     order by r.dimension is null
     limit 1
   ) as p
-  where p.model = 'per_unit'
+  where p.unit_amount_cents is not null
     and (v.event_name = p_event.event_name or v.event_name is null and p_event.weighted_units is not null)
     and m.aggregation in ('sum', 'count')
     and v.counts

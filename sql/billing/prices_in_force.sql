@@ -27,14 +27,13 @@ as $$
     )
 $$;
 
--- A price as invoices keep it, and as billing.rate() takes it.
+-- A price as invoices keep it, and as billing.rate() takes it. Inlined, like the next one: they are asked of each price there is.
 create or replace function billing.terms_of(p_price billing.prices)
 returns jsonb
 language sql
-immutable
-set search_path = ''
+stable
 as $$
-  select jsonb_strip_nulls(jsonb_build_object(
+  select pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
     'price_id', p_price.id,
     'plan', p_price.plan_code,
     'model', p_price.model,
@@ -44,19 +43,18 @@ as $$
     'minimum_cents', p_price.minimum_cents,
     'maximum_cents', p_price.maximum_cents
   ))
-    || case when p_price.tiers is null then '{}' else jsonb_build_object('tiers', p_price.tiers) end
+    || case when p_price.tiers is null then '{}' else pg_catalog.jsonb_build_object('tiers', p_price.tiers) end
 $$;
 
 -- Which group a price is for: {"model": "large"}, as groups keep the value; {}: all that no other price of the meter is for.
 create or replace function billing.groups_of(p_price billing.prices)
 returns jsonb
 language sql
-immutable
-set search_path = ''
+stable
 as $$
   select case
     when p_price.dimension is null then '{}'
-    else jsonb_build_object(p_price.dimension, metering.kept_value(p_price.dimension_value))
+    else pg_catalog.jsonb_build_object(p_price.dimension, metering.kept_value(p_price.dimension_value))
   end
 $$;
 

@@ -104,13 +104,12 @@ parallel safe
 set search_path = ''
 as $$ select div(p_quantity, p_size) + case when mod(p_quantity, p_size) > 0 then 1 else 0 end $$;
 
--- The same within the minimum and maximum of the price.
+-- The same within the minimum and maximum of the price. Inlined.
 create or replace function billing.within_limits(p_terms jsonb, p_exact_cents numeric)
 returns numeric
 language sql
 immutable
 parallel safe
-set search_path = ''
 as $$
   select least(
     greatest(p_exact_cents, (p_terms ->> 'minimum_cents')::numeric), (p_terms ->> 'maximum_cents')::numeric

@@ -10,7 +10,8 @@
 -- Where two pay in a period, what they have used together is rated once: they pay as much as one would. The person was there first: the first
 -- units are theirs, up to all that there are. What is greatest, least, latest or unique over both is asked for both, so that a seat, or a
 -- user, that was there before and after is paid for once. What a minimum adds or a maximum takes off is shared like the rest, or by the
--- time if there is no rest, and fees by the time. Rounded are the sums: what one line loses the next one has.
+-- time if there is no rest, and fees by the time; so is the fee of a period that a change of schedule has cut short. Rounded are the sums:
+-- what one line loses the next one has.
 --
 -- Values are added and taken away before they are divided into units: a third and two thirds are one only then.
 create or replace function billing.rate_period(
@@ -21,6 +22,7 @@ returns setof billing.rated_charge
 language plpgsql
 stable
 set search_path = ''
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_organization tenancy.organizations;
@@ -32,8 +34,16 @@ declare
   v_seconds numeric := extract(epoch from p_period_end - p_period_start);
   -- How much of it the first payer has, when two of them do.
   v_first_seconds numeric := v_seconds;
+  v_month_seconds numeric;
 begin
   select * into v_organization from tenancy.organizations o where o.id = p_organization_id;
+  v_month_seconds := billing.month_seconds(
+    coalesce(
+      (select p.timezone from billing.billing_periods p where p.organization_id = p_organization_id and p.period_start = p_period_start),
+      v_organization.billing_timezone
+    ),
+    p_period_start, p_period_end
+  );
   v_plan_code := coalesce(p_plan_code, v_organization.plan);
   v_currency := coalesce(p_currency, v_organization.currency);
   v_first_payer := billing.payer(v_organization.billing_user_id, v_organization.billing_start_at, p_period_start);
@@ -201,9 +211,9 @@ begin
       where exists (select from late)
     )
     select
-      f.user_id, 'fee'::text, null::text, '{}'::jsonb, f.name, 'period'::text, 0::bigint, trim_scale(round(f.seconds / v_seconds, 6)), f.terms,
-      null::jsonb, null::timestamptz, f.fee_cents * f.seconds / v_seconds,
-      round(f.fee_cents * f.sum_seconds / v_seconds) - round(f.fee_cents * (f.sum_seconds - f.seconds) / v_seconds), null::numeric
+      f.user_id, 'fee'::text, null::text, '{}'::jsonb, f.name, 'period'::text, 0::bigint, trim_scale(round(f.seconds / v_month_seconds, 6)),
+      f.terms, null::jsonb, null::timestamptz, f.fee_cents * f.seconds / v_month_seconds,
+      round(f.fee_cents * f.sum_seconds / v_month_seconds) - round(f.fee_cents * (f.sum_seconds - f.seconds) / v_month_seconds), null::numeric
     from fees f
     union all
     select

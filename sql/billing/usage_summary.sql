@@ -42,14 +42,15 @@ begin
       select
         l.meter_code, l.unit, sum(l.events)::bigint as events, sum(l.quantity) as quantity,
         -- Where every unit costs the same.
-        case
-          when count(*) = count(*) filter (where coalesce(l.price ->> 'model', 'per_unit') = 'per_unit')
-            and count(distinct coalesce(l.unit_amount_cents, (l.price ->> 'unit_amount_cents')::numeric)) = 1
-            then min(coalesce(l.unit_amount_cents, (l.price ->> 'unit_amount_cents')::numeric))
-        end as unit_amount_cents,
+        case when count(*) = count(c.unit_amount_cents) and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents) end
+          as unit_amount_cents,
         sum(l.amount_cents) as amount_cents
       from billing.invoices i
       join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
+      -- Lines from before they kept their price are all of one amount a unit.
+      cross join lateral (
+        select case when l.price is null then l.unit_amount_cents else billing.unit_amount_of(l.price) end as unit_amount_cents
+      ) as c
       where i.organization_id = tenancy.current_org()
         and i.period_start = v_period.period_start
         and l.kind in ('usage', 'adjustment')
@@ -86,13 +87,12 @@ as $$
   charges as materialized (
     select
       c.meter_code, sum(c.quantity) as quantity, sum(c.amount_cents) as amount_cents,
-      case
-        when count(*) = count(*) filter (where c.model = 'per_unit') and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents)
-      end as unit_amount_cents
+      case when count(*) = count(c.unit_amount_cents) and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents) end
+        as unit_amount_cents
     from (
       select
-        l.meter_code, l.quantity, l.amount_cents, coalesce(l.price ->> 'model', 'per_unit') as model,
-        coalesce(l.unit_amount_cents, (l.price ->> 'unit_amount_cents')::numeric) as unit_amount_cents
+        l.meter_code, l.quantity, l.amount_cents,
+        case when l.price is null then l.unit_amount_cents else billing.unit_amount_of(l.price) end as unit_amount_cents
       from billing.invoices i
       join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
       where p_is_finalized
@@ -100,7 +100,7 @@ as $$
         and i.period_start = p_period_start
         and l.kind in ('usage', 'adjustment')
       union all
-      select r.meter_code, r.quantity, r.amount_cents, r.terms ->> 'model', (r.terms ->> 'unit_amount_cents')::numeric
+      select r.meter_code, r.quantity, r.amount_cents, billing.unit_amount_of(r.terms)
       from billing.rate_period(p_organization_id, p_period_start, p_period_end) r
       where not p_is_finalized
         and r.kind in ('usage', 'adjustment')
