@@ -46,7 +46,7 @@ def set_prices(console: Console, cast: Cast) -> None:
 
     table = table_of("meter", "model", "price")
     table.add_row("api.request", "per unit", "each request the same")
-    table.add_row(PAGES, "graduated", "$0.02 a page up to 1,000, then 0.5¢")
+    table.add_row(PAGES, "graduated", "2¢ a page up to 1,000, then 0.5¢")
     table.add_row(MESSAGES, "package", "$1.50 for each 100 that were begun")
     console.print(table)
 
