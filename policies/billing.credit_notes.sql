@@ -2,6 +2,7 @@
 --
 -- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
+-- a row: (number, payer_user_id, currency, subtotal_cents, tax_cents, total_cents, to_balance_cents) values (null, null, 'usd', 1, 0, 1, 0)
 alter table billing.credit_notes enable row level security;
 alter table billing.credit_notes force row level security;
 

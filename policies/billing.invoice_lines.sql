@@ -2,6 +2,7 @@
 --
 -- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
+-- a row: (amount_cents) values (100)
 alter table billing.invoice_lines enable row level security;
 alter table billing.invoice_lines force row level security;
 

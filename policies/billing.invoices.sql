@@ -2,6 +2,7 @@
 --
 -- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
+-- a row: (payer_user_id, currency, total_cents) values (null, 'usd', 100)
 alter table billing.invoices enable row level security;
 alter table billing.invoices force row level security;
 

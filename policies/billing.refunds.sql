@@ -2,6 +2,7 @@
 --
 -- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
+-- a row: (credit_note_id, amount_cents) values (null, 1)
 alter table billing.refunds enable row level security;
 alter table billing.refunds force row level security;
 
