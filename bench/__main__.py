@@ -13,7 +13,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from bench import closing, events, gateway, lag, rls, summary, triggers
+from bench import closing, events, gateway, lag, proof, rls, summary, triggers
 from bench.figures import COLUMNS, Figure, keep
 from bench.stack import when_and_where
 
@@ -24,6 +24,7 @@ BENCHMARKS: Final[dict[str, Callable[[], Sequence[Figure]]]] = {
     "bench.lag": lag.measure,
     "bench.triggers": triggers.measure,
     "bench.closing": closing.measure,
+    "bench.proof": proof.measure,
     "bench.rls": rls.measure,
 }
 
