@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 from uuid import UUID
 
@@ -91,6 +92,55 @@ def find(connection: Connection, organization: UUID, at: datetime) -> tuple[Any,
     ).fetchone()
     assert found
     return found
+
+
+@pytest.mark.parametrize("timezone", [*TIMEZONES, *FAR_APART])
+@pytest.mark.parametrize("anchor_day", ANCHORS)
+def test_months_from_anchor_to_anchor_are_whole(connection: Connection, timezone: str, anchor_day: int) -> None:
+    """Also where clocks change at their ends, and where the next month is shorter."""
+    wrong = connection.execute(
+        """
+        select b.period_start, b.period_end
+        from generate_series(timestamptz '2025-01-10', timestamptz '2029-01-10', interval '1 month') as g (at)
+        cross join lateral billing.period_bounds(%(timezone)s, %(anchor)s, g.at) as b
+        where billing.month_seconds(%(timezone)s, b.period_start, b.period_end)
+          <> extract(epoch from b.period_end - b.period_start)
+        """,
+        {"timezone": timezone, "anchor": anchor_day},
+    ).fetchall()
+    assert wrong == []
+
+
+def test_the_fee_of_what_is_cut_short_is_by_the_time(
+    shared_database: Database, connection: Connection, make_organization: MakeOrganization
+) -> None:
+    organization = make_organization(shared_database, roles=("owner",))
+    with connection.transaction(force_rollback=True):
+        connection.execute(
+            """
+            insert into billing.prices (plan_code, currency, effective_from, model, unit_amount_cents)
+            values ('starter', 'usd', now() - interval '1 year', 'flat', 3000)
+            """
+        )
+        ingest(connection, [event("a")], organization.id)
+        connection.execute("update tenancy.organizations set billing_anchor_day = 15 where id = %s", [organization.id])
+        ensure(connection, organization.id, moment(-2, days=20))
+        fees = connection.execute(
+            """
+            select p.period_end - p.period_start, r.quantity, r.amount_cents
+            from billing.billing_periods p
+            cross join lateral billing.rate_period(p.organization_id, p.period_start, p.period_end) r
+            where p.organization_id = %s and r.kind = 'fee'
+            order by p.period_start
+            """,
+            [organization.id],
+        ).fetchall()
+        (_, *current), (rest, quantity, amount), (_, *following), *_ = fees
+        assert current == following == [1, 3000]
+        assert rest == timedelta(days=14)
+        days = (moment(-2) - moment(-1)).days
+        assert quantity == round(Decimal(14) / days, 6)
+        assert amount == (Decimal(3000) * 14 / days).quantize(Decimal(1), ROUND_HALF_UP)
 
 
 def as_staff(organization: Organization) -> Caller:

@@ -213,6 +213,31 @@ def test_a_fee_or_a_minimum_is_due_without_usage(connection: Connection, owes: s
     assert periods(connection, organization)[-1] == (moment(0), "open")
 
 
+def test_who_pays_when_a_period_ends_is_shown_with_it(
+    connection: Connection, shared_database: Database, make_organization: MakeOrganization
+) -> None:
+    """The month of a conversion is the organization's; those before it are the person's."""
+    personal = make_organization(shared_database, kind="personal", roles=("owner",))
+    ingest(connection, [event("a", moment(1, days=3)), event("b")], personal.id)
+    connection.execute("select billing.ensure_periods(%s, now(), now())", [personal.id])
+
+    def payers() -> list[tuple[Any, ...]]:
+        return connection.execute(
+            """
+            select billing_entity_type, billing_entity_id from api.billing_periods
+            where organization_id = %s order by period_start
+            """,
+            [personal.id],
+        ).fetchall()
+
+    person = ("user", personal["owner"].id)
+    assert payers() == [person, person]
+    connection.execute(
+        "update tenancy.organizations set kind = 'organization', billing_start_at = now() where id = %s", [personal.id]
+    )
+    assert payers() == [person, ("organization", personal.id)]
+
+
 def test_those_that_failed_are_left_out_and_those_that_waited_longest_come_first(connection: Connection) -> None:
     late, later, last = used(connection, 1), used(connection, 3), used(connection, 2)
     connection.execute("update billing.billing_periods set created_at = period_start")

@@ -96,7 +96,8 @@ volatile
 set search_path = ''
 as $$
 begin
-  perform tenancy.require_platform_admin();
+  perform tenancy.require_staff('chooses when the billing periods of an organization begin');
+  perform tenancy.require_organization();
   return query
     select * from billing.set_billing_schedule(
       tenancy.current_org(), set_billing_schedule.billing_timezone, set_billing_schedule.billing_anchor_day

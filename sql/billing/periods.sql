@@ -67,6 +67,19 @@ parallel safe
 set search_path = ''
 as $$ select (billing.period_bounds(p_timezone, p_anchor_day, p_end - interval '48 hours')).period_start $$;
 
+-- How long the month is that a period is billed for: itself, unless a change of timezone or anchor has cut it short. Where a month begins in a
+-- midnight that is skipped, it is an hour short of one, and whole all the same.
+create or replace function billing.month_seconds(p_timezone text, p_start timestamptz, p_end timestamptz)
+returns numeric
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select extract(epoch from case when p_end >= m.month_end - interval '3 hours' then p_end else m.month_end end - p_start)
+  from (select (p_start at time zone p_timezone + interval '1 month') at time zone p_timezone as month_end) as m
+$$;
+
 create or replace function billing.raise_no_organization(p_organization_id uuid)
 returns void
 language plpgsql
@@ -263,4 +276,4 @@ grant execute on function billing.anchor_date(date, integer), billing.anchor_ins
   billing.period_bounds(text, integer, timestamptz), billing.period_end_after(text, integer, timestamptz),
   billing.period_start_before(text, integer, timestamptz), billing.find_period(uuid, timestamptz),
   billing.ensure_periods(uuid, timestamptz, timestamptz), billing.period_from_date(uuid, date),
-  billing.raise_no_organization(uuid) to goldleaves_kernel;
+  billing.month_seconds(text, timestamptz, timestamptz), billing.raise_no_organization(uuid) to goldleaves_kernel;
