@@ -119,6 +119,8 @@ REQUESTS = {
     "by another method": Sent("PURGE /api/v1/organizations", 405, "/api/v1/organizations"),
     "not allowed to": Sent("POST /api/v1/cases", 403, "/api/v1/cases", "viewer", body=CASE),
     "of a report": Sent("GET /billing/usage-summary/SLUG", 200, "/billing/usage-summary/{tenant_id}"),
+    "of a document": Sent("GET /billing/preview-invoice.html", 200, "/billing/preview-invoice.html"),
+    "of none": Sent("GET /api/billing/invoices/1.csv", 404, "/api/billing/invoices/{invoice_id}.csv"),
     "with a bad token": Sent(
         "GET /api/v1/cases", 401, "/api/v1/cases", headers={"Authorization": "Bearer x.y.z"}, **PLATFORMS
     ),
