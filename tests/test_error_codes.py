@@ -534,7 +534,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "EVENT_VOIDED": (409, from_an_event_that_was_voided),
     "IDEMPOTENCY_CONFLICT": (409, from_an_id_that_is_taken),
     "ID_IS_FIXED": (409, from_another_id),
-    "INVALID_ANCHOR_DAY": (400, lambda world: by_staff(world, "set_billing_schedule", billing_anchor_day=32)),
+    "INVALID_ANCHOR_DAY": (400, lambda world: correcting(world, "set_billing_schedule", billing_anchor_day=32)),
     "INVALID_API_KEY": (401, from_a_revoked_key),
     "INVALID_BILLING_PROFILE": (400, lambda world: rpc(world, "set_billing_profile", country="Germany")),
     "INVALID_BILLING_TERMS": (400, lambda world: correcting(world, "set_billing_terms", tax_percent=101)),
