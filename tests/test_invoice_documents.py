@@ -234,6 +234,49 @@ def test_what_is_not_there_is_said_in_the_one_shape_of_errors(owner: httpx.Clien
     assert owner.get("/api/billing/preview-invoice?period_start=soon").status_code == 400
 
 
+def test_an_invoice_of_before_shows_what_it_has(stack: RunningStack, make_organization: MakeOrganization) -> None:
+    """Those of the first versions kept neither profiles nor prices, and no due date."""
+    old = make_organization(stack.database, name="Old & Co", timezone="Europe/Berlin")
+    made = {"org": old.id, "id": uuid4()}
+    with stack.database.connect() as superuser:
+        superuser.execute(
+            """
+            insert into billing.billing_periods (organization_id, period_start, period_end, timezone)
+            values (%(org)s, '2024-01-01 00:00+01', '2024-02-01 00:00+01', 'Europe/Berlin')
+            """,
+            made,
+        )
+        superuser.execute(
+            """
+            insert into billing.invoices (organization_id, id, number, period_start, period_end, currency, total_cents)
+            values (%(org)s, %(id)s, '2024-0001', '2024-01-01 00:00+01', '2024-02-01 00:00+01', 'xts', 50)
+            """,
+            made,
+        )
+        superuser.execute(
+            """
+            insert into billing.invoice_lines (organization_id, invoice_id, line_number, meter_code, description, unit,
+              events, quantity, unit_amount_cents, amount_cents)
+            values (%(org)s, %(id)s, 1, 'api.request', 'Requests', 'request', 2, 2, 25, 50)
+            """,
+            made,
+        )
+    with stack.client(old["owner"].subject) as client:
+        as_json, as_csv, as_html = (client.get(f"/api/billing/invoices/{made['id']}{suffix}") for suffix in FORMATS)
+    shown = as_json.json()
+    expected = {
+        "status": "open",
+        **dict.fromkeys(("subtotal_cents", "total_cents", "amount_due_cents", "remaining_cents"), 50),
+        "billed_to": {"legal_name": "Old & Co"},
+        "due_date": None,
+        "digest": None,
+    }
+    assert {name: shown[name] for name in expected} == expected
+    assert (shown["period"]["start_date"], shown["period"]["end_date"]) == ("2024-01-01", "2024-02-01")
+    assert as_csv.text.splitlines()[1].endswith(",Requests,request,2,2,25,50,0.50")
+    assert "Requests · request 2 0.25 0.50 Total 0.50 Amount due XTS 0.50" in Page(as_html.text).text
+
+
 # The page
 
 

@@ -59,7 +59,8 @@ def _parts(context: Context, line: Line) -> list[Part]:
     minor_units = context["it"].minor_units
     price = line.price or Price()
     rest = line.exact_cents - sum((tier.amount_cents for tier in line.tiers), Decimal(0))
-    by_limits = rest.quantize(Decimal(1), ROUND_HALF_UP) if line.kind == "usage" else Decimal(0)
+    has_limits = line.kind == "usage" and (price.minimum_cents, price.maximum_cents) != (None, None)
+    by_limits = rest.quantize(Decimal(1), ROUND_HALF_UP) if has_limits else Decimal(0)
     if not by_limits and len(line.tiers) < 2 and price.model == "per_unit" and not any(t.included for t in line.tiers):
         return []
     parts = [_part(tier, price, minor_units) for tier in line.tiers]

@@ -49,7 +49,7 @@ begin
     'due_at', p_invoice.due_at,
     'due_date', (p_invoice.due_at at time zone v_timezone)::date,
     'currency', p_invoice.currency,
-    'minor_units', (select c.minor_units from billing.currencies c where c.code = p_invoice.currency),
+    'minor_units', coalesce((select c.minor_units from billing.currencies c where c.code = p_invoice.currency), 2),
     'lines', billing.lines_shown(array(select l from unnest(p_lines) l where l.kind in ('fee', 'usage'))),
     'adjustments', billing.lines_shown(array(select l from unnest(p_lines) l where l.kind = 'adjustment'), p_invoice.payer_user_id),
     'tax', (
