@@ -46,12 +46,15 @@ class Ledger:
         self.superuser.execute("update tenancy.organizations set plan = %s where id = %s", [self.plan, made])
         return made
 
-    def meter(self, terms: Terms) -> str:
+    def meter(self, terms: Terms, aggregation: str = "sum") -> str:
         """A meter with that price in the plan."""
         code = next(_names)
         self.superuser.execute(
-            "insert into metering.meters (code, event_name, unit, description) values (%s, %s, 'unit', 'Units')",
-            [code, code],
+            """
+            insert into metering.meters (code, event_name, aggregation, unit, description)
+            values (%s, %s, %s, 'unit', 'Units')
+            """,
+            [code, code, aggregation],
         )
         self.superuser.execute(
             """

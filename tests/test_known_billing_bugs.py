@@ -182,3 +182,23 @@ def test_an_empty_month_between_two_is_not_skipped(ledger: Ledger, superuser: Co
     closed = [finalize(superuser, organization, month(ago)) for ago in (3, 2, 1)]
     assert [invoice.total_cents for invoice in closed] == [2, 0, 2]
     assert [int(invoice.number[5:]) for invoice in closed] == [1, 2, 3]
+
+
+def test_a_seat_that_two_pay_for_is_shown_as_it_is_billed(ledger: Ledger, superuser: Connection) -> None:
+    """Who moves to another account in the middle of a month paid for everybody twice, in the bill or in the usage."""
+    code = ledger.meter({**EACH, "unit_amount_cents": 100, "included_quantity": 1}, aggregation="max")
+    organization = ledger.organization(kind="personal")
+    superuser.execute(
+        "update tenancy.organizations set kind = 'organization', billing_start_at = %s where id = %s",
+        [moment(1, days=10), organization],
+    )
+    ledger.send(organization, [(code, Decimal(3), moment(1, days=2)), (code, Decimal(5), moment(1, days=20))])
+    assert ledger.lines(organization, 1) == {("usage", code): [200, 200]}
+    shown = superuser.execute(
+        """
+        select quantity, amount_cents
+        from billing.usage_by_group(%s, %s, %s, false, '{}', jsonb_build_object('meter', jsonb_build_array(%s::text)))
+        """,
+        [organization, moment(1), moment(0), code],
+    ).fetchall()
+    assert shown == [(5, 400)]

@@ -81,7 +81,11 @@ set search_path = ''
 as $$
   with used as (
     select u.meter_code, u.metered, u.groups, sum(u.events)::bigint as events, sum(u.quantity) as quantity
-    from metering.measure(p_organization_id, array[p_period_start, p_period_end], p_group_by, p_filter) u
+    from metering.measure(
+      p_organization_id, array[p_period_start, p_period_end], p_group_by, p_filter,
+      -- As it is rated, unless it is asked what one payer has used.
+      p_together => not p_filter ?| array['billing_entity_id', 'billing_entity_type']
+    ) u
     group by 1, 2, 3
   ),
   charges as materialized (
