@@ -31,7 +31,7 @@ class Difference:
     def __str__(self) -> str:
         sides = (("expected", self.expected), ("found", self.found))
         told = ", ".join(f"{name} {side}" for name, side in sides if side is not None)
-        return f"{self.what}: {self.detail}" + (f" ({told})" if told else "")
+        return self.detail + (f" ({told})" if told else "")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Verdict:
         return not self.differences
 
     def __str__(self) -> str:
-        told = "verified" if self.is_proved else f"{len(self.differences)} differences"
+        number = len(self.differences)
+        told = "verified" if self.is_proved else f"{number} difference{'' if number == 1 else 's'}"
         older = "" if self.invoice.digest else ", older than digests: only its quantities and amounts can be verified"
         return f"{self.invoice.slug} {self.invoice.number}: {told}{older}"
 

@@ -58,6 +58,12 @@ as $$
       and d.groups = s.groups
       and coalesce(d.belongs_to, '-infinity') = coalesce(s.belongs_to, '-infinity')
     cross join lateral jsonb_each(billing.derived_of_line(d.line)) as m
+  ),
+  differing as (
+    select l.*, bool_or(l.key in ('events', 'quantity', 'price', 'amount_cents')) over (partition by l.name) as is_plain
+    from lines l
+    where l.stored is distinct from l.drafted
+      and (l.is_stored and l.is_drafted or l.key = 'amount_cents')
   )
   select
     case l.key when 'price' then 'price' else 'line' end,
@@ -72,9 +78,9 @@ as $$
       end,
       l.name, l.key
     )
-  from lines l
-  where l.stored is distinct from l.drafted
-    and (l.is_stored and l.is_drafted or l.key = 'amount_cents')
+  from differing l
+  -- The rest follows from these.
+  where l.key in ('events', 'quantity', 'price', 'amount_cents') or not l.is_plain
   union all
   select 'total', c.stored::text, c.drafted::text, format('%s is not what comes out now', c.name)
   from drafts d
@@ -120,8 +126,8 @@ as $$
       and m.billing_entity_id = p_invoice.billing_entity_id
   )
   select
-    'line', format('%s events, quantity %s', l.events, trim_scale(l.quantity)),
-    format('%s events, quantity %s', coalesce(u.events, 0), trim_scale(coalesce(u.quantity, 0))),
+    'line', format('quantity %s of %s events', trim_scale(l.quantity), l.events),
+    format('quantity %s of %s events', trim_scale(coalesce(u.quantity, 0)), coalesce(u.events, 0)),
     format('line %s: its events are not those that the invoice rests on', billing.line_text(l))
   from unnest(p_lines) l
   left join used u on u.meter_code = l.meter_code

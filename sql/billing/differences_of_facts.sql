@@ -22,8 +22,8 @@ as $$
   )
   select
     'usage',
-    format('%s events, value %s', coalesce(k.events, 0), trim_scale(coalesce(k.value, 0))),
-    format('%s events, value %s', coalesce(a.events, 0), trim_scale(coalesce(a.value, 0))),
+    format('value %s, events %s', trim_scale(coalesce(k.value, 0)), coalesce(k.events, 0)),
+    format('value %s, events %s', trim_scale(coalesce(a.value, 0)), coalesce(a.events, 0)),
     format(
       '%s, paid by %s: %s',
       case coalesce(k.version, a.version)
@@ -102,8 +102,8 @@ as $$
   )
   select
     case when n.grain = 'hour' then 'hour' else 'rollup' end,
-    format('%s events, value %s', n.rolled_events, trim_scale(n.rolled_value)),
-    format('%s events, value %s', n.events, trim_scale(n.value)),
+    format('value %s, events %s', trim_scale(n.rolled_value), n.rolled_events),
+    format('value %s, events %s', trim_scale(n.value), n.events),
     format(
       case n.grain
         when 'hour' then '%1$s in the hour of %2$s%3$s: its events are not what was rolled up of them'
@@ -111,7 +111,7 @@ as $$
         else '%1$s in the period of %2$s%3$s: what was rolled up for the period is not the sum of its hours'
       end,
       n.meter_code, metering.time_text(n.bucket_start),
-      case when n.first_group = '{}' then '' else format(' in %s of its groups, such as %s', n.groups, n.first_group) end
+      case when n.first_group = '{}' then '' else format(' (%s of its groups, such as %s)', n.groups, n.first_group) end
     )
   from numbered n
   where n.n <= 50
