@@ -64,7 +64,8 @@ def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None
         (
             "BILLING_GRACE",
             "P40D",
-            "expected a duration, in seconds or as PT5M (ISO 8601), from 0:00:00 to 28 days, 0:00:00, got '40 days, 0:00:00'",
+            "expected a duration, in seconds or as PT5M (ISO 8601), from 0:00:00 to 28 days, 0:00:00, "
+            "got '40 days, 0:00:00'",
         ),
         ("ENVIRONMENT", "x" * 200, f"expected one of development, production, got '{'x' * 60}…'"),
         ("ALLOWED_ORIGINS", "a/b", "'a/b' is no origin; write https://app.example.com, without a path or final slash"),
