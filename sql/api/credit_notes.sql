@@ -18,7 +18,8 @@ select
   issued_at
 from billing.credit_notes;
 
-comment on view api.credit_notes is 'What was taken off invoices after they were issued. An invoice never changes: a mistake on it is mended by a credit note.';
+comment on view api.credit_notes is 'What was taken off invoices after they were issued. An invoice never changes: a mistake on it is mended by '
+  'a credit note.';
 comment on column api.credit_notes.id is 'What credit_note_lines.credit_note_id and refunds.credit_note_id point at.';
 comment on column api.credit_notes.organization_id is 'Whose invoice it is for.';
 comment on column api.credit_notes.billing_entity_type is 'Who paid, or has to: user or organization, as in the invoice.';
@@ -30,7 +31,8 @@ comment on column api.credit_notes.reason is 'Why it was issued.';
 comment on column api.credit_notes.issued_by is 'Who issued it: the subject of the token, or the role of the database session.';
 comment on column api.credit_notes.reference is 'What it was called by whoever issued it: a retry with the same one makes no second note.';
 comment on column api.credit_notes.subtotal_cents is 'The sum of its lines.';
-comment on column api.credit_notes.tax_cents is 'The tax in proportion: of an inclusive one what the total contains, of another one what was added to subtotal_cents.';
+comment on column api.credit_notes.tax_cents is 'The tax in proportion: of an inclusive one what the total contains, of another one what was '
+  'added to subtotal_cents.';
 comment on column api.credit_notes.total_cents is 'What it takes off, in whole minor units of currency.';
 comment on column api.credit_notes.to_balance_cents is 'What of that the invoice had no more to pay: the next invoice of the payer takes it off.';
 comment on column api.credit_notes.issued_at is 'When it was issued (UTC).';
@@ -53,7 +55,8 @@ select organization_id, billing_entity_type, billing_entity_id, currency, sum(am
 from billing.balance_entries
 group by organization_id, billing_entity_type, billing_entity_id, currency;
 
-comment on view api.balances is 'What payers have in hand: credited after it was paid, or from an invoice below zero. Their next invoice takes it off.';
+comment on view api.balances is 'What payers have in hand: credited after it was paid, or from an invoice below zero. Their next invoice takes '
+  'it off.';
 comment on column api.balances.organization_id is 'In which organization.';
 comment on column api.balances.billing_entity_type is 'Whose it is: user or organization. Never null.';
 comment on column api.balances.billing_entity_id is 'The id of the user or of the organization. Never null.';

@@ -35,10 +35,12 @@ cross join lateral billing.settlement(i.organization_id, i.id, i.total_cents, i.
 create trigger refuse_write instead of insert or update or delete on api.invoices
   for each row execute function billing.refuse_write();
 
-comment on view api.invoices is 'One invoice a finalized period and payer: two for the period in which a personal organization was converted. total_cents is the sum of its lines.';
+comment on view api.invoices is 'One invoice a finalized period and payer: two for the period in which a personal organization was converted. '
+  'total_cents is the sum of its lines.';
 comment on column api.invoices.id is 'What invoice_lines.invoice_id points at.';
 comment on column api.invoices.organization_id is 'Whose usage it is for.';
-comment on column api.invoices.billing_entity_type is 'Who pays: user, what was used in a personal organization; organization from its conversion on, and always in others.';
+comment on column api.invoices.billing_entity_type is 'Who pays: user, what was used in a personal organization; organization from its '
+  'conversion on, and always in others.';
 comment on column api.invoices.billing_entity_id is 'Who pays: the id of the user or of the organization.';
 comment on column api.invoices.period_start is 'First moment of the period (UTC).';
 comment on column api.invoices.period_end is 'First moment after the period (UTC).';
@@ -46,14 +48,17 @@ comment on column api.invoices.currency is 'ISO 4217, lowercase, such as usd.';
 comment on column api.invoices.issued_at is 'When the period was finalized (UTC).';
 comment on column api.invoices.number is 'Year and a count without gaps in the organization and year, such as 2026-0001.';
 comment on column api.invoices.total_cents is 'In whole minor units of currency: 30100 is 301.00 usd.';
-comment on column api.invoices.status is 'open; paid: nothing is left to pay; void: all of it was credited, and nothing paid; uncollectible: the rest is written off. Never null.';
+comment on column api.invoices.status is 'open; paid: nothing is left to pay; void: all of it was credited, and nothing paid; uncollectible: the '
+  'rest is written off. Never null.';
 comment on column api.invoices.subtotal_cents is 'The lines without the tax line. Never null.';
 comment on column api.invoices.tax_name is 'What the tax is called; null in invoices older than this.';
 comment on column api.invoices.tax_percent is 'The rate of the tax, 0 without one. Never null.';
 comment on column api.invoices.tax_inclusive is 'Whether the prices contain the tax. Never null.';
-comment on column api.invoices.tax_cents is 'The tax: of an inclusive one what the total contains, of another one what was added to subtotal_cents. Never null.';
+comment on column api.invoices.tax_cents is 'The tax: of an inclusive one what the total contains, of another one what was added to '
+  'subtotal_cents. Never null.';
 comment on column api.invoices.balance_applied_cents is 'What of an earlier balance was taken off. Never null.';
-comment on column api.invoices.amount_due_cents is 'What was to be paid when it was issued: the total less balance_applied_cents, and 0 where the total is below that. Never null.';
+comment on column api.invoices.amount_due_cents is 'What was to be paid when it was issued: the total less balance_applied_cents, and 0 where '
+  'the total is below that. Never null.';
 comment on column api.invoices.paid_cents is 'What was paid, less what was paid back without a credit note. Never null.';
 comment on column api.invoices.credited_cents is 'What credit notes took off, also what of that went to the balance. Never null.';
 comment on column api.invoices.written_off_cents is 'What is owed, and no more asked for. Never null.';
@@ -61,7 +66,8 @@ comment on column api.invoices.remaining_cents is 'What is left to pay. Never nu
 comment on column api.invoices.due_at is 'By when it is to be paid (UTC); null in invoices older than this.';
 comment on column api.invoices.timezone is 'IANA timezone of the period; null in invoices older than this.';
 comment on column api.invoices.plan is 'Code of the plan whose prices counted; null in invoices older than this.';
-comment on column api.invoices.billing_profile is 'Whom it is made out to, as it was: legal_name, address, country, email, tax_id, as far as they were known.';
+comment on column api.invoices.billing_profile is 'Whom it is made out to, as it was: legal_name, address, country, email, tax_id, as far as '
+  'they were known.';
 comment on column api.invoices.issuer is 'Who issued it, as it was: the same fields.';
 comment on column api.invoices.digest is 'SHA-256 of what is written on it and of what it rests on; null in invoices older than this.';
 
@@ -95,11 +101,13 @@ comment on column api.invoice_lines.description is 'What the meter counts, or wh
 comment on column api.invoice_lines.unit is 'What quantity is in; null in lines that no meter makes.';
 comment on column api.invoice_lines.events is 'How many events make the quantity.';
 comment on column api.invoice_lines.quantity is 'In unit: the number of events or the sum of their quantities, as the meter says.';
-comment on column api.invoice_lines.unit_amount_cents is 'Price of one unit, in minor units of the invoice''s currency; may be a fraction. Null where units have no one price: see tiers.';
+comment on column api.invoice_lines.unit_amount_cents is 'Price of one unit, in minor units of the invoice''s currency; may be a fraction. Null '
+  'where units have no one price: see tiers.';
 comment on column api.invoice_lines.amount_cents is 'In whole minor units of the invoice''s currency, rounded once, half away from zero.';
 comment on column api.invoice_lines.kind is 'fee, usage, adjustment (of a period that was finalized before) or tax.';
 comment on column api.invoice_lines.groups is 'Values of the dimensions that the price is for; {} where it is for all that have none of their own.';
-comment on column api.invoice_lines.price is 'The price as it was: model, unit_amount_cents, package_size, tiers, included_quantity, minimum_cents, maximum_cents, as far as it has them.';
+comment on column api.invoice_lines.price is 'The price as it was: model, unit_amount_cents, package_size, tiers, included_quantity, '
+  'minimum_cents, maximum_cents, as far as it has them.';
 comment on column api.invoice_lines.tiers is 'How the amount came about, an object a tier; null where one price holds for all units.';
 comment on column api.invoice_lines.belongs_to is 'Beginning of the finalized period that an adjustment belongs to (UTC); null in other lines.';
 comment on column api.invoice_lines.exact_cents is 'The amount before it was rounded; null in invoices older than this.';
