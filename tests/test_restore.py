@@ -67,6 +67,7 @@ class Books:
                         ("finalized", "select * from api.usage_summary(%s)", [month(1)]),
                         ("invoices", "select * from api.invoices", []),
                         ("lines", "select * from api.invoice_lines order by line_number", []),
+                        ("proofs", "select api.verify_invoice(id::text) from api.invoices order by id", []),
                         ("periods", "select * from api.billing_periods order by period_start", []),
                         ("events", "select * from api.billing_events order by id", []),
                         ("documents", "select * from api.documents order by id", []),
