@@ -108,7 +108,7 @@ def measure() -> list[Figure]:
 def _close(stack: BenchStack, cohort: Cohort) -> float:
     """Make the organizations with what they have used, and return how long it took to close their month."""
     _fill(stack, cohort)
-    while stack.value("select (metering.roll_up(1000000) ->> 'behind')::boolean"):
+    while stack.value("select (metering.roll_up(200000) ->> 'behind')::boolean"):
         pass
     stack.vacuum()
     run, seconds = asyncio.run(_close_as_the_sidecar(stack))
