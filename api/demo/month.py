@@ -36,7 +36,8 @@ EVENTS = {"api.request": (140, 1), PAGES: (40, 31), MESSAGES: (20, 12)}
 def set_prices(console: Console, cast: Cast) -> None:
     scene(console, 4, "A price list, in three models")
     known = {meter["code"] for meter in cast.staff.get("/api/v1/meters", select="code")}
-    priced = {price["meter"] for price in cast.staff.get("/api/v1/prices", select="meter", currency="eq.usd")}
+    found = cast.staff.get("/api/v1/prices", select="meter,unit_amount_cents", currency="eq.usd")
+    priced = {price["meter"]: price["unit_amount_cents"] for price in found}
     for meter in METERS:
         if meter["code"] not in known:
             cast.staff.post("/api/v1/rpc/create_meter", meter)
@@ -45,7 +46,7 @@ def set_prices(console: Console, cast: Cast) -> None:
             cast.staff.post("/api/v1/rpc/create_price", {**price, "effective_from": "2020-01-01T00:00:00Z"})
 
     table = table_of("meter", "model", "price")
-    table.add_row("api.request", "per unit", "each request the same")
+    table.add_row("api.request", "per unit", f"{money(priced['api.request'])} a request")
     table.add_row(PAGES, "graduated", "2¢ a page up to 1,000, then 0.5¢")
     table.add_row(MESSAGES, "package", "$1.50 for each 100 that were begun")
     console.print(table)
