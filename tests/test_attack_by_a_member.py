@@ -64,7 +64,9 @@ def world(stack: RunningStack, make_organization: MakeOrganization) -> World:
         relations = tenant_relations(superuser)
         row_id = fill(stack.database, victim, relations)
         superuser.execute("select ops.maintain()")
-        roll_up_all(superuser)  # as the sidecar does meanwhile
+        # As the sidecar does meanwhile, which makes rollups, and marks the period that has ended as closing.
+        roll_up_all(superuser)
+        superuser.execute("select billing.due_periods('1 hour', 100000)")
         for statement in (
             "insert into tenancy.workspaces (organization_id, name) values (%(org)s, 'Mine')",
             "insert into app.clients (organization_id, name) values (%(org)s, 'Mine')",
