@@ -73,6 +73,10 @@ def issued(
     connection.execute(
         "insert into metering.operation_weights (operation, effective_from, weight) values ('v.tokens', '-infinity', 2)"
     )
+    connection.execute(
+        "insert into billing.billing_terms (organization_id, tax_percent, tax_inclusive) values (%s, 20, false)",
+        [organization],
+    )
     large = {"dimensions": {"model": "large", "state": "failed"}}
     events = [
         event("a", AT, name="v.tokens", quantity=5, resource_id="r-1"),
@@ -250,6 +254,13 @@ def test_a_changed_event_is_named(issued: Issued, case: tuple[str, str, str | No
     assert is_now in (named[0].found or "")
     assert (named[0].expected or "").startswith(was or "")
     assert {"usage", "hour"} <= {one.what for one in found}, "what it rests on, and the hour"
+
+
+def test_the_event_comes_first_and_what_follows_from_it_is_brief(issued: Issued) -> None:
+    found = tampered(issued, EVENT.format("quantity = 4", "a"))
+    assert list(dict.fromkeys(one.what for one in found)) == ["event", "hour", "usage", "line", "total"]
+    told = [str(one) for one in found if one.what in ("event", "line", "total")]
+    assert len(told) == 3, f"the tax, and the rest of the line, follow from these: {told}"
 
 
 def test_a_row_without_a_key_is_named_by_when_it_was_written(issued: Issued) -> None:

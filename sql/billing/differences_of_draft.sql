@@ -45,7 +45,7 @@ as $$
   lines as (
     select
       billing.line_text(case when s.kind is null then d.line else s.line end) as name,
-      s.kind is not null as is_stored, d.kind is not null as is_drafted,
+      s.kind is not null as is_stored, d.kind is not null as is_drafted, coalesce(s.kind, d.kind) = 'tax' as is_tax,
       m.key, billing.derived_of_line(s.line) -> m.key as stored, m.value as drafted
     from (
       select l as line, l.kind, l.meter_code, l.groups, l.belongs_to from unnest(p_lines) l
@@ -60,7 +60,9 @@ as $$
     cross join lateral jsonb_each(billing.derived_of_line(d.line)) as m
   ),
   differing as (
-    select l.*, bool_or(l.key in ('events', 'quantity', 'price', 'amount_cents')) over (partition by l.name) as is_plain
+    select
+      l.*, bool_or(l.key in ('price', 'amount_cents')) over (partition by l.name) as is_plain,
+      bool_or(not l.is_tax) over () as is_taxed_differently
     from lines l
     where l.stored is distinct from l.drafted
       and (l.is_stored and l.is_drafted or l.key = 'amount_cents')
@@ -79,8 +81,9 @@ as $$
       l.name, l.key
     )
   from differing l
-  -- The rest follows from these.
-  where l.key in ('events', 'quantity', 'price', 'amount_cents') or not l.is_plain
+  -- The rest of a line follows from these, and its tax from the other lines.
+  where (l.key in ('price', 'amount_cents') or not l.is_plain)
+    and not (l.is_tax and l.is_taxed_differently)
   union all
   select 'total', c.stored::text, c.drafted::text, format('%s is not what comes out now', c.name)
   from drafts d
@@ -93,6 +96,8 @@ as $$
   ) as c (name, stored, drafted)
   where d.is_this
     and c.stored is distinct from c.drafted
+    -- The others follow from it.
+    and (c.name = 'the total' or p_invoice.total_cents = (d.invoice).total_cents)
   union all
   select
     'payer', null, (d.invoice).billing_entity_id::text,

@@ -19,8 +19,8 @@ declare
   v_anew metering.usage_rollups[];
   v_differing jsonb;
   v_measure_from text := coalesce(current_setting('goldleaves.measure_from', true), '');
-  v_of_rows bigint;
-  v_of_facts bigint;
+  v_of_rows jsonb;
+  v_of_facts jsonb;
 begin
   select * into v_invoice from billing.invoices i where i.organization_id = p_organization_id and i.id = p_invoice_id;
   if v_invoice.id is null then
@@ -40,8 +40,7 @@ begin
       and p.period_start = v_invoice.period_start
   ), 'UTC');
 
-  return query select * from billing.differences_of_rows(v_invoice, v_lines);
-  get diagnostics v_of_rows = row_count;
+  v_of_rows := (select coalesce(jsonb_agg(to_jsonb(d)), '[]') from billing.differences_of_rows(v_invoice, v_lines) d);
 
   -- The one pass over the events. Rollups that are what it says are proved, and what follows may read them.
   v_anew := array(
@@ -51,12 +50,16 @@ begin
     select coalesce(jsonb_agg(to_jsonb(d)), '[]')
     from metering.differing_rollups(p_organization_id, v_invoice.period_start, v_invoice.period_end, v_anew) d
   );
-  return query select * from billing.differences_of_facts(v_invoice, v_anew);
-  get diagnostics v_of_facts = row_count;
-  return query select * from billing.differences_of_hours(v_invoice, v_anew, v_differing);
-  if v_of_rows > 0 or v_of_facts > 0 or v_differing <> '[]' then
+  v_of_facts := (select coalesce(jsonb_agg(to_jsonb(d)), '[]') from billing.differences_of_facts(v_invoice, v_anew) d);
+
+  -- The cause first, and what follows from it last.
+  if v_of_rows || v_of_facts || v_differing <> '[]' then
     return query select * from billing.events_that_differ(v_invoice, v_differing, v_timezone);
   end if;
+  return query select * from billing.differences_of_hours(v_invoice, v_anew, v_differing);
+  return query
+    select d.*
+    from jsonb_to_recordset(v_of_facts || v_of_rows) as d (what text, expected text, found text, detail text);
 
   if v_differing <> '[]' then
     perform set_config('goldleaves.measure_from', 'events', true);
