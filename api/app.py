@@ -61,8 +61,8 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     tenants = Tenants(database)
     postgrest = Upstream(settings.require("postgrest_url"))
     rollups = Rollups(database)
-    closing = Closing(database, settings.billing_grace)
-    metrics = Metrics(spool, database, rollups, closing)
+    closing = Closing(database, settings.billing_grace) if settings.close_periods else None
+    metrics = Metrics(spool, database, rollups, *([closing] if closing is not None else ()))
     refusals = Refusals(database, metrics)
     token = settings.metrics_token
     show_metrics = metrics_endpoint(metrics, token.get_secret_value() if token is not None else None)
@@ -82,8 +82,8 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             tasks.start("maintenance", lambda: every_hour("maintenance", database.maintain)),
             tasks.start("storage-snapshots", lambda: every_hour("storage_snapshots", database.take_storage_snapshots)),
             tasks.start("rollups", rollups.run),
-            tasks.start("closing", closing.run),
             tasks.start("endpoints", lambda: endpoints.keep_read(database)),
+            *([tasks.start("closing", closing.run)] if closing is not None else ()),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
         ]
         try:

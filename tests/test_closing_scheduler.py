@@ -117,3 +117,10 @@ def test_what_was_cut_off_in_the_middle_is_closed_once(
     if dies == "sidecar":
         stack.start()
     await_closed(stack, organizations)
+
+
+def test_periods_are_left_to_people_where_that_is_said(open_stack: OpenStack) -> None:
+    with open_stack(close_periods=False) as stack:
+        names = {name for name, _ in scrape(stack)}
+    assert "goldleaves_rollup_events_total" in names
+    assert "goldleaves_periods_closed_total" not in names

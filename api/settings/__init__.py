@@ -115,6 +115,7 @@ class Settings(BaseSettings):
 
     # How long after its end a billing period is closed: seconds, or ISO 8601.
     billing_grace: timedelta = Field(default=timedelta(hours=1), ge=timedelta(0), le=timedelta(days=28))
+    close_periods: bool = True  # by themselves; else by hand alone
 
     # How long clients may take. A body gets one second more for each 500 bytes that have come.
     request_head_seconds: float = Field(default=10, gt=0)
