@@ -442,7 +442,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "PERIOD_BUSY": Code(
         503,
-        "Writers of usage held the period for too long: it could not be finalized, or who pays could not be changed.",
+        "Usage, a payment, a credit note or a price was written and not committed for too long: the period could not "
+        "be finalized, or who pays could not be changed.",
         "Try again. Operators: look for long transactions in pg_stat_activity.",
     ),
     "PERIOD_NOT_ENDED": Code(409, "A period is finalized before it has ended.", "Wait until period_end."),

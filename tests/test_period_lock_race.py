@@ -211,6 +211,29 @@ def wait_for_a_waiter(database: Database) -> None:
             time.sleep(0.005)
 
 
+@pytest.mark.parametrize(
+    "busy",
+    [
+        "billing.take_ledger_lock(%s)",
+        "pg_advisory_xact_lock(hashtextextended('goldleaves.prices', 0 * length(%s)))",
+    ],
+    ids=["ledger", "prices"],
+)
+def test_a_finalizer_does_not_hold_up_writers_for_who_writes_a_payment_or_a_price(
+    database: Database, make_organization: MakeOrganization, busy: str
+) -> None:
+    organization = make_organization(database).id
+    with database.connect() as slow, database.connect() as finalizer:
+        ingest(finalizer, [event("in time", moment(1, days=2))], organization)
+        with slow.transaction():
+            slow.execute("select " + busy, [str(organization)])
+            finalizer.execute("set statement_timeout = '20s'")
+            with pytest.raises(psycopg.Error, match="PERIOD_BUSY") as refused:
+                finalize(finalizer, organization, month(1))
+            assert refused.value.sqlstate == "PT503"
+        assert finalize(finalizer, organization, month(1)).total_cents == 25
+
+
 @pytest.mark.parametrize("level", SNAPSHOTS, ids=lambda level: level.name)
 def test_a_finalizer_with_a_snapshot_of_its_own_is_refused(
     database: Database, make_organization: MakeOrganization, level: IsolationLevel

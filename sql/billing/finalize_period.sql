@@ -59,12 +59,14 @@ end;
 $$;
 
 -- The closing itself, for who holds the period lock; periods are closed in their order. p_also_for_nothing: else a payer who has used nothing
--- in it and owes nothing gets no invoice. Returns how many were made.
+-- in it and owes nothing gets no invoice. Returns how many were made. Writers of usage wait
+-- meanwhile, so it waits for nobody longer than they do for the lock.
 create or replace function billing.issue_invoices(p_period billing.billing_periods, p_also_for_nothing boolean)
 returns integer
 language plpgsql
 volatile
 set search_path = ''
+set lock_timeout = '2s'
 as $$
 declare
   v_earlier billing.billing_periods;
@@ -93,10 +95,17 @@ begin
       hint = 'Late usage and balances go from one period to the next: finalize them in their order.';
   end if;
 
-  -- The balance that an invoice takes from is nobody else's until it is issued.
-  perform billing.take_ledger_lock(p_period.organization_id);
-  -- Who makes a price is alone with that: all prices that were made by now are seen, and those that come later are later than rated_at.
-  perform billing.share_prices();
+  begin
+    -- The balance that an invoice takes from is nobody else's until it is issued.
+    perform billing.take_ledger_lock(p_period.organization_id);
+    -- Who makes a price is alone with that: all prices that were made by now are seen, and those that come later are later than rated_at.
+    perform billing.share_prices();
+  exception when lock_not_available then
+    raise exception using
+      errcode = 'PT503',
+      message = 'PERIOD_BUSY: a payment, credit note or price is being written, and was not committed in time',
+      hint = 'Look for long transactions in pg_stat_activity, then try again.';
+  end;
   v_now := clock_timestamp();
   v_facts := billing.facts_of(p_period.organization_id, p_period.period_start, p_period.period_end);
   v_year := to_char(v_now at time zone p_period.timezone, 'YYYY');
