@@ -66,6 +66,7 @@ class BenchStack:
         """What Postgres does by itself after a while, so that it does not do it in the middle."""
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             connection.execute("vacuum analyze")
+            connection.execute("checkpoint")
 
     def stop(self, part: str) -> None:
         stop(part, self.stack.state)
