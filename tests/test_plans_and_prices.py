@@ -297,6 +297,10 @@ FAULTS: list[tuple[Row, str]] = [
     ({"dimension": "model"}, "names both, a dimension and a dimension_value"),
     ({"dimension": "model", "dimension_value": ""}, "dimension_value has 1 to 200 characters"),
     ({"dimension": "color", "dimension_value": "red"}, "keeps no dimension color"),
+    *(
+        ({"dimension": name, "dimension_value": "red"}, f"{name} is no dimension that a price can be for")
+        for name in ("meter", "billing_entity_id", "billing_entity_type")
+    ),
     ({"effective_from": datetime(1999, 12, 31, tzinfo=UTC)}, "lies before 2000 or more than ten years ahead"),
     ({"effective_from": "infinity"}, "lies before 2000 or more than ten years ahead"),
     *(
@@ -333,7 +337,7 @@ def test_what_is_wrong_with_a_price_is_said(api: Connection, any_meter: str, ter
 
 @pytest.fixture(scope="module")
 def any_meter(api: Connection) -> str:
-    by_staff(api, "create_meter", code="any", unit="u", description="d", event_name="any", group_by=["model"])
+    by_staff(api, "create_meter", code="any", unit="u", description="d", event_name="any", group_by=["model", "meter"])
     return "any"
 
 
@@ -387,8 +391,9 @@ def test_no_group_and_no_plan_gets_another_price_for_what_has_been_used(api: Con
     """It had the price for all groups, or that for everybody."""
     price(api, meter, effective_from=PAST)
     group = {"dimension": "model", "dimension_value": "large"}
-    assert "has a price since before" in refused(api, "create_price", meter, effective_from=PAST, **group)
-    assert "has a price since before" in refused(api, "create_price", meter, effective_from=PAST, plan=plan)
+    for terms in (group, {"plan": plan}, {"plan": plan, **group}):
+        told = refused(api, "create_price", meter, effective_from=PAST, **terms)
+        assert "had the price for all until now" in told
     price(api, meter, **group)
     price(api, meter, plan=plan)
     price(api, meter, currency="eur", effective_from=PAST)

@@ -147,6 +147,10 @@ begin
     problem := 'dimension_value has 1 to 200 characters';
   elsif p_price.dimension is not null and not v_is_withdrawal and v_meter.aggregation not in ('sum', 'count', 'weighted_sum') then
     problem := format('%s is a %s, whose groups do not add up: it has one price for all', v_meter.code, v_meter.aggregation);
+  -- In a filter of usage these are no dimensions.
+  elsif p_price.dimension in ('meter', 'billing_entity_id', 'billing_entity_type') and not v_is_withdrawal then
+    problem := format('%s is no dimension that a price can be for', p_price.dimension);
+    hint := 'Send it under another name in events, and keep that one with change_meter.';
   elsif p_price.effective_from not between '2000-01-01 00:00Z' and p_price.created_at + interval '10 years' then
     problem := format('effective_from %s lies before 2000 or more than ten years ahead', p_price.effective_from);
   elsif p_price.dimension is not null and not v_is_withdrawal and p_price.dimension <> all (v_meter.group_by) then
@@ -216,6 +220,7 @@ set search_path = ''
 as $$
 declare
   v_until timestamptz;
+  v_is_its_own boolean;
   v_dimension text;
 begin
   if p_price.model = 'none' and coalesce(p_before.model, 'none') = 'none' then
@@ -229,22 +234,27 @@ begin
   where (s.plan_code, s.dimension, s.dimension_value) is not distinct from (p_price.plan_code, p_price.dimension, p_price.dimension_value)
     and s.effective_from > p_price.effective_from;
 
-  if exists (
-    select
-    from billing.price_spans(p_price.meter_code, p_price.currency) s
-    where s.model <> 'none'
-      and s.effective_from < least(v_until, p_now)
-      and s.superseded_at > p_price.effective_from
-      and p_price.effective_from < p_now
-      and (
-        (s.plan_code, s.dimension, s.dimension_value) is not distinct from (p_price.plan_code, p_price.dimension, p_price.dimension_value)
-        -- The group had the price for all groups, or the plan that of everybody.
-        or p_price.model <> 'none' and s.plan_code is not distinct from p_price.plan_code and s.dimension is null
-        or p_price.model <> 'none' and s.plan_code is null and p_price.plan_code is not null
-      )
-  ) then
+  select bool_or(
+    (s.plan_code, s.dimension, s.dimension_value) is not distinct from (p_price.plan_code, p_price.dimension, p_price.dimension_value)
+  ) into v_is_its_own
+  from billing.price_spans(p_price.meter_code, p_price.currency) s
+  where s.model <> 'none'
+    and s.effective_from < least(v_until, p_now)
+    and s.superseded_at > p_price.effective_from
+    and p_price.effective_from < p_now
+    and (
+      (s.plan_code, s.dimension, s.dimension_value) is not distinct from (p_price.plan_code, p_price.dimension, p_price.dimension_value)
+      -- The group had the price for all groups, or the plan that of everybody.
+      or p_price.model <> 'none' and s.plan_code is not distinct from p_price.plan_code and s.dimension is null
+      or p_price.model <> 'none' and s.plan_code is null and p_price.plan_code is not null
+    );
+  if v_is_its_own then
     problem := billing.subject_of(p_price) || ' has a price since before: another one counts for the periods that begin from now on at the earliest';
     hint := 'Leave effective_from out, or send a moment ahead.';
+    return;
+  elsif not v_is_its_own then
+    problem := billing.subject_of(p_price) || ' had the price for all until now: one of its own counts for the periods that begin from now on at the earliest';
+    hint := 'Leave effective_from out, or send a moment ahead. Prices of groups and plans that are to reach back are made before the price for all.';
     return;
   end if;
 
