@@ -346,12 +346,57 @@ def test_parts_of_a_bill_add_up_to_it(
     for is_finalized in (False, True):
         if is_finalized:
             finalize(superuser, organization.id, month(1))
-            superuser.execute(price, [code, moment(2), "9"])
+            with superuser.transaction():
+                superuser.execute("set local session_replication_role = replica")
+                superuser.execute(price, [code, moment(2), "9"])
         (whole,) = parts()
         assert whole["amount_cents"] == 12  # 36 units at 0.333, rounded once
         assert sum(row["amount_cents"] for row in parts(group_by=["page"])) == value(superuser, "select 36 * 0.333")
         (one,) = parts(filter={"page": "x"})
         assert (one["quantity"], one["amount_cents"]) == (9, value(superuser, "select 9 * 0.333"))
+
+
+@pytest.mark.parametrize("others", [2, None], ids=["with a default", "without a default"])
+def test_what_has_a_price_of_its_own_costs_that(
+    api: Connection,
+    sidecar: Connection,
+    superuser: Connection,
+    organization: Organization,
+    code: str,
+    others: int | None,
+) -> None:
+    """Not the average of the meter; and what has none costs nothing, and is usage all the same."""
+    for amount, page in ((10, "x"), (others, None)):
+        if amount:
+            superuser.execute(
+                """
+                insert into billing.prices
+                  (meter_code, currency, effective_from, unit_amount_cents, dimension, dimension_value)
+                values (%s, 'usd', '2000-01-01Z', %s, %s, %s)
+                """,
+                [code, amount, page and "page", page],
+            )
+    ingest(
+        sidecar,
+        [
+            event(page, moment(1, days=1), name=code, quantity=quantity, dimensions={"page": page})
+            for page, quantity in (("x", 100), ("y", 900))
+        ],
+        organization.id,
+    )
+
+    def costs(**arguments: object) -> list[tuple[object, ...]]:
+        rows = by_member(api, organization, "usage_summary", period_start=month(1), **arguments)
+        return [(row["quantity"], row["unit_amount_cents"], row["amount_cents"]) for row in rows]
+
+    rest = 900 * (others or 0)
+    for is_finalized in (False, True):
+        if is_finalized:
+            finalize(superuser, organization.id, month(1))
+        assert costs() == costs(filter={"meter": code}) == [(1000, None, 1000 + rest)]
+        assert costs(group_by=["page"]) == [(100, 10, 1000), (900, others, rest)]
+        assert costs(filter={"page": "x"}) == costs(filter={"page": ["x", "z"]}) == [(100, 10, 1000)]
+        assert costs(filter={"page": "y"}) == costs(filter={"page": "y"}, group_by=["user_id"]) == [(900, others, rest)]
 
 
 def test_a_meter_that_does_not_keep_a_dimension_has_null_there(

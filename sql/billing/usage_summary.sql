@@ -36,15 +36,20 @@ begin
     return;
   end if;
 
-  -- Of a finalized period its invoices are the answer, whatever became of prices since; beside them, what was not billed.
+  -- Of a finalized period its invoices are the answer, whatever became of prices since; beside them, what was not billed: also of a meter of
+  -- which only some groups have a price.
   return query
-    with lines as materialized (
+    with rated as materialized (
+      select r.* from billing.rate_meters(tenancy.current_org(), v_period.period_start, v_period.period_end) r
+    ),
+    lines as materialized (
       select
         l.meter_code, l.unit, sum(l.events)::bigint as events, sum(l.quantity) as quantity,
         -- Where every unit costs the same.
         case when count(*) = count(c.unit_amount_cents) and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents) end
           as unit_amount_cents,
-        sum(l.amount_cents) as amount_cents
+        sum(l.amount_cents) as amount_cents,
+        bool_and(l.groups <> '{}') as in_groups
       from billing.invoices i
       join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
       -- Lines from before they kept their price are all of one amount a unit.
@@ -57,18 +62,25 @@ begin
       group by l.meter_code, l.unit
       order by l.meter_code
     )
-    select l.meter_code, l.unit, l.events, l.quantity, l.unit_amount_cents, l.amount_cents, '{}'::jsonb
+    select
+      l.meter_code, l.unit,
+      case when r.quantity > l.quantity then r.events else l.events end,
+      greatest(l.quantity, r.quantity),
+      case when r.quantity > l.quantity then null else l.unit_amount_cents end,
+      l.amount_cents, '{}'::jsonb
     from lines l
+    left join rated r on l.in_groups and r.meter_code = l.meter_code and r.unit is not null
     union all
     select r.meter_code, r.unit, r.events, r.quantity, null, 0, '{}'::jsonb
-    from billing.rate_meters(tenancy.current_org(), v_period.period_start, v_period.period_end) r
+    from rated r
     where r.unit is null
       or not exists (select from lines l where l.meter_code = r.meter_code);
 end;
 $$;
 
--- A part of a period: its amounts are not rounded, so that parts add up. Where units cost differently, a part has its share, by
--- quantity, of what the meter costs. Of a finalized period by its invoices.
+-- A part of a period: its amounts are not rounded, so that parts add up. What has a price of its own costs that, as it is rated; of what has
+-- no price nothing is due. Where units of one price cost differently, a part has its share, by quantity, of what they cost together.
+-- Of a finalized period by its invoices.
 create or replace function billing.usage_by_group(
   p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz, p_is_finalized boolean, p_group_by text[], p_filter jsonb
 )
@@ -79,7 +91,7 @@ language sql
 stable
 set search_path = ''
 as $$
-  with used as (
+  with used as materialized (
     select u.meter_code, u.metered, u.groups, sum(u.events)::bigint as events, sum(u.quantity) as quantity
     from metering.measure(
       p_organization_id, array[p_period_start, p_period_end], p_group_by, p_filter,
@@ -90,12 +102,12 @@ as $$
   ),
   charges as materialized (
     select
-      c.meter_code, sum(c.quantity) as quantity, sum(c.amount_cents) as amount_cents,
+      c.meter_code, c.groups, sum(c.quantity) as quantity, sum(c.amount_cents) as amount_cents,
       case when count(*) = count(c.unit_amount_cents) and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents) end
         as unit_amount_cents
     from (
       select
-        l.meter_code, l.quantity, l.amount_cents,
+        l.meter_code, l.groups, l.quantity, l.amount_cents,
         case when l.price is null then l.unit_amount_cents else billing.unit_amount_of(l.price) end as unit_amount_cents
       from billing.invoices i
       join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
@@ -104,27 +116,53 @@ as $$
         and i.period_start = p_period_start
         and l.kind in ('usage', 'adjustment')
       union all
-      select r.meter_code, r.quantity, r.amount_cents, billing.unit_amount_of(r.terms)
+      select r.meter_code, r.groups, r.quantity, r.amount_cents, billing.unit_amount_of(r.terms)
       from billing.rate_period(p_organization_id, p_period_start, p_period_end) r
       where not p_is_finalized
         and r.kind in ('usage', 'adjustment')
     ) as c
-    group by 1
+    group by 1, 2
+  ),
+  -- Of each part what has a price of its own: only values that the filter asks for, where it names that dimension.
+  named as materialized (
+    select c.meter_code, c.groups as price_groups, n.groups, sum(n.events)::bigint as events, sum(n.quantity) as quantity
+    from charges c
+    cross join lateral jsonb_each_text(c.groups) as g (name, value)
+    cross join lateral metering.measure(
+      p_organization_id, array[p_period_start, p_period_end], p_group_by,
+      p_filter || jsonb_build_object('meter', c.meter_code) || c.groups
+    ) as n
+    where c.meter_code in (select u.meter_code from used u where u.metered)
+      and (not p_filter ? g.name or g.value = any (metering.filter_values(p_filter, g.name)))
+    group by 1, 2, 3
+  ),
+  parts as (
+    select n.meter_code, true as metered, n.groups, n.price_groups, n.events, n.quantity from named n
+    union all
+    select u.meter_code, u.metered, u.groups, '{}', u.events - coalesce(n.events, 0), u.quantity - coalesce(n.quantity, 0)
+    from used u
+    left join (
+      select a.meter_code, a.groups, sum(a.events)::bigint as events, sum(a.quantity) as quantity from named a group by 1, 2
+    ) as n
+      on u.metered and n.meter_code = u.meter_code and n.groups = u.groups
+    where n.meter_code is null or u.events <> n.events or u.quantity <> n.quantity
   )
   select
-    u.meter_code, m.unit, u.events, u.quantity, c.unit_amount_cents,
+    p.meter_code, m.unit, sum(p.events)::bigint, sum(p.quantity),
+    case when count(*) = count(c.unit_amount_cents) and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents) end,
     trim_scale(coalesce(
-      case
-        when c.unit_amount_cents is not null then u.quantity * c.unit_amount_cents
-        when c.quantity <> 0 then c.amount_cents * u.quantity / c.quantity
-      end,
+      sum(case
+        when c.unit_amount_cents is not null then p.quantity * c.unit_amount_cents
+        when c.quantity <> 0 then c.amount_cents * p.quantity / c.quantity
+      end),
       0
     )),
-    u.groups
-  from used u
-  left join metering.meters m on u.metered and m.code = u.meter_code
-  left join charges c on c.meter_code = m.code
-  order by m.code is null, u.meter_code, u.groups
+    p.groups
+  from parts p
+  left join metering.meters m on p.metered and m.code = p.meter_code
+  left join charges c on c.meter_code = m.code and c.groups = p.price_groups
+  group by p.meter_code, m.code, m.unit, p.groups
+  order by m.code is null, p.meter_code, p.groups
 $$;
 
 alter function billing.usage_summary(date, text[], jsonb) owner to goldleaves_kernel;
