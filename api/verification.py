@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import groupby
 from uuid import UUID
 
 import psycopg
@@ -62,6 +63,21 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What differs in an organization, or on the platform, that no single invoice tells: terms, plans, prices, periods,
+    and invoices that are gone.
+    """
+
+    organization_id: UUID
+    slug: str
+    differences: tuple[Difference, ...]
+
+    def __str__(self) -> str:
+        number = len(self.differences)
+        return f"{self.slug}: {number} difference{'' if number == 1 else 's'} beside its invoices"
+
+
+@dataclass(frozen=True)
 class Chosen:
     """Which invoices: of periods that ended in a month (its first day), of an organization (slug or id), one (id or
     number).
@@ -87,10 +103,14 @@ _LIST = """
   select i.organization_id, coalesce(o.slug, i.organization_id::text) as slug, i.id, i.number, i.digest
   from billing.invoices i
   left join tenancy.organizations o on o.id = i.organization_id
-  join billing.billing_periods p on p.organization_id = i.organization_id and p.period_start = i.period_start
+  -- An invoice says itself of when it is: its period may be gone, or moved.
+  left join billing.billing_periods p
+    on p.organization_id = i.organization_id and p.period_start = i.period_start and i.timezone is null
   where (
       %(month)s::date is null
-      or date_trunc('month', (p.period_end - interval '1 microsecond') at time zone p.timezone) = %(month)s::date
+      or %(month)s::date = date_trunc(
+        'month', (i.period_end - interval '1 microsecond') at time zone coalesce(i.timezone, p.timezone, 'UTC')
+      )
     )
     and (%(organization)s::text is null or %(organization)s in (o.slug, i.organization_id::text))
     and (%(invoice)s::text is null or %(invoice)s in (i.number, i.id::text))
@@ -115,6 +135,29 @@ def verify(url: str, chosen: Chosen) -> Iterator[tuple[int, Verdict]]:
                     "select * from billing.verify_invoice(%s, %s)", [invoice.organization_id, invoice.id]
                 ).fetchall()
             yield len(invoices), Verdict(invoice, tuple(found))
+
+
+_BESIDE = """
+  select b.organization_id, coalesce(o.slug, b.organization_id::text), b.what, b.expected, b.found, b.detail
+  from (
+    select (select o.id from tenancy.organizations o where %(organization)s::text in (o.slug, o.id::text)) as id
+  ) as c
+  cross join lateral billing.differences_beside_invoices(c.id) b
+  left join tenancy.organizations o on o.id = b.organization_id
+  order by 2, b.what, b.detail
+"""
+
+
+def verify_beside(url: str, organization: str | None) -> list[Beside]:
+    """What differs beside the invoices, in one organization (slug or id) and on the platform, or everywhere."""
+    with psycopg.connect(url, application_name="goldleaves billing verify") as conn:
+        conn.execute("set transaction isolation level repeatable read, read only")
+        conn.execute("set local role goldleaves_kernel")
+        rows = conn.execute(_BESIDE, {"organization": organization}).fetchall()
+    return [
+        Beside(*of, tuple(Difference(*row[2:]) for row in found))
+        for of, found in groupby(rows, key=lambda row: (row[0], row[1]))
+    ]
 
 
 def _listed(conn: psycopg.Connection[tuple[object, ...]], chosen: Chosen) -> list[Listed]:

@@ -51,8 +51,9 @@ from (values
 def database(shared_database: Database) -> Database:
     with shared_database.connect() as superuser, superuser.transaction():
         superuser.execute(METERS)
-        superuser.execute("set local session_replication_role = replica")  # prices do not reach back
+        superuser.execute("alter table billing.prices disable trigger guard")  # prices do not reach back
         superuser.execute(PRICES)
+        superuser.execute("alter table billing.prices enable trigger guard")
     return shared_database
 
 

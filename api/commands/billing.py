@@ -10,7 +10,7 @@ import typer
 
 from api.command_line import errors, explain_errors, migration_url, say
 from api.settings import load_settings
-from api.verification import Chosen, month_of
+from api.verification import Chosen, month_of, verify_beside
 from api.verification import verify as verify_invoices
 
 commands = typer.Typer()
@@ -38,13 +38,15 @@ def verify(
     """Derive invoices anew from their events, and name what differs: the event, hour, line, price, or who rewrote what.
 
     Compares each invoice with its digest, with the audit log, and with what its usage comes to when it is counted and
-    rated again. Run `goldleaves audit verify` beside it: the log is what proves a digest. Exit code 1 when one differs.
+    rated again. Unless one invoice is asked for, it compares payments, credit notes, balances, terms, plans, prices and
+    periods with what the audit log tells of them, too. Run `goldleaves audit verify` beside it: the log is what proves
+    a digest. Exit code 1 when anything differs.
 
     Example:  goldleaves billing verify --period 2026-01
     """
     chosen = Chosen(None if invoice is not None and period is None else month_of(period), organization, invoice)
-    number, differing = 0, 0
-    for number, (total, verdict) in enumerate(verify_invoices(migration_url(load_settings()), chosen), 1):
+    number, differing, url = 0, 0, migration_url(load_settings())
+    for number, (total, verdict) in enumerate(verify_invoices(url, chosen), 1):
         differing += not verdict.is_proved
         if as_json:
             told = {"verified": verdict.is_proved, **asdict(verdict)}
@@ -58,7 +60,15 @@ def verify(
                 errors.print(f"  {difference}", markup=False, highlight=False, soft_wrap=True)
         if number % 100 == 0:
             errors.print(f"{number} of {total} invoices", style="dim")
+    beside = verify_beside(url, organization) if invoice is None else []
+    for one in beside:
+        if as_json:
+            typer.echo(json.dumps({"verified": False, **asdict(one)}, default=str))
+            continue
+        errors.print(str(one), style="red", markup=False, highlight=False, soft_wrap=True)
+        for difference in one.differences:
+            errors.print(f"  {difference}", markup=False, highlight=False, soft_wrap=True)
     if not as_json:
         say(f"{number} invoice{'' if number == 1 else 's'}, {differing} of them differ." if number else "No invoices.")
-    if differing:
+    if differing or beside:
         raise typer.Exit(1)

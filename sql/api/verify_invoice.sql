@@ -12,7 +12,7 @@ For owners, admins and billing users of the organization, and for platform_admin
 log; the events of the period are counted anew, one by one, and so are rollups, versions of meters, weights, prices, lines and totals. The
 answer is an object: verified (true or false), invoice (its id), number, digest (null where the invoice is older than digests: then its
 quantities and amounts are all that can be verified), events (how many the invoice rests on), and differences, each an object of what (digest,
-audit log, total, balance, period, number, usage, hour, rollup, event, meter, weight, attribution, line, price, payer), expected (what was
+audit log, total, balance, ledger, period, number, usage, hour, rollup, event, meter, weight, attribution, line, price, payer), expected (what was
 issued or recorded), found (what there is now), and detail, a sentence. It takes seconds for a million events.
 
 Errors: ORGANIZATION_REQUIRED (400), ROLE_REQUIRED (403), INVOICE_NOT_FOUND (404).$$;

@@ -57,6 +57,7 @@ as $$
   left join billing.billing_periods p
     on p.organization_id = i.organization_id and p.period_start = i.period_start and p.period_end = i.period_end
   where p.status is distinct from 'finalized'
+    or p.timezone <> coalesce(p_invoice.timezone, p.timezone)
   union all
   select
     'period', coalesce(l.before, '{}')::text, coalesce(l.after, '{}')::text,
