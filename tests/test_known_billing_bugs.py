@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.conftest import MakeOrganization
 from tests.harness import Database
@@ -202,3 +203,35 @@ def test_a_seat_that_two_pay_for_is_shown_as_it_is_billed(ledger: Ledger, superu
         [organization, moment(1), moment(0), code],
     ).fetchall()
     assert shown == [(5, 400)]
+
+
+def test_each_of_two_payers_is_shown_what_is_on_their_invoice(ledger: Ledger, superuser: Connection) -> None:
+    """Shown was their share by quantity of what the tiers came to for both."""
+    code = ledger.meter({**EACH, "unit_amount_cents": 100, "included_quantity": 4})
+    organization = ledger.organization(kind="personal")
+    superuser.execute(
+        "update tenancy.organizations set kind = 'organization', billing_start_at = %s where id = %s",
+        [moment(1, days=10), organization],
+    )
+    ledger.send(organization, [(code, Decimal(5), moment(1, days=2)), (code, Decimal(5), moment(1, days=20))])
+
+    def shown(is_finalized: bool) -> dict[str, list[tuple[Decimal, Decimal]]]:
+        return {
+            payer: superuser.execute(
+                "select quantity, amount_cents from billing.usage_by_group(%s, %s, %s, %s, '{}', %s)",
+                [
+                    organization,
+                    moment(1),
+                    moment(0),
+                    is_finalized,
+                    Jsonb({"billing_entity_type": [payer], "meter": [code]}),
+                ],
+            ).fetchall()
+            for payer in ("user", "organization")
+        }
+
+    billed = {"user": [(5, 100)], "organization": [(5, 500)]}
+    assert shown(False) == billed
+    assert ledger.lines(organization, 1) == {("usage", code): [100, 500]}
+    finalize(superuser, organization, month(1))
+    assert shown(True) == billed

@@ -80,7 +80,7 @@ $$;
 
 -- A part of a period: its amounts are not rounded, so that parts add up. What has a price of its own costs that, as it is rated; of what has
 -- no price nothing is due. Where units of one price cost differently, a part has its share, by quantity, of what they cost together.
--- Of a finalized period by its invoices.
+-- Of a finalized period by its invoices. Of what two pay for, who the filter names has what is on their invoice.
 create or replace function billing.usage_by_group(
   p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz, p_is_finalized boolean, p_group_by text[], p_filter jsonb
 )
@@ -115,11 +115,13 @@ as $$
         and i.organization_id = p_organization_id
         and i.period_start = p_period_start
         and l.kind in ('usage', 'adjustment')
+        and billing.payer_passes(p_filter, p_organization_id, i.payer_user_id)
       union all
       select r.meter_code, r.groups, r.quantity, r.amount_cents, billing.unit_amount_of(r.terms)
       from billing.rate_period(p_organization_id, p_period_start, p_period_end) r
       where not p_is_finalized
         and r.kind in ('usage', 'adjustment')
+        and billing.payer_passes(p_filter, p_organization_id, r.payer_user_id)
     ) as c
     group by 1, 2
   ),
@@ -165,6 +167,25 @@ as $$
   order by m.code is null, p.meter_code, p.groups
 $$;
 
+-- Whether a filter of usage leaves room for what this one pays.
+create or replace function billing.payer_passes(p_filter jsonb, p_organization_id uuid, p_payer_user_id uuid)
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+  select
+    (
+      not p_filter ? 'billing_entity_type'
+      or case when p_payer_user_id is null then 'organization' else 'user' end = any (metering.filter_values(p_filter, 'billing_entity_type'))
+    )
+    and (
+      not p_filter ? 'billing_entity_id'
+      or coalesce(p_payer_user_id, p_organization_id)::text = any (metering.filter_values(p_filter, 'billing_entity_id'))
+    )
+$$;
+
 alter function billing.usage_summary(date, text[], jsonb) owner to goldleaves_kernel;
-grant execute on function billing.usage_by_group(uuid, timestamptz, timestamptz, boolean, text[], jsonb) to goldleaves_kernel;
+grant execute on function billing.usage_by_group(uuid, timestamptz, timestamptz, boolean, text[], jsonb),
+  billing.payer_passes(jsonb, uuid, uuid) to goldleaves_kernel;
 grant execute on function billing.usage_summary(date, text[], jsonb) to member, platform_admin;
