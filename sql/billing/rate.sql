@@ -1,4 +1,5 @@
--- What units of a meter cost, by one price. Exact: nothing is rounded here.
+-- What units of a meter cost, by one price. Nothing is rounded here, but to 60 places, which takes away what a quotient without an end leaves:
+-- a third of a unit at 1.5 is half a cent, and not 0.4999….
 --
 -- p_terms: as billing.terms_of() makes them. Rated are the units after the p_from-th up to the p_to-th of p_whole in the period: a
 -- line that two payers share is rated for the first one from 0, and for the next one from where that ended. Quantities may be fractions.
@@ -36,7 +37,7 @@ begin
   tiers := '[]';
   if p_to > p_from and p_from < v_included then
     tiers := jsonb_build_array(jsonb_build_object(
-      'from', trim_scale(p_from), 'to', trim_scale(least(p_to, v_included)), 'quantity', trim_scale(least(p_to, v_included) - p_from),
+      'from', billing.shown(p_from), 'to', billing.shown(least(p_to, v_included)), 'quantity', billing.shown(least(p_to, v_included) - p_from),
       'unit_amount_cents', 0, 'amount_cents', 0, 'included', true
     ));
   end if;
@@ -49,21 +50,21 @@ begin
       -- Due with the first unit, which is this payer's when nothing came before.
       exact_cents := case when v_from = v_included then v_unit_amount else 0 end;
       tiers := tiers || jsonb_build_object(
-        'from', trim_scale(v_from), 'to', trim_scale(v_to), 'quantity', trim_scale(v_to - v_from), 'flat_amount_cents', exact_cents,
+        'from', billing.shown(v_from), 'to', billing.shown(v_to), 'quantity', billing.shown(v_to - v_from), 'flat_amount_cents', exact_cents,
         'amount_cents', exact_cents
       );
     when 'per_unit' then
       exact_cents := (v_to - v_from) * v_unit_amount;
       tiers := tiers || jsonb_build_object(
-        'from', trim_scale(v_from), 'to', trim_scale(v_to), 'quantity', trim_scale(v_to - v_from), 'unit_amount_cents', v_unit_amount,
-        'amount_cents', trim_scale(exact_cents)
+        'from', billing.shown(v_from), 'to', billing.shown(v_to), 'quantity', billing.shown(v_to - v_from), 'unit_amount_cents', v_unit_amount,
+        'amount_cents', billing.shown(exact_cents)
       );
     when 'package' then
       v_packages := billing.packages_in(v_to - v_included, v_size) - billing.packages_in(v_from - v_included, v_size);
       exact_cents := v_packages * v_unit_amount;
       tiers := tiers || jsonb_build_object(
-        'from', trim_scale(v_from), 'to', trim_scale(v_to), 'quantity', trim_scale(v_to - v_from), 'packages', v_packages,
-        'package_size', v_size, 'unit_amount_cents', v_unit_amount, 'amount_cents', trim_scale(exact_cents)
+        'from', billing.shown(v_from), 'to', billing.shown(v_to), 'quantity', billing.shown(v_to - v_from), 'packages', v_packages,
+        'package_size', v_size, 'unit_amount_cents', v_unit_amount, 'amount_cents', billing.shown(exact_cents)
       );
     else
       for v_tier in select t from jsonb_array_elements(p_terms -> 'tiers') with ordinality as t (t, n) order by n loop
@@ -85,15 +86,33 @@ begin
           v_amount := (v_end - v_begin) * (v_tier ->> 'unit_amount_cents')::numeric + v_flat;
           exact_cents := exact_cents + v_amount;
           tiers := tiers || jsonb_build_object(
-            'from', trim_scale(v_begin), 'to', trim_scale(v_end), 'quantity', trim_scale(v_end - v_begin),
-            'unit_amount_cents', v_tier -> 'unit_amount_cents', 'flat_amount_cents', v_flat, 'amount_cents', trim_scale(v_amount)
+            'from', billing.shown(v_begin), 'to', billing.shown(v_end), 'quantity', billing.shown(v_end - v_begin),
+            'unit_amount_cents', v_tier -> 'unit_amount_cents', 'flat_amount_cents', v_flat, 'amount_cents', billing.shown(v_amount)
           );
         end if;
         v_lower := v_upper;
       end loop;
   end case;
+  exact_cents := trim_scale(round(exact_cents, 60));
 end;
 $$;
+
+-- A value in units. What has no end has 80 places, more than any price and quantity have together: what comes of it is rounded to 60, and
+-- then to what it would have been exactly. Inlined, like the next one.
+create or replace function billing.units_of(p_value numeric, p_unit_value numeric)
+returns numeric
+language sql
+immutable
+parallel safe
+as $$ select pg_catalog.round(p_value, 80) / p_unit_value $$;
+
+-- As documents have it: where it has an end, all of it.
+create or replace function billing.shown(p_number numeric)
+returns numeric
+language sql
+immutable
+parallel safe
+as $$ select pg_catalog.trim_scale(pg_catalog.round(p_number, 30)) $$;
 
 -- How many packages were begun. Not by ceil(a / b): what a division leaves out can be all that the last one has.
 create or replace function billing.packages_in(p_quantity numeric, p_size numeric)
@@ -128,5 +147,6 @@ as $$
   from billing.rate(p_terms, 0, greatest(p_quantity, 0), greatest(p_quantity, 0)) r
 $$;
 
-grant execute on function billing.rate(jsonb, numeric, numeric, numeric), billing.packages_in(numeric, numeric),
+grant execute on function billing.rate(jsonb, numeric, numeric, numeric), billing.units_of(numeric, numeric), billing.shown(numeric),
+  billing.packages_in(numeric, numeric),
   billing.within_limits(jsonb, numeric), billing.amount_of(jsonb, numeric) to goldleaves_kernel;

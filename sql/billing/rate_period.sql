@@ -178,7 +178,10 @@ begin
         sum(r.exact_cents) over (partition by b.meter_code, b.groups) as whole_cents,
         coalesce((select y.seconds from payers y where y.user_id is not distinct from b.user_id), 0) as seconds
       from begun b
-      cross join lateral billing.rate(b.terms, b.from_value / b.unit_value, b.to_value / b.unit_value, b.whole_value / b.unit_value) as r
+      cross join lateral billing.rate(
+        b.terms, billing.units_of(b.from_value, b.unit_value), billing.units_of(b.to_value, b.unit_value),
+        billing.units_of(b.whole_value, b.unit_value)
+      ) as r
     ),
     shared as (
       select
@@ -186,7 +189,7 @@ begin
         l.due_cents,
         case
           when l.due_cents = d.whole_cents then d.exact_cents
-          when d.whole_cents > 0 then d.exact_cents * l.due_cents / d.whole_cents
+          when d.whole_cents > 0 then round(billing.units_of(d.exact_cents * l.due_cents, d.whole_cents), 50)
           else d.seconds * l.due_cents / v_seconds
         end as share_cents
       from rated d
@@ -218,7 +221,7 @@ begin
     union all
     select
       c.user_id, 'usage', c.meter_code, c.groups, c.description, c.unit, c.events, trim_scale((c.to_value - c.from_value) / c.unit_value), c.terms,
-      c.tiers, null, c.share_cents,
+      c.tiers, null, billing.shown(c.share_cents),
       round(case when c.is_last then c.due_cents else c.sum_cents end) - round(c.sum_cents - c.share_cents), c.value
     from carried c
     union all
@@ -309,6 +312,8 @@ as $$
     select
       u.*,
       m.unit_value,
+      -- A period that lies before the first one that was closed has none: the minimum of it is not billed yet.
+      exists (select from periods d where d.belongs_to = u.belongs_to and d.rated_at is not null) as has_invoice,
       coalesce((
         -- Invoices from before there were values have quantities alone.
         select sum(coalesce(n.value, n.quantity * m.unit_value))
@@ -338,8 +343,15 @@ as $$
     b.user_id, b.meter_code, b.groups, b.belongs_to, b.events, trim_scale(b.value / b.unit_value), b.terms,
     case
       when b.terms is null then 0
-      else billing.amount_of(b.terms, (b.base_value + b.up_to_value) / b.unit_value)
-        - billing.amount_of(b.terms, (b.base_value + b.up_to_value - b.value) / b.unit_value)
+      else
+        case when b.has_invoice or b.base_value + b.up_to_value > 0
+          then billing.amount_of(b.terms, billing.units_of(b.base_value + b.up_to_value, b.unit_value))
+          else 0
+        end
+        - case when b.has_invoice or b.base_value + b.up_to_value - b.value > 0
+          then billing.amount_of(b.terms, billing.units_of(b.base_value + b.up_to_value - b.value, b.unit_value))
+          else 0
+        end
     end,
     b.value
   from based b
