@@ -245,11 +245,7 @@ def test_grid(world: World, connection: Connection, role: str, area: str, verb: 
     with request(connection, Caller("member", organization[role].subject)):
         for table in AREAS[area]:
             outcome = refusal_or_count(connection, statement(table, verb), parameters)
-            refused = outcome == 0 or isinstance(
-                outcome,
-                # The latter: nobody writes into a view of several tables, rights or not.
-                (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectNotInPrerequisiteState),
-            )
+            refused = outcome == 0 or isinstance(outcome, psycopg.errors.InsufficientPrivilege)
             if refused == expected or (isinstance(outcome, psycopg.Error) and not refused):
                 wrong.append(f"{statement(table, verb)}: {outcome}")
     assert wrong == []

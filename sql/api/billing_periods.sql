@@ -17,6 +17,9 @@ cross join lateral (
   select billing.payer(o.billing_user_id, o.billing_start_at, p.period_end - interval '1 microsecond') as user_id
 ) as y;
 
+create trigger refuse_write instead of insert or update or delete on api.billing_periods
+  for each row execute function billing.refuse_write();
+
 comment on view api.billing_periods is 'Billing periods, half-open: period_start belongs to it, period_end to the next one.';
 comment on column api.billing_periods.organization_id is 'Whose period it is.';
 comment on column api.billing_periods.period_start is 'First moment of the period (UTC).';

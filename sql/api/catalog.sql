@@ -3,6 +3,9 @@ create view api.plans with (security_invoker) as
 select code, name, description, is_public, position, features, prices
 from billing.shown_plans();
 
+create trigger refuse_write instead of insert or update or delete on api.plans
+  for each row execute function billing.refuse_write();
+
 comment on view api.plans is 'What can be had: public plans with their features and prices, for everybody, also without a token. platform_admin sees those that are not public too.';
 comment on column api.plans.code is 'What organizations.plan and set_plan call it. Never null.';
 comment on column api.plans.name is 'What invoices and people call it. Never null.';
@@ -17,6 +20,9 @@ grant select on api.plans to anon, member, platform_admin;
 create view api.currencies with (security_invoker) as
 select code, name, minor_units
 from billing.shown_currencies();
+
+create trigger refuse_write instead of insert or update or delete on api.currencies
+  for each row execute function billing.refuse_write();
 
 comment on view api.currencies is 'Currencies, by ISO 4217. Every amount that ends in _cents is in minor units of its currency: 100 are 1.00 usd, and 100 jpy.';
 comment on column api.currencies.code is 'Lower case, such as usd. Never null.';
@@ -39,6 +45,9 @@ from (
     ) as superseded_at
   from billing.prices r
 ) as s;
+
+create trigger refuse_write instead of insert or update or delete on api.prices
+  for each row execute function billing.refuse_write();
 
 comment on view api.prices is 'Every price that was ever made. For platform_admin; view plans shows what counts. A price never changes: another one takes its place from a moment on.';
 comment on column api.prices.id is 'What lines of invoices name it by.';

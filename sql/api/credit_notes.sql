@@ -55,6 +55,9 @@ select organization_id, billing_entity_type, billing_entity_id, currency, sum(am
 from billing.balance_entries
 group by organization_id, billing_entity_type, billing_entity_id, currency;
 
+create trigger refuse_write instead of insert or update or delete on api.balances
+  for each row execute function billing.refuse_write();
+
 comment on view api.balances is 'What payers have in hand: credited after it was paid, or from an invoice below zero. Their next invoice takes '
   'it off.';
 comment on column api.balances.organization_id is 'In which organization.';

@@ -25,6 +25,9 @@ cross join lateral (
     and r.payment_id = p.id
 ) as r;
 
+create trigger refuse_write instead of insert or update or delete on api.payments
+  for each row execute function billing.refuse_write();
+
 comment on view api.payments is 'What was paid for invoices, and what was written off of them.';
 comment on column api.payments.id is 'What refunds.payment_id points at.';
 comment on column api.payments.organization_id is 'Whose invoice it is for.';
@@ -60,6 +63,9 @@ select
 from billing.refunds r
 join billing.payments p on p.organization_id = r.organization_id and p.id = r.payment_id
 join billing.invoices i on i.organization_id = p.organization_id and i.id = p.invoice_id;
+
+create trigger refuse_write instead of insert or update or delete on api.refunds
+  for each row execute function billing.refuse_write();
 
 comment on view api.refunds is 'What was paid back: for a credit note, out of the balance; or without one, and then the invoice is to be paid again.';
 comment on column api.refunds.id is 'Its id.';
