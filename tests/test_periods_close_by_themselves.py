@@ -286,3 +286,23 @@ def test_what_lies_before_the_first_closed_period_is_closed_with_it(connection: 
         "select amount_cents from billing.recalculate_period(%s, %s)", [organization, month(0)]
     ).fetchall()
     assert amounts == [(25,)]
+
+
+def test_an_organization_that_can_have_no_period_holds_up_no_other(connection: Connection) -> None:
+    """Timezones go away when a server, or the files it reads them from, are upgraded."""
+    connection.execute(
+        """
+        insert into billing.prices (plan_code, currency, model, unit_amount_cents, effective_from)
+        values ('firm', 'usd', 'flat', 900, now() - interval '1 year')
+        """
+    )
+    stuck, other, used_it = (
+        organization_of(connection, plan="firm"),
+        organization_of(connection, plan="firm"),
+        used(connection, 1),
+    )
+    connection.execute("alter table tenancy.organizations disable trigger keep_current_period")
+    connection.execute("update tenancy.organizations set billing_timezone = 'Mars/Phobos' where id = %s", [stuck])
+    assert due(connection) == [(used_it, moment(1))]
+    assert periods(connection, stuck) == []
+    assert len(periods(connection, other)) == 1

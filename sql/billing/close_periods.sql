@@ -35,7 +35,12 @@ begin
     limit p_most
   loop
     if pg_try_advisory_xact_lock(hashtextextended('goldleaves.periods.' || v_organization.id, 0)) then
-      perform billing.ensure_periods(v_organization.id, coalesce(v_organization.last_end, now()), now());
+      -- One that cannot have any, such as in a timezone that this server knows no more, holds up no other.
+      begin
+        perform billing.ensure_periods(v_organization.id, coalesce(v_organization.last_end, now()), now());
+      exception when others then
+        raise warning 'organization % gets no billing period: %', v_organization.id, sqlerrm;
+      end;
     end if;
   end loop;
 end;
