@@ -590,7 +590,9 @@ PASSED_ON: Final[Mapping[str, Code]] = {
     ),
     "PGRST204": Code(400, "The body has a column that the view does not have.", "Leave it out, or mend its name."),
     "22P02": Code(
-        400, "A value cannot be read as the type of its column, such as a malformed UUID.", "Mend the value."
+        400,
+        "A value cannot be read as the type of its column or argument, such as a malformed UUID.",
+        "Mend the value. What is called id is an id: no number of an invoice, and no slug.",
     ),
     "23502": Code(400, "A column that may not be null was left out or is null.", "Send a value for it."),
     "23503": Code(

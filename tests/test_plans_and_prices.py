@@ -72,7 +72,7 @@ def refused(connection: Connection, function: str, *arguments: object, **terms: 
         price(connection, *arguments, **terms) if function == "create_price" else by_staff(  # type: ignore[arg-type]
             connection, function, **terms
         )
-    return f"{error.value.sqlstate} {error.value.diag.message_primary}"
+    return f"{error.value.sqlstate} {error.value.diag.message_primary} {error.value.diag.message_hint or '(no hint)'}"
 
 
 def plans(api: Connection, caller: Caller) -> dict[str, Row]:
@@ -332,7 +332,7 @@ FAULTS: list[tuple[Row, str]] = [
 def test_what_is_wrong_with_a_price_is_said(api: Connection, any_meter: str, terms: Row, problem: str) -> None:
     terms = {"meter": any_meter, **terms}
     message = refused(api, "create_price", **terms)
-    assert message.startswith("PT400 INVALID_PRICE: ") and problem in message
+    assert message.startswith("PT400 INVALID_PRICE: ") and problem in message and "(no hint)" not in message
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +393,7 @@ def test_no_group_and_no_plan_gets_another_price_for_what_has_been_used(api: Con
     group = {"dimension": "model", "dimension_value": "large"}
     for terms in (group, {"plan": plan}, {"plan": plan, **group}):
         told = refused(api, "create_price", meter, effective_from=PAST, **terms)
-        assert "had the price for all until now" in told
+        assert "had the price for all until now" in told and "are made before the price for all" in told
     price(api, meter, **group)
     price(api, meter, plan=plan)
     price(api, meter, currency="eur", effective_from=PAST)

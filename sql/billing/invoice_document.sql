@@ -249,7 +249,7 @@ begin
   if not found then
     raise exception using
       errcode = 'PT404',
-      message = format('BILLING_ENTITY_NOT_FOUND: no %s pays in this period', left(v_payer_type, 80)),
+      message = format('BILLING_ENTITY_NOT_FOUND: nobody of type %s pays in this period', left(v_payer_type, 80)),
       hint = 'billing_entity_type is user or organization. Leave it out for who pays when the period ends.';
   end if;
   return billing.document_of(v_draft.invoice, v_draft.lines);

@@ -62,7 +62,10 @@ begin
     v_fault := billing.fault_beside_others(new, v_before, new.created_at);
   end if;
   if v_fault.problem is not null then
-    raise exception using errcode = 'PT400', message = 'INVALID_PRICE: ' || v_fault.problem, hint = coalesce(v_fault.hint, '');
+    raise exception using
+      errcode = 'PT400',
+      message = 'INVALID_PRICE: ' || v_fault.problem,
+      hint = coalesce(v_fault.hint, 'The columns of GET /prices say what each is for. Amounts are in minor units: 25 are 0.25 usd, and 25 jpy.');
   end if;
   return new;
 end;

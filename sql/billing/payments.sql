@@ -29,7 +29,10 @@ volatile
 set search_path = ''
 as $$
 begin
-  raise exception using errcode = 'PT400', message = 'INVALID_PAYMENT: ' || p_problem;
+  raise exception using
+    errcode = 'PT400',
+    message = 'INVALID_PAYMENT: ' || p_problem,
+    hint = 'amount_cents is in minor units: 500 are 5.00 usd, and 500 jpy. method, reference, and the reason of a write-off, are texts.';
 end;
 $$;
 
@@ -166,7 +169,8 @@ begin
   elsif v_settlement.status <> 'open' then
     raise exception using
       errcode = 'PT409',
-      message = format('NOTHING_TO_WRITE_OFF: invoice %s has nothing left to be paid', v_invoice.number);
+      message = format('NOTHING_TO_WRITE_OFF: invoice %s has nothing left to be paid', v_invoice.number),
+      hint = 'GET /invoices shows what is left of each: remaining_cents.';
   end if;
 
   insert into billing.payments (organization_id, invoice_id, kind, amount_cents, method, reference, reason, recorded_by)
