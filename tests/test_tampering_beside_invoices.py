@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from api.cli import app
 from tests.conftest import MakeOrganization
 from tests.harness import Database, Organization
-from tests.ledgers import staff
+from tests.ledgers import refused_by_hand, staff
 from tests.meters import roll_up_all
 from tests.sql_requests import run
 from tests.usage import Connection, event, finalize, ingest, moment, month, value
@@ -165,6 +165,15 @@ BESIDE = {
         "delete from billing.billing_periods where organization_id = %(org)s and period_start = %(start)s",
         "period: billing period",
     ),
+    "version of a meter": (
+        "update metering.meter_versions set counts = false where meter_code = 'api.request'",
+        "the last version of meter api.request",
+    ),
+    "another version of a meter": (
+        """insert into metering.meter_versions select (jsonb_populate_record(v, '{"version": 9, "counts": false}')).*
+        from metering.meter_versions v where meter_code = 'api.request'""",
+        "the last version of meter api.request",
+    ),
     "last invoice gone": ("delete from billing.invoices where id = %(last)s", "invoice: invoice"),
 }
 
@@ -174,6 +183,20 @@ def test_what_the_next_invoices_are_made_by_is_compared_with_the_log(settled: Se
     statement, detail = case
     _, found = tampered(settled, statement)
     assert any(detail in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update metering.meter_versions set counts = false",
+        "delete from metering.meter_versions",
+        "truncate metering.meter_versions",
+        """insert into metering.meter_versions select (jsonb_populate_record(v, '{"version": 9}')).*
+        from metering.meter_versions v""",
+    ],
+)
+def test_nobody_changes_what_usage_is_counted_by_without_the_meter(superuser: Connection, statement: str) -> None:
+    refused_by_hand(superuser, "METER_FIXED", statement)
 
 
 def test_the_command_names_it(

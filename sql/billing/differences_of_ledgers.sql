@@ -60,6 +60,27 @@ as $$
       )
     )
   union all
+  -- A meter is told of, its versions are not: the last one is what the meter is.
+  select
+    audit.platform(), 'meter', m.counts::text, v.counts::text, format('the last version of meter %s is not what the meter is', m.code)
+  from (
+    select
+      m.code,
+      jsonb_build_object(
+        'version', m.version, 'event_name', m.event_name, 'value', m.value, 'filter', m.filter, 'group_by', m.group_by,
+        'max_groups', m.max_groups, 'allow_negative', m.allow_negative, 'counts', m.deleted_at is null
+      ) as counts
+    from metering.meters m
+  ) as m
+  left join (
+    select distinct on (v.meter_code)
+      v.meter_code,
+      to_jsonb(v) - array['meter_code', 'effective_from', 'created_at'] as counts
+    from metering.meter_versions v
+    order by v.meter_code, v.version desc
+  ) as v on v.meter_code = m.code
+  where m.counts is distinct from v.counts
+  union all
   -- What lies before the first period that was closed is made as a closed one, and nothing is told of it.
   select
     p.organization_id, 'period', null, 'finalized',

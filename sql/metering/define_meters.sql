@@ -236,6 +236,25 @@ begin
 end;
 $$;
 
+-- Versions are what usage is counted by, and nobody is told of them but by their meter: a change of one alone would be seen nowhere.
+create or replace function metering.guard_meter_versions()
+returns trigger
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+  -- The trigger of the meter is the one above this.
+  if tg_op <> 'INSERT' or pg_trigger_depth() < 2 then
+    raise exception using
+      errcode = 'PT409',
+      message = 'METER_FIXED: versions of meters never change, and only a change of the meter makes another one',
+      hint = 'Change the meter: it counts by another version from then on.';
+  end if;
+  return new;
+end;
+$$;
+
 alter function metering.change_meters_alone() owner to goldleaves_kernel;
 alter function metering.guard_meters() owner to goldleaves_kernel;
 alter function metering.keep_meter_version() owner to goldleaves_kernel;
@@ -250,6 +269,10 @@ create or replace trigger keep_first_version after insert on metering.meters
   for each row execute function metering.keep_meter_version();
 create or replace trigger keep_version after update on metering.meters
   for each row when (old.version <> new.version) execute function metering.keep_meter_version();
+create or replace trigger guard_meter_versions before insert or update or delete on metering.meter_versions
+  for each row execute function metering.guard_meter_versions();
+create or replace trigger guard_truncate before truncate on metering.meter_versions
+  for each statement execute function metering.guard_meter_versions();
 
 -- What schema api offers to platform_admin, and to nobody else.
 
