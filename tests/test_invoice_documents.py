@@ -344,6 +344,31 @@ def test_what_is_left_to_pay_follows_from_what_stands_above_it() -> None:
         assert printed in text, printed
 
 
+def test_what_a_credit_note_puts_on_the_balance_is_not_taken_off() -> None:
+    """The invoice was paid by then."""
+    note = {"number": "CN-2026-0001", "reason": "Blank", "issue_date": "2026-03-01", "total_cents": 3000}
+    paid = {"status": "paid", "paid_cents": 121456, "credited_cents": 3000, "remaining_cents": 0}
+    shown = Page(page(document(credit_notes=[note | {"to_balance_cents": 1000}], **paid))).text
+    assert "Blank · 10.00 to your balance -30.00" in shown
+    assert "Credited -20.00 Left to pay 0.00" in shown
+
+
+@pytest.mark.parametrize(
+    ("packages", "label"), [(0, "0 packages of 100"), (1, "1 package of 100"), (2, "2 packages of 100")]
+)
+def test_packages_are_counted(packages: int, label: str) -> None:
+    tier = {
+        "from": 0,
+        "to": 9,
+        "quantity": 9,
+        "unit_amount_cents": 1,
+        "amount_cents": 1,
+        "packages": packages,
+        "package_size": 100,
+    }
+    assert label in Page(page(document(lines=[LINE | {"price": {"model": "package"}, "tiers": [tier]}]))).text
+
+
 def test_an_inclusive_tax_is_told_and_not_added() -> None:
     tax = {"line_number": 2, "description": "VAT 20 %, included", "inclusive": True, "amount_cents": 20576}
     made = document(lines=[LINE], tax=tax)

@@ -102,6 +102,7 @@ class CreditNote(Part):
     reason: str
     issue_date: date
     total_cents: Decimal
+    to_balance_cents: Decimal = Decimal(0)
 
 
 class Document(Part):

@@ -87,7 +87,7 @@ def _label(tier: Tier, price: Price, minor_units: int) -> Iterator[str]:
     if tier.included:
         yield "Included"
     elif tier.packages is not None and tier.package_size is not None:
-        yield f"{quantity(tier.packages)} packages of {quantity(tier.package_size)}"
+        yield f"{quantity(tier.packages)} package{'' if tier.packages == 1 else 's'} of {quantity(tier.package_size)}"
     elif price.model == "flat":
         yield "Flat charge"
     elif price.model == "volume":
