@@ -60,6 +60,19 @@ as $$
       )
     )
   union all
+  -- A chain that is gone as a whole has no gap.
+  select o.id, 'organization', null, 'there', format('the audit log does not know organization %s: what it told of it is gone', o.id)
+  from tenancy.organizations o
+  where (p_organization_id is null or o.id = p_organization_id)
+    and o.created_at > (select min(l.recorded_at) from audit.log l where l.organization_id = audit.platform())
+    and not exists (
+      select
+      from audit.log l
+      where l.organization_id = o.id
+        and l.target_type = 'organization'
+        and l.action = 'organization.created'
+    )
+  union all
   -- A meter is told of, its versions are not: the last one is what the meter is.
   select
     audit.platform(), 'meter', m.counts::text, v.counts::text, format('the last version of meter %s is not what the meter is', m.code)
