@@ -139,6 +139,42 @@ def test_a_change_that_was_put_into_the_log_is_none_all_the_same(settled: Settle
     assert any("was changed once it was there" in one for (one,) in found), found
 
 
+TOLD = {
+    "balance of a note": (
+        """alter table billing.balance_entries disable trigger append_only, disable trigger check_source;
+        delete from billing.balance_entries where kind = 'credit_note';
+        insert into billing.balance_entries (organization_id, currency, kind, amount_cents, credit_note_id)
+        select organization_id, currency, 'credit_note', 100000, id from billing.credit_notes""",
+        "of kind credit_note is not what it comes from",
+    ),
+    "paid twice": (
+        """alter table billing.payments disable trigger guard;
+        insert into billing.payments (organization_id, invoice_id, amount_cents, method, reference, recorded_by)
+        values (%(org)s, %(invoice)s, 5, 'x', 'twice', 'x')""",
+        "more was paid and credited than was due",
+    ),
+    "note without a line": (
+        """alter table billing.credit_notes disable trigger guard, disable trigger check_sum;
+        insert into billing.credit_notes (organization_id, number, invoice_id, currency, reason, issued_by, reference,
+          subtotal_cents, tax_cents, total_cents, to_balance_cents)
+        values (%(org)s, 'CN-2020-0001', %(last)s, 'usd', 'x', 'x', 'x', 5, 0, 5, 0)""",
+        "is not the sum of its lines",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOLD.values(), ids=TOLD)
+def test_what_contradicts_itself_is_named_though_the_log_tells_of_it(settled: Settled, case: tuple[str, str]) -> None:
+    statements, detail = case
+    connection = settled.connection
+    with connection.transaction(force_rollback=True):
+        for statement in statements.split(";\n"):
+            run(connection, statement, settled.known)
+        for asked in ("verify_invoice(%(org)s, %(invoice)s)", "differences_beside_invoices(%(org)s)"):
+            found = run(connection, f"select detail from billing.{asked}", settled.known).fetchall()
+            assert any(detail in one for (one,) in found), (asked, found)
+
+
 ORGANIZATION = "update tenancy.organizations set {} where id = %(org)s"
 PERIOD = "update billing.billing_periods set {} where organization_id = %(org)s and period_start = "
 BESIDE = {

@@ -8,6 +8,65 @@ immutable
 parallel safe
 as $$ select array['payment', 'refund', 'credit_note', 'credit_note_line', 'balance_entry'] $$;
 
+-- Entries that contradict each other or their invoice: somebody switched off what refuses such, and perhaps not what tells of it.
+create or replace function billing.faults_of_ledgers(p_organization_id uuid)
+returns table (what text, expected text, found text, detail text)
+language sql
+stable
+set search_path = ''
+as $$
+  select 'ledger', c.expected::text, c.found::text, c.detail
+  from (
+    select
+      coalesce(c.to_balance_cents, - r.amount_cents), b.amount_cents,
+      format('balance entry %s of kind %s is not what it comes from', b.id, b.kind)
+    from billing.balance_entries b
+    left join billing.credit_notes c on c.organization_id = b.organization_id and c.id = b.credit_note_id
+    left join billing.refunds r on r.organization_id = b.organization_id and r.id = b.refund_id
+    where b.organization_id = p_organization_id
+      and b.kind in ('credit_note', 'refund')
+    union all
+    select 0, sum(b.amount_cents), format('the balance of %s is below zero', b.billing_entity_id)
+    from billing.balance_entries b
+    where b.organization_id = p_organization_id
+    group by b.billing_entity_id, b.currency
+    having sum(b.amount_cents) < 0
+    union all
+    select c.to_balance_cents, 0, format('credit note %s is not on the balance', c.number)
+    from billing.credit_notes c
+    where c.organization_id = p_organization_id
+      and c.to_balance_cents > 0
+      and not exists (
+        select from billing.balance_entries b
+        where b.organization_id = c.organization_id and b.credit_note_id = c.id and b.kind = 'credit_note'
+      )
+    union all
+    select c.subtotal_cents, coalesce(l.amount_cents, 0), format('credit note %s is not the sum of its lines', c.number)
+    from billing.credit_notes c
+    left join (
+      select l.credit_note_id, sum(l.amount_cents) as amount_cents
+      from billing.credit_note_lines l
+      where l.organization_id = p_organization_id
+      group by 1
+    ) as l on l.credit_note_id = c.id
+    where c.organization_id = p_organization_id
+    union all
+    select
+      coalesce(i.amount_due_cents, greatest(i.total_cents, 0)), s.paid_cents + c.credited_cents,
+      format('invoice %s: more was paid and credited than was due', i.number)
+    from billing.invoices i
+    cross join lateral billing.settlement(i.organization_id, i.id, i.total_cents, i.amount_due_cents) s
+    cross join lateral (
+      select coalesce(sum(c.total_cents - c.to_balance_cents), 0) as credited_cents
+      from billing.credit_notes c
+      where c.organization_id = i.organization_id and c.invoice_id = i.id
+    ) as c
+    where i.organization_id = p_organization_id
+      and s.paid_cents + c.credited_cents > coalesce(i.amount_due_cents, greatest(i.total_cents, 0))
+  ) as c (expected, found, detail)
+  where c.expected is distinct from c.found
+$$;
+
 -- All of the organization's: what one invoice has to be paid hangs on the notes and payments of others by the balance.
 create or replace function billing.differences_of_ledgers(p_organization_id uuid)
 returns table (what text, expected text, found text, detail text)
@@ -17,6 +76,8 @@ set search_path = ''
 as $$
   select 'ledger', d.expected, d.found, d.detail
   from audit.differences(billing.ledger_names(), p_organization_id, billing.ledger_names(), billing.ledger_names()) d
+  union all
+  select * from billing.faults_of_ledgers(p_organization_id)
 $$;
 
 -- For `goldleaves billing verify`: all that no single invoice tells, of one organization and the platform's catalog, or of all.
@@ -49,7 +110,12 @@ as $$
     c.organization_id, billing.ledger_names() || array['invoice'], billing.ledger_names() || array['billing_terms']
   ) d
   union all
-  -- Those that staff and the tests of a deployment make are all told; the first ones of a database came with it.
+  select o.id, f.what, f.expected, f.found, f.detail
+  from tenancy.organizations o
+  cross join lateral billing.faults_of_ledgers(o.id) f
+  where p_organization_id is null or o.id = p_organization_id
+  union all
+  -- The first prices of a database came with it, and those before the audit log.
   select audit.platform(), 'price', null, 'there', format('the audit log does not know price %s: it was not made as others are', p.id)
   from billing.prices p
   where p.created_at > (select min(l.recorded_at) from audit.log l where l.organization_id = audit.platform() and l.target_type = 'price')
@@ -124,4 +190,4 @@ as $$
 $$;
 
 alter function billing.differences_beside_invoices(uuid) owner to goldleaves_kernel;
-grant execute on function billing.ledger_names(), billing.differences_of_ledgers(uuid) to goldleaves_kernel;
+grant execute on function billing.ledger_names(), billing.faults_of_ledgers(uuid), billing.differences_of_ledgers(uuid) to goldleaves_kernel;
