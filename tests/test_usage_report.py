@@ -399,6 +399,36 @@ def test_what_has_a_price_of_its_own_costs_that(
         assert costs(filter={"page": "y"}) == costs(filter={"page": "y"}, group_by=["user_id"]) == [(900, others, rest)]
 
 
+def test_a_minimum_that_nobody_used_is_in_every_view_of_its_meter(
+    api: Connection, superuser: Connection, organization: Organization, code: str
+) -> None:
+    superuser.execute("insert into billing.plans (code, name) values ('least', 'Least')")
+    superuser.execute("update tenancy.organizations set plan = 'least' where id = %s", [organization.id])
+    for minimum, page in ((500, "x"), (70, None)):
+        superuser.execute(
+            """
+            insert into billing.prices (
+              meter_code, plan_code, currency, effective_from, unit_amount_cents, minimum_cents, dimension,
+              dimension_value
+            )
+            values (%s, 'least', 'usd', '2000-01-01Z', 1, %s, %s, %s)
+            """,
+            [code, minimum, page and "page", page],
+        )
+
+    def costs(**arguments: object) -> list[object]:
+        rows = by_member(api, organization, "usage_summary", period_start=month(1), **arguments)
+        return [row["amount_cents"] for row in rows if row["meter"] == code]
+
+    for is_finalized in (False, True):
+        if is_finalized:
+            finalize(superuser, organization.id, month(1))
+        assert costs() == costs(filter={"meter": code}) == [570]
+        assert sorted(costs(group_by=["page"], filter={"meter": [code]}), key=str) == [500, 70]
+        assert costs(filter={"page": "x"}) == [500]
+        assert costs(filter={"meter": "api.request"}) == []
+
+
 def test_a_meter_that_does_not_keep_a_dimension_has_null_there(
     api: Connection, sidecar: Connection, organization: Organization, code: str
 ) -> None:

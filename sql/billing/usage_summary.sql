@@ -139,15 +139,23 @@ as $$
     group by 1, 2, 3
   ),
   parts as (
-    select n.meter_code, true as metered, n.groups, n.price_groups, n.events, n.quantity from named n
+    select n.meter_code, true as metered, n.groups, n.price_groups, n.events, n.quantity, 0::numeric as without_usage_cents from named n
     union all
-    select u.meter_code, u.metered, u.groups, '{}', u.events - coalesce(n.events, 0), u.quantity - coalesce(n.quantity, 0)
+    select u.meter_code, u.metered, u.groups, '{}', u.events - coalesce(n.events, 0), u.quantity - coalesce(n.quantity, 0), 0
     from used u
     left join (
       select a.meter_code, a.groups, sum(a.events)::bigint as events, sum(a.quantity) as quantity from named a group by 1, 2
     ) as n
       on u.metered and n.meter_code = u.meter_code and n.groups = u.groups
     where n.meter_code is null or u.events <> n.events or u.quantity <> n.quantity
+    union all
+    -- What is due for nothing, as a minimum.
+    select c.meter_code, true, metering.project(c.groups, p_group_by), c.groups, 0, 0, c.amount_cents
+    from charges c
+    where c.quantity = 0
+      and c.amount_cents <> 0
+      and (not p_filter ? 'meter' or c.meter_code = any (metering.filter_values(p_filter, 'meter')))
+      and metering.group_passes(metering.dimension_filter(p_filter), c.groups)
   )
   select
     p.meter_code, m.unit, sum(p.events)::bigint, sum(p.quantity),
@@ -156,6 +164,7 @@ as $$
       sum(case
         when c.unit_amount_cents is not null then p.quantity * c.unit_amount_cents
         when c.quantity <> 0 then c.amount_cents * p.quantity / c.quantity
+        else p.without_usage_cents
       end),
       0
     )),
