@@ -263,6 +263,20 @@ def test_the_event_comes_first_and_what_follows_from_it_is_brief(issued: Issued)
     assert len(told) == 3, f"the tax, and the rest of the line, follow from these: {told}"
 
 
+def test_a_quantity_of_one_is_known_where_nothing_was_rolled_up_of_it(issued: Issued) -> None:
+    """As most events have."""
+    [named] = [
+        one
+        for one in tampered(
+            issued,
+            EVENT.format("quantity = 3", "free"),
+            "delete from metering.usage_rollups where organization_id = %(org)s and grain = 'hour'",
+        )
+        if one.what == "event"
+    ]
+    assert (named.expected, "v.unmetered 3" in str(named.found)) == ("quantity 1", True)
+
+
 def test_a_row_without_a_key_is_named_by_when_it_was_written(issued: Issued) -> None:
     found = tampered(
         issued, "update metering.usage_events set quantity = 3 where organization_id = %(org)s and source = 'trigger'"

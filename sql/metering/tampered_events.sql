@@ -119,7 +119,8 @@ begin
       case f.rank
         when 1 then (
           select format('quantity %s', trim_scale((f.event).quantity + l.lost))
-          from unnest(f.lost) as l (lost)
+          -- Most have a quantity of one.
+          from unnest(f.lost || (1 - (f.event).quantity)) as l (lost)
           where metering.event_fact((f.event).event_name, (f.event).quantity + l.lost, (f.event).resource_id) = f.fact
           limit 1
         )
