@@ -193,6 +193,11 @@ BESIDE = {
         values ('api.request', 'usd', now() + interval '1 month', 0)""",
         "price: the audit log does not know",
     ),
+    "first price changed": (
+        "update billing.prices set unit_amount_cents = 0 where meter_code = 'doc.upload'",
+        "price: ",
+    ),
+    "first price gone": ("delete from billing.prices where meter_code = 'doc.upload'", "price: price"),
     "open period shut": (
         PERIOD.format("status = 'finalized', finalized_at = clock_timestamp()") + "%(running)s",
         "period: the audit log does not know that",

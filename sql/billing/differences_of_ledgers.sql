@@ -126,6 +126,27 @@ as $$
       )
     )
   union all
+  -- Those that are older than ids are told of by meter, currency and moment.
+  select
+    audit.platform(), 'price', t.unit_amount_cents::text, p.unit_amount_cents::text,
+    format('price %s is not what the audit log (entry %s) tells', t.target_id, t.position)
+  from (
+    select distinct on (l.target_id)
+      l.target_id, l.position, l.action, (l.after ->> 'unit_amount_cents')::numeric as unit_amount_cents
+    from audit.log l
+    where l.organization_id = audit.platform()
+      and l.target_type = 'price'
+      and l.target_id like '%,%,%'
+    order by l.target_id, l.position desc
+  ) as t
+  left join billing.prices p
+    on p.plan_code is null and p.dimension is null
+    and concat_ws(',', p.meter_code, p.currency, to_jsonb(p) ->> 'effective_from') = t.target_id
+    and p.unit_amount_cents = t.unit_amount_cents
+  where t.action <> 'price.removed'
+    and t.unit_amount_cents is not null
+    and p.id is null
+  union all
   -- A chain that is gone as a whole has no gap.
   select o.id, 'organization', null, 'there', format('the audit log does not know organization %s: what it told of it is gone', o.id)
   from tenancy.organizations o
