@@ -230,7 +230,7 @@ def test_each_of_two_payers_is_shown_what_is_on_their_invoice(ledger: Ledger, su
             for payer in ("user", "organization")
         }
 
-    billed = {"user": [(5, 100)], "organization": [(5, 500)]}
+    billed = {"user": [(Decimal(5), Decimal(100))], "organization": [(Decimal(5), Decimal(500))]}
     assert shown(False) == billed
     assert ledger.lines(organization, 1) == {("usage", code): [100, 500]}
     finalize(superuser, organization, month(1))
