@@ -60,21 +60,24 @@ begin
         and i.period_start = v_period.period_start
         and l.kind in ('usage', 'adjustment')
       group by l.meter_code, l.unit
-      order by l.meter_code
     )
-    select
-      l.meter_code, l.unit,
-      case when r.quantity > l.quantity then r.events else l.events end,
-      greatest(l.quantity, r.quantity),
-      case when r.quantity > l.quantity then null else l.unit_amount_cents end,
-      l.amount_cents, '{}'::jsonb
-    from lines l
-    left join rated r on l.in_groups and r.meter_code = l.meter_code and r.unit is not null
-    union all
-    select r.meter_code, r.unit, r.events, r.quantity, null, 0, '{}'::jsonb
-    from rated r
-    where r.unit is null
-      or not exists (select from lines l where l.meter_code = r.meter_code);
+    select s.*
+    from (
+      select
+        l.meter_code, l.unit,
+        case when r.quantity > l.quantity then r.events else l.events end,
+        greatest(l.quantity, r.quantity),
+        case when r.quantity > l.quantity then null else l.unit_amount_cents end,
+        l.amount_cents, '{}'::jsonb
+      from lines l
+      left join rated r on l.in_groups and r.meter_code = l.meter_code and r.unit is not null
+      union all
+      select r.meter_code, r.unit, r.events, r.quantity, null, 0, '{}'::jsonb
+      from rated r
+      where r.unit is null
+        or not exists (select from lines l where l.meter_code = r.meter_code)
+    ) as s
+    order by s.unit is null, s.meter_code;
 end;
 $$;
 
