@@ -114,7 +114,7 @@ end;
 $$;
 
 -- Where rollups of a billing period are not what p_anew, from metering.counted_anew(), says: hours that differ from their events, and
--- periods (bucket_start is theirs) that differ from the sum of their hours. lost: how much of the value the events have less than the rollup.
+-- periods (bucket_start is theirs) that differ from the sum of their hours. rolled_* is what the rollup has.
 create or replace function metering.differing_rollups(
   p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz, p_anew metering.usage_rollups[]
 )
