@@ -26,7 +26,10 @@ OUR_SCHEMAS = "select oid from pg_namespace where nspname !~ '^(pg_|information_
 
 # What `migrate` calls at its end, and things that no later release has.
 OLD_BEHAVIOUR = {
-    "sql/billing/seed.sql": "create function billing.seed_prices(p numeric) returns void language sql as 'select';",
+    "sql/billing/seed.sql": """
+        create function billing.seed_prices(p numeric) returns void language sql as 'select';
+        create function billing.set_defaults(p int, q int) returns void language sql as 'select';
+    """,
     "sql/metering/begin.sql": "create function metering.begin_generation() returns int language sql as 'select 0';",
     "sql/ops/old.sql": """
         create function ops.maintain() returns void language sql as 'select';

@@ -117,6 +117,11 @@ class Settings(BaseSettings):
     billing_grace: timedelta = Field(default=timedelta(hours=1), ge=timedelta(0), le=timedelta(days=28))
     close_periods: bool = True  # by themselves; else by hand alone
 
+    # Of subscriptions that begin from the next migration run on: how long a trial is, unless it is said, and how long who
+    # is past due keeps access.
+    trial_days: int = Field(default=14, ge=0, le=365)
+    past_due_grace_days: int = Field(default=7, ge=0, le=365)
+
     # How long clients may take. A body gets one second more for each 500 bytes that have come.
     request_head_seconds: float = Field(default=10, gt=0)
     request_body_seconds: float = Field(default=20, gt=0)

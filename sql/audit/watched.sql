@@ -20,6 +20,10 @@ begin
   perform audit.watch('billing.billing_profiles', 'billing_profile', '{billing_entity_type}',
     p_personal => '{legal_name,address,country,email,tax_id}', p_quiet => '{updated_at}');
   perform audit.watch('billing.billing_terms', 'billing_terms', '{organization_id}', p_quiet => '{updated_at}');
+  perform audit.watch('billing.subscriptions', 'subscription', '{id}');
+  -- announced_at says that it was told, and changes nothing.
+  perform audit.watch('billing.subscription_phases', 'subscription_phase', '{starts_at}', p_quiet => '{announced_at}');
+  perform audit.watch('billing.entitlement_overrides', 'entitlement_override', '{feature}');
   perform audit.watch('billing.plans', 'plan', '{code}', p_organization => null);
   perform audit.watch('billing.plan_features', 'plan_feature', '{plan_code,feature}', p_organization => null);
   perform audit.watch('billing.prices', 'price', '{id}', p_organization => null);

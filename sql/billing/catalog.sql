@@ -167,7 +167,8 @@ as $$
   returning id
 $$;
 
--- Counts for what is not finalized yet: a period is rated by the plan that its organization has when it closes.
+-- Of an organization that never had a subscription it counts for all that is not finalized; else from now on, for the subscription or, where
+-- that was canceled, without one.
 create or replace function billing.set_plan(p_plan_code text)
 returns void
 language plpgsql
@@ -175,15 +176,27 @@ volatile
 security definer
 set search_path = ''
 as $$
+declare
+  v_at timestamptz;
+  v_now billing.subscription_phases;
 begin
   perform tenancy.require_organization();
   if not exists (select from billing.plans l where l.code = p_plan_code) then
     perform billing.raise_no_plan(p_plan_code);
   end if;
-  update tenancy.organizations o
-  set plan = p_plan_code
-  where o.id = tenancy.current_org()
-    and o.plan <> p_plan_code;
+  v_at := billing.begin_subscription_change(tenancy.current_org(), null);
+  select * into v_now from billing.phase_at(tenancy.current_org(), v_at);
+  if v_now.organization_id is null then
+    update tenancy.organizations o
+    set plan = p_plan_code
+    where o.id = tenancy.current_org()
+      and o.plan <> p_plan_code;
+  elsif v_now.subscription_id is not null and v_now.status <> 'canceled' then
+    perform billing.change_subscription(tenancy.current_org(), p_plan_code, false, null);
+  elsif v_now.subscription_id is not null or v_now.plan_code <> p_plan_code then
+    perform billing.add_phase(tenancy.current_org(), v_at, null, 'active', p_plan_code);
+    perform billing.announce_phases(tenancy.current_org());
+  end if;
 end;
 $$;
 

@@ -29,10 +29,15 @@ as $$
       and f.status = 'finalized'
     limit 1
   ) as i on true
+  left join lateral (
+    select billing.priced_plan(h) as plan_code, h.status = 'trialing' as is_trial, true as is_there
+    from billing.phase_at(p_event.organization_id, coalesce(p_event.belongs_at, p_event.occurred_at)) h
+  ) as s on true
   cross join lateral (
-    select billing.unit_amount_of(billing.terms_of(r)) as unit_amount_cents
+    select case when s.is_trial then 0 else billing.unit_amount_of(billing.terms_of(r)) end as unit_amount_cents
     from billing.prices_in_force(
-      coalesce(i.plan_code, o.plan), coalesce(i.currency, o.currency), f.period_start, coalesce(i.rated_at, 'infinity')
+      case when s.is_there then s.plan_code else coalesce(i.plan_code, o.plan) end, coalesce(i.currency, o.currency), f.period_start,
+      coalesce(i.rated_at, 'infinity')
     ) r
     where r.meter_code = m.code
       and (

@@ -8,9 +8,18 @@ stable
 set search_path = ''
 as $$
   select concat_ws(
-    ' ', p_line.kind, p_line.meter_code, nullif(p_line.groups, '{}')::text, 'of the period of ' || metering.time_text(p_line.belongs_to)
+    ' ', p_line.kind, p_line.meter_code, nullif(p_line.groups, '{}')::text, 'of plan ' || nullif(billing.plan_of_line(p_line), ''),
+    'of the period of ' || metering.time_text(p_line.belongs_to)
   )
 $$;
+
+-- Lines that are alike otherwise are of different plans, or of a trial.
+create or replace function billing.plan_of_line(p_line billing.invoice_lines)
+returns text
+language sql
+immutable
+set search_path = ''
+as $$ select concat_ws(' ', p_line.price ->> 'plan', case when (p_line.price ->> 'trial')::boolean then '(trial)' end) $$;
 
 -- What of a line follows from usage and prices. Descriptions do not: a meter or plan may have been given another one since.
 create or replace function billing.derived_of_line(p_line billing.invoice_lines)
@@ -48,15 +57,19 @@ as $$
       s.kind is not null as is_stored, d.kind is not null as is_drafted, coalesce(s.kind, d.kind) = 'tax' as is_tax,
       m.key, billing.derived_of_line(s.line) -> m.key as stored, m.value as drafted
     from (
-      select l as line, l.kind, l.meter_code, l.groups, l.belongs_to from unnest(p_lines) l
+      select l as line, l.kind, l.meter_code, l.groups, l.belongs_to, billing.plan_of_line(l) as plan from unnest(p_lines) l
     ) as s
     full join (
-      select l as line, l.kind, l.meter_code, l.groups, l.belongs_to from drafts t cross join lateral unnest(t.lines) l where t.is_this
+      select l as line, l.kind, l.meter_code, l.groups, l.belongs_to, billing.plan_of_line(l) as plan
+      from drafts t
+      cross join lateral unnest(t.lines) l
+      where t.is_this
     ) as d
       on d.kind = s.kind
       and coalesce(d.meter_code, '') = coalesce(s.meter_code, '')
       and d.groups = s.groups
       and coalesce(d.belongs_to, '-infinity') = coalesce(s.belongs_to, '-infinity')
+      and d.plan = s.plan
     cross join lateral jsonb_each(billing.derived_of_line(d.line)) as m
   ),
   differing as (
@@ -145,6 +158,7 @@ as $$
   where l.amount_cents <> round(l.quantity * l.unit_amount_cents)
 $$;
 
-grant execute on function billing.line_text(billing.invoice_lines), billing.derived_of_line(billing.invoice_lines),
+grant execute on function billing.plan_of_line(billing.invoice_lines),
+  billing.line_text(billing.invoice_lines), billing.derived_of_line(billing.invoice_lines),
   billing.differences_of_draft(billing.invoices, billing.invoice_lines[], text),
   billing.differences_of_old_lines(billing.invoices, billing.invoice_lines[]) to goldleaves_kernel;

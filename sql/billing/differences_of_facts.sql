@@ -77,6 +77,12 @@ as $$
   ) as o
   where p_invoice.facts is not null
     and coalesce(p_invoice.facts -> 'attribution', 'null') is distinct from coalesce(o.attribution, 'null')
+  union all
+  select
+    'subscription', p_invoice.facts ->> 'phases', f.facts ->> 'phases', 'the phases of the subscription are not what they were'
+  from (select billing.phases_of(p_invoice.organization_id, p_invoice.period_start, p_invoice.period_end) as facts) as f
+  where p_invoice.facts is not null
+    and coalesce(p_invoice.facts -> 'phases', 'null') is distinct from coalesce(f.facts -> 'phases', 'null')
 $$;
 
 -- p_differing: what metering.differing_rollups() found. Where the invoice rests on what the events are, the rollups are wrong; elsewhere

@@ -2,7 +2,7 @@
 -- and not only that something does.
 
 -- Of a period: what its events came to (a row a meter, version and payer, with the sum of their digests), the versions of the meters that
--- counted them, the weights of operations, and who paid since when. Reads rollups and what is not rolled up yet, not all events.
+-- counted them, the weights of operations, who paid since when, and the phases of the subscription. Reads rollups and what is not rolled up yet, not all events.
 create or replace function billing.facts_of(p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz)
 returns jsonb
 language sql
@@ -51,6 +51,26 @@ as $$
         and o.billing_start_at < p_period_end
     )
   )
+    || billing.phases_of(p_organization_id, p_period_start, p_period_end)
+$$;
+
+-- {"phases": […]}; {} where there is no subscription, so that facts of before subscriptions stay what they are.
+create or replace function billing.phases_of(p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz)
+returns jsonb
+language sql
+stable
+set search_path = ''
+as $$
+  select case
+    when count(*) = 0 then '{}'
+    else jsonb_build_object('phases', jsonb_agg(
+      jsonb_build_object('starts_at', metering.time_text(f.starts_at), 'status', f.status, 'plan', f.plan_code) order by f.starts_at
+    ))
+  end
+  from billing.subscription_phases f
+  where f.organization_id = p_organization_id
+    and f.starts_at < p_period_end
+    and f.starts_at >= coalesce((select b.starts_at from billing.phase_at(p_organization_id, p_period_start) b), p_period_start)
 $$;
 
 -- p_invoice and p_lines as they are stored; what is generated, or comes after the digest, is left out. So is what is null, so that a column
@@ -92,5 +112,6 @@ volatile
 set search_path = ''
 as $$ select greatest((pg_current_xact_id()::text::numeric + 1)::text::xid8, pg_snapshot_xmax(pg_current_snapshot())) $$;
 
-grant execute on function billing.facts_of(uuid, timestamptz, timestamptz), billing.digest_of(billing.invoices, billing.invoice_lines[]),
+grant execute on function billing.phases_of(uuid, timestamptz, timestamptz), billing.facts_of(uuid, timestamptz, timestamptz),
+  billing.digest_of(billing.invoices, billing.invoice_lines[]),
   billing.without_nulls(jsonb), billing.next_xid() to goldleaves_kernel;

@@ -30,7 +30,12 @@ begin
   v_draft.period_start := p_period_start;
   v_draft.period_end := p_period_end;
   v_draft.timezone := p_timezone;
-  v_draft.plan_code := case when v_is_issued then coalesce(p_issued.plan_code, v_organization.plan) else v_organization.plan end;
+  v_draft.plan_code := coalesce(
+    case when v_is_issued then p_issued.plan_code end,
+    -- The one that the period ends with.
+    (select f.plan_code from billing.phase_at(p_organization_id, p_period_end - interval '1 microsecond') f),
+    v_organization.plan
+  );
   v_draft.currency := case when v_is_issued then p_issued.currency else v_organization.currency end;
   v_draft.tax_name := case when v_is_issued then p_issued.tax_name else coalesce(v_terms.tax_name, 'Tax') end;
   v_draft.tax_percent := coalesce(case when v_is_issued then p_issued.tax_percent else v_terms.tax_percent end, 0);
@@ -82,7 +87,10 @@ begin
       select
         c.*,
         row_number() over (
-          order by array_position(array['fee', 'usage', 'adjustment'], c.kind), c.belongs_to, c.meter_code, c.groups = '{}', c.groups
+          order by
+            array_position(array['fee', 'usage', 'adjustment'], c.kind), c.belongs_to, c.meter_code, c.groups = '{}', c.groups,
+            -- In the order in which plans were in force.
+            c.terms #>> '{in_force,0,from}', c.terms ->> 'price_id'
         ) as line_number
       from unnest(v_rated) c
       where c.payer_user_id is not distinct from v_payer

@@ -1,9 +1,12 @@
 -- Late usage that counts in a time for periods that were finalized before, and what was taken back of them: apart from the usage of the time
 -- itself, since it is rated by the prices of the period it belongs to. Only meters that add up or count have it: a greatest, a latest
 -- or a level over time of a finalized period is what it was. A row a meter, payer, period and group, of all dimensions that prices
--- of the meter ever told apart. value: as the meter reads it, not in its units.
+-- of the meter ever told apart, and plan: since is when the phase of the subscription began that it belongs to, or its period. value: as the
+-- meter reads it, not in its units.
 create or replace function billing.late_usage(p_organization_id uuid, p_start timestamptz, p_end timestamptz)
-returns table (meter_code text, billing_entity_id uuid, belongs_to timestamptz, groups jsonb, events bigint, value numeric)
+returns table (
+  meter_code text, billing_entity_id uuid, belongs_to timestamptz, since timestamptz, groups jsonb, events bigint, value numeric
+)
 language plpgsql
 stable
 set search_path = ''
@@ -55,12 +58,13 @@ begin
         and c.aggregation in ('sum', 'count')
     )
     select
-      l.meter_code, l.billing_entity_id, p.period_start, l.groups, sum(l.events)::bigint,
+      l.meter_code, l.billing_entity_id, p.period_start, greatest(p.period_start, f.starts_at), l.groups, sum(l.events)::bigint,
       trim_scale(coalesce(sum(case l.aggregation when 'count' then l.events else l.value end), 0))
     from late l
     join billing.billing_periods p
       on p.organization_id = p_organization_id and p.period_start <= l.late_at and p.period_end > l.late_at
-    group by l.meter_code, l.billing_entity_id, p.period_start, l.groups;
+    left join lateral billing.phase_at(p_organization_id, l.late_at) f on true
+    group by l.meter_code, l.billing_entity_id, p.period_start, f.starts_at, l.groups;
 end;
 $$;
 

@@ -13,6 +13,9 @@
 -- time if there is no rest, and fees by the time; so is the fee of a period that a change of schedule has cut short. Rounded are the sums:
 -- what one line loses the next one has.
 --
+-- Where the plan changes in a period, it is cut into slices (billing.plan_slices). Usage of each is priced by its plan; what one price is in
+-- force for, in one slice or in several, is rated together. p_plan_code: the plan of what lies before the first phase of a subscription.
+--
 -- Values are added and taken away before they are divided into units: a third and two thirds are one only then.
 create or replace function billing.rate_period(
   p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz, p_plan_code text default null,
@@ -26,15 +29,14 @@ set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_organization tenancy.organizations;
-  v_bounds timestamptz[] := array[p_period_start, p_period_end];
   v_plan_code text;
   v_currency text;
   v_first_payer uuid;
   v_last_payer uuid;
-  v_seconds numeric := extract(epoch from p_period_end - p_period_start);
-  -- How much of it the first payer has, when two of them do.
-  v_first_seconds numeric := v_seconds;
+  -- When the second payer begins, if there is one.
+  v_handed_over_at timestamptz := p_period_end;
   v_month_seconds numeric;
+  v_bounds timestamptz[];
 begin
   select * into v_organization from tenancy.organizations o where o.id = p_organization_id;
   v_month_seconds := billing.month_seconds(
@@ -46,60 +48,62 @@ begin
   );
   v_plan_code := coalesce(p_plan_code, v_organization.plan);
   v_currency := coalesce(p_currency, v_organization.currency);
+  v_bounds := array(
+    select s.slice_start from billing.plan_slices(p_organization_id, p_period_start, p_period_end, v_plan_code) s order by s.n
+  ) || p_period_end;
   v_first_payer := billing.payer(v_organization.billing_user_id, v_organization.billing_start_at, p_period_start);
   v_last_payer := billing.payer(
     v_organization.billing_user_id, v_organization.billing_start_at, p_period_end - interval '1 microsecond'
   );
   if v_first_payer is distinct from v_last_payer then
-    v_first_seconds := extract(epoch from v_organization.billing_start_at - p_period_start);
+    v_handed_over_at := v_organization.billing_start_at;
   end if;
 
   return query
     with prices as materialized (
-      select p.meter_code, p.dimension, p.minimum_cents, p.plan_code, billing.groups_of(p) as groups, billing.terms_of(p) as terms
-      from billing.prices_in_force(v_plan_code, v_currency, p_period_start, p_known_at) p
+      select p.* from billing.prices_of_period(p_organization_id, p_period_start, p_period_end, v_plan_code, v_currency, p_known_at) p
     ),
     payers as materialized (
-      select v_first_payer as user_id, v_first_seconds as seconds
-      union
-      select v_last_payer, case when v_first_payer is distinct from v_last_payer then v_seconds - v_first_seconds else v_seconds end
+      select v_first_payer as user_id, p_period_start as since, v_handed_over_at as until
+      union all
+      select v_last_payer, v_handed_over_at, p_period_end where v_handed_over_at < p_period_end
+    ),
+    -- How much of the time of a price each of them pays.
+    shares as materialized (
+      select
+        p.price_key, y.user_id,
+        sum(extract(epoch from greatest(least(p.slice_end, y.until) - greatest(p.slice_start, y.since), interval '0'))) as seconds
+      from prices p
+      cross join payers y
+      group by 1, 2
     ),
     late as materialized (
-      select l.*, nullif(l.billing_entity_id, p_organization_id) as user_id
-      from billing.late_usage(p_organization_id, p_period_start, p_period_end) l
+      select b.n, l.*, nullif(l.billing_entity_id, p_organization_id) as user_id
+      from generate_subscripts(v_bounds, 1) as b (n)
+      cross join lateral billing.late_usage(p_organization_id, v_bounds[b.n], v_bounds[b.n + 1]) l
+      where b.n < cardinality(v_bounds)
     ),
     measured as materialized (
-      select m.meter_code, m.metered, nullif(m.billing_entity_id, p_organization_id) as user_id, m.events, m.quantity as value
-      from metering.measure(p_organization_id, v_bounds, '{}', '{}', true) m
+      select m.n, m.meter_code, m.metered, nullif(m.billing_entity_id, p_organization_id) as user_id, m.events, m.value
+      from billing.measure_slices(p_organization_id, v_bounds) m
     ),
     -- What was used in the period itself …
     used as materialized (
-      select u.meter_code, u.metered, u.user_id, u.events - coalesce(l.events, 0) as events, u.value - coalesce(l.value, 0) as value
+      select u.n, u.meter_code, u.metered, u.user_id, u.events - coalesce(l.events, 0) as events, u.value - coalesce(l.value, 0) as value
       from measured u
       left join (
-        select t.meter_code, t.user_id, sum(t.events)::bigint as events, sum(t.value) as value
+        select t.n, t.meter_code, t.user_id, sum(t.events)::bigint as events, sum(t.value) as value
         from late t
-        group by 1, 2
+        group by 1, 2, 3
       ) as l
-        on u.metered and l.meter_code = u.meter_code and l.user_id is not distinct from u.user_id
+        on u.metered and l.n = u.n and l.meter_code = u.meter_code and l.user_id is not distinct from u.user_id
       where l.meter_code is null or u.events <> l.events or u.value <> l.value
     ),
     -- … of it what has a price of its own. Asked for by value: then it is exact also where groups were folded, or a meter keeps the
     -- dimension no more.
-    named as materialized (
-      select p.meter_code, p.groups, n.user_id, n.events - coalesce(l.events, 0) as events, n.value - coalesce(l.value, 0) as value
+    asked as materialized (
+      select p.meter_code, p.groups
       from prices p
-      cross join lateral (
-        select nullif(m.billing_entity_id, p_organization_id) as user_id, m.events, m.quantity as value
-        from metering.measure(p_organization_id, v_bounds, '{}', jsonb_build_object('meter', p.meter_code) || p.groups, true) m
-      ) as n
-      left join lateral (
-        select sum(t.events)::bigint as events, sum(t.value) as value
-        from late t
-        where t.meter_code = p.meter_code
-          and t.user_id is not distinct from n.user_id
-          and t.groups @> p.groups
-      ) as l on true
       where p.dimension is not null
         -- Each of them takes a millisecond, and most organizations use few of the meters that have such prices. Levels of groups may be
         -- there where those of all groups come to nothing.
@@ -107,50 +111,72 @@ begin
           p.meter_code in (select u.meter_code from measured u where u.metered)
           or exists (select from metering.meters m where m.code = p.meter_code and m.aggregation = 'weighted_sum')
         )
+      group by 1, 2
+    ),
+    named as materialized (
+      select a.meter_code, a.groups, m.n, m.user_id, m.events - coalesce(l.events, 0) as events, m.value - coalesce(l.value, 0) as value
+      from asked a
+      cross join lateral (
+        select r.n, nullif(r.billing_entity_id, p_organization_id) as user_id, r.events, r.value
+        from billing.measure_slices(p_organization_id, v_bounds, jsonb_build_object('meter', a.meter_code) || a.groups) r
+      ) as m
+      left join lateral (
+        select sum(t.events)::bigint as events, sum(t.value) as value
+        from late t
+        where t.n = m.n
+          and t.meter_code = a.meter_code
+          and t.user_id is not distinct from m.user_id
+          and t.groups @> a.groups
+      ) as l on true
+      where exists (select from prices p where p.n = m.n and p.meter_code = a.meter_code and p.groups = a.groups)
     ),
     units as materialized (
-      select n.meter_code, true as metered, n.groups, n.user_id, n.events, n.value
-      from named n
-      where n.events <> 0 or n.value <> 0
+      select d.n, d.meter_code, true as metered, d.groups, d.user_id, d.events, d.value
+      from named d
+      where d.events <> 0 or d.value <> 0
       union all
-      select u.meter_code, u.metered, '{}', u.user_id, u.events - coalesce(n.events, 0), u.value - coalesce(n.value, 0)
+      select u.n, u.meter_code, u.metered, '{}', u.user_id, u.events - coalesce(d.events, 0), u.value - coalesce(d.value, 0)
       from used u
       left join (
-        select a.meter_code, a.user_id, sum(a.events)::bigint as events, sum(a.value) as value from named a group by 1, 2
-      ) as n
-        on u.metered and n.meter_code = u.meter_code and n.user_id is not distinct from u.user_id
-      where n.meter_code is null or u.events <> n.events or u.value <> n.value
+        select a.n, a.meter_code, a.user_id, sum(a.events)::bigint as events, sum(a.value) as value from named a group by 1, 2, 3
+      ) as d
+        on u.metered and d.n = u.n and d.meter_code = u.meter_code and d.user_id is not distinct from u.user_id
+      where d.meter_code is null or u.events <> d.events or u.value <> d.value
     ),
     -- What is no sum, over both payers.
     together as materialized (
-      select m.meter_code, m.quantity as value
-      from metering.measure(
-        p_organization_id, v_bounds, '{}',
+      select p.price_key, sum(m.value) as value
+      from billing.measure_slices(
+        p_organization_id, v_bounds,
         jsonb_build_object('meter', (
-          select coalesce(jsonb_agg(p.meter_code), '[]')
+          select coalesce(jsonb_agg(distinct p.meter_code), '[]')
           from prices p
           join metering.meters m on m.code = p.meter_code
           where m.aggregation in ('max', 'min', 'latest', 'unique')
         )),
-        true, true
+        true
       ) m
-      where v_first_payer is distinct from v_last_payer
+      join prices p on p.n = m.n and p.meter_code = m.meter_code
+      where v_handed_over_at < p_period_end
+      group by 1
     ),
     priced as materialized (
-      select u.meter_code, u.groups, u.user_id, u.events, u.value, p.terms
+      select p.price_key, u.meter_code, u.groups, u.user_id, sum(u.events)::bigint as events, sum(u.value) as value, p.terms, p.seconds
       from units u
-      join prices p on u.metered and p.meter_code = u.meter_code and p.groups = u.groups
+      join prices p on u.metered and p.n = u.n and p.meter_code = u.meter_code and p.groups = u.groups
+      group by p.price_key, u.meter_code, u.groups, u.user_id, p.terms, p.seconds
       union all
       -- A minimum is due without any usage.
-      select p.meter_code, p.groups, y.user_id, 0, 0, p.terms
-      from prices p
+      select p.price_key, p.meter_code, p.groups, y.user_id, 0, 0, p.terms, p.seconds
+      from (select distinct q.price_key, q.meter_code, q.groups, q.terms, q.seconds from prices q where q.minimum_cents > 0) as p
       join metering.meters m on m.code = p.meter_code and (m.deleted_at is null or m.deleted_at > p_period_start)
       cross join payers y
-      where p.minimum_cents > 0
-        and not exists (
-          select from units u
-          where u.metered and u.meter_code = p.meter_code and u.groups = p.groups and u.user_id is not distinct from y.user_id
-        )
+      where not exists (
+        select
+        from units u
+        join prices q on q.n = u.n and q.meter_code = u.meter_code and q.groups = u.groups
+        where u.metered and q.price_key = p.price_key and u.user_id is not distinct from y.user_id
+      )
     ),
     summed as (
       select
@@ -158,25 +184,25 @@ begin
         metering.value_of_unit(m.aggregation, m.unit_size) as unit_value,
         m.description,
         m.unit,
-        greatest(coalesce(t.value, sum(x.value) over (partition by x.meter_code, x.groups)), 0) as whole_value,
-        lead(true) over (partition by x.meter_code, x.groups order by x.user_id nulls last) is null as is_last
+        greatest(coalesce(t.value, sum(x.value) over (partition by x.price_key)), 0) as whole_value,
+        lead(true) over (partition by x.price_key order by x.user_id nulls last) is null as is_last
       from priced x
       join metering.meters m on m.code = x.meter_code
-      left join together t on t.meter_code = x.meter_code
+      left join together t on t.price_key = x.price_key
     ),
     reached as (
       select s.*, case when s.is_last then s.whole_value else least(greatest(s.value, 0), s.whole_value) end as to_value
       from summed s
     ),
     begun as (
-      select r.*, lag(r.to_value, 1, 0::numeric) over (partition by r.meter_code, r.groups order by r.user_id nulls last) as from_value
+      select r.*, lag(r.to_value, 1, 0::numeric) over (partition by r.price_key order by r.user_id nulls last) as from_value
       from reached r
     ),
     rated as (
       select
         b.*, r.exact_cents, r.tiers,
-        sum(r.exact_cents) over (partition by b.meter_code, b.groups) as whole_cents,
-        coalesce((select y.seconds from payers y where y.user_id is not distinct from b.user_id), 0) as seconds
+        sum(r.exact_cents) over (partition by b.price_key) as whole_cents,
+        coalesce((select y.seconds from shares y where y.price_key = b.price_key and y.user_id is not distinct from b.user_id), 0) as paid_seconds
       from begun b
       cross join lateral billing.rate(
         b.terms, billing.units_of(b.from_value, b.unit_value), billing.units_of(b.to_value, b.unit_value),
@@ -190,24 +216,23 @@ begin
         case
           when l.due_cents = d.whole_cents then d.exact_cents
           when d.whole_cents > 0 then round(billing.units_of(d.exact_cents * l.due_cents, d.whole_cents), 50)
-          else d.seconds * l.due_cents / v_seconds
+          else d.paid_seconds * l.due_cents / d.seconds
         end as share_cents
       from rated d
       cross join lateral billing.within_limits(d.terms, d.whole_cents) as l (due_cents)
     ),
     carried as (
-      select h.*, sum(h.share_cents) over (partition by h.meter_code, h.groups order by h.user_id nulls last) as sum_cents
+      select h.*, sum(h.share_cents) over (partition by h.price_key order by h.user_id nulls last) as sum_cents
       from shared h
     ),
     fees as (
       select
         y.user_id, l.name, p.terms, y.seconds,
         (p.terms ->> 'unit_amount_cents')::numeric as fee_cents,
-        sum(y.seconds) over (partition by l.code order by y.user_id nulls last) as sum_seconds
-      from prices p
+        sum(y.seconds) over (partition by p.price_key order by y.user_id nulls last) as sum_seconds
+      from (select distinct q.price_key, q.plan_code, q.terms from prices q where q.meter_code is null) as p
       join billing.plans l on l.code = p.plan_code
-      cross join payers y
-      where p.meter_code is null
+      join shares y on y.price_key = p.price_key and y.seconds > 0
     ),
     adjusted as (
       select a.* from billing.adjustments(p_organization_id, p_period_start, p_period_end, v_plan_code, v_currency, p_known_at) a
@@ -237,9 +262,13 @@ begin
         u.value / coalesce(metering.value_of_unit(m.aggregation, m.unit_size), 1), case when m.allow_negative then 0 end
       )),
       null, null, null, 0, 0, u.value
-    from units u
-    left join metering.meters m on u.metered and m.code = u.meter_code
-    where not exists (select from prices p where u.metered and p.meter_code = u.meter_code and p.groups = u.groups);
+    from (
+      select a.user_id, a.meter_code, a.metered, a.groups, sum(a.events)::bigint as events, sum(a.value) as value
+      from units a
+      where not exists (select from prices p where a.metered and p.n = a.n and p.meter_code = a.meter_code and p.groups = a.groups)
+      group by 1, 2, 3, 4
+    ) as u
+    left join metering.meters m on u.metered and m.code = u.meter_code;
 end;
 $$;
 
@@ -284,28 +313,32 @@ as $$
     ) as i on true
   ),
   prices as materialized (
-    select d.belongs_to, p.meter_code, billing.groups_of(p) as groups, billing.terms_of(p) as terms
+    select d.belongs_to, p.slice_start, p.slice_end, p.meter_code, p.groups, p.terms, p.price_key
     from periods d
-    cross join lateral billing.prices_in_force(
-      coalesce(d.plan_code, p_plan_code), coalesce(d.currency, p_currency), d.belongs_to, coalesce(d.rated_at, p_known_at)
+    join billing.billing_periods b on b.organization_id = p_organization_id and b.period_start = d.belongs_to
+    cross join lateral billing.prices_of_period(
+      p_organization_id, d.belongs_to, b.period_end, coalesce(d.plan_code, p_plan_code), coalesce(d.currency, p_currency),
+      coalesce(d.rated_at, p_known_at)
     ) p
     where p.meter_code is not null
   ),
   units as (
     select
       l.is_earlier, l.meter_code, nullif(l.billing_entity_id, p_organization_id) as user_id, l.belongs_to, coalesce(p.groups, '{}') as groups,
-      p.terms, sum(l.events)::bigint as events, sum(l.value) as value
+      p.terms, p.price_key, sum(l.events)::bigint as events, sum(l.value) as value
     from late l
     left join lateral (
-      select r.groups, r.terms
+      select r.groups, r.terms, r.price_key
       from prices r
       where r.belongs_to = l.belongs_to
+        and r.slice_start <= l.since
+        and r.slice_end > l.since
         and r.meter_code = l.meter_code
         and l.groups @> r.groups
       order by r.groups = '{}'
       limit 1
     ) as p on true
-    group by 1, 2, 3, 4, 5, 6
+    group by 1, 2, 3, 4, 5, 6, 7
     having sum(l.events) <> 0 or sum(l.value) <> 0
   ),
   based as (
@@ -324,6 +357,8 @@ as $$
           and n.meter_code = u.meter_code
           and n.groups = u.groups
           and case n.kind when 'usage' then i.period_start when 'adjustment' then n.belongs_to end = u.belongs_to
+          -- Those that kept no price are from before a meter could have two in a period.
+          and (n.price is null or n.price ->> 'price_id' is not distinct from u.terms ->> 'price_id')
       ), 0) + coalesce((
         select sum(e.value)
         from units e
@@ -331,8 +366,9 @@ as $$
           and e.meter_code = u.meter_code
           and e.belongs_to = u.belongs_to
           and e.groups = u.groups
+          and e.price_key is not distinct from u.price_key
       ), 0) as base_value,
-      sum(u.value) over (partition by u.meter_code, u.belongs_to, u.groups order by u.user_id nulls last) as up_to_value
+      sum(u.value) over (partition by u.meter_code, u.belongs_to, u.groups, u.price_key order by u.user_id nulls last) as up_to_value
     from units u
     cross join lateral (
       select metering.value_of_unit(k.aggregation, k.unit_size) as unit_value from metering.meters k where k.code = u.meter_code

@@ -73,7 +73,33 @@ as $$
   end
 $$;
 
--- Whether rollups have all that a reading needs: no bucket lies across one of its bounds, their groups have each dimension that it
+-- Buckets of rollups that a bound lies within: a change of plan, or a report, begins at any moment. They are read from events.
+create or replace function metering.cut_buckets(p_organization_id uuid, p_bounds timestamptz[])
+returns tstzmultirange
+language sql
+stable
+set search_path = ''
+as $$
+  select coalesce(range_agg(tstzrange(k.bucket_start, k.bucket_end)), '{}')
+  from unnest(p_bounds) as b (at)
+  join billing.billing_periods p on p.organization_id = p_organization_id and p.period_start <= b.at and p.period_end > b.at
+  cross join lateral (
+    select
+      metering.bucket_in(b.at, p.period_start, p.timezone) as bucket_start,
+      least(
+        p.period_end,
+        case
+          when extract(minute from b.at at time zone p.timezone) = extract(minute from b.at at time zone 'UTC')
+            then date_trunc('hour', b.at, 'UTC') + interval '1 hour'
+          else metering.quarter_of(b.at) + interval '15 minutes'
+        end
+      ) as bucket_end
+  ) as k
+  where isfinite(b.at)
+    and k.bucket_start <> b.at
+$$;
+
+-- Whether rollups have all that a reading needs, but for buckets that a bound lies within: their groups have each dimension that it
 -- filters by, and nothing was voided above them that a greatest, least or latest value would have to be found anew for.
 create or replace function metering.rollups_serve(
   p_organization_id uuid, p_bounds timestamptz[], p_dimensions jsonb, p_meters text[], p_position metering.rollup_position
@@ -84,16 +110,6 @@ stable
 set search_path = ''
 as $$
 begin
-  if exists (
-    select
-    from unnest(p_bounds) as b (at)
-    join billing.billing_periods p on p.organization_id = p_organization_id and p.period_start <= b.at and p.period_end > b.at
-    where isfinite(b.at)
-      and metering.bucket_in(b.at, p.period_start, p.timezone) <> b.at
-  ) then
-    return false;
-  end if;
-
   if p_dimensions <> '{}' and exists (
     select
     from metering.meter_versions v
@@ -209,6 +225,7 @@ declare
   v_entities uuid[] := metering.filter_values(p_filter, 'billing_entity_id')::uuid[];
   v_entity_types text[] := metering.filter_values(p_filter, 'billing_entity_type');
   v_grain text;
+  v_by_time tstzmultirange;
 begin
   select * into strict v_position from metering.rollup_position;
   v_grain := case
@@ -221,6 +238,11 @@ begin
       where p.organization_id = p_organization_id and p.period_start = v_first and p.period_end = v_last
     ) then 'period'
     else 'hour'
+  end;
+  v_by_time := case
+    when v_grain is null then tstzmultirange(tstzrange(v_first, v_last))
+    when v_grain = 'hour' then metering.cut_buckets(p_organization_id, p_bounds) * tstzmultirange(tstzrange(v_first, v_last))
+    else '{}'
   end;
 
   return query
@@ -238,7 +260,7 @@ begin
           max(e.value) filter (where e.aggregation = 'max' and e.event_type <> 'void') as max_value,
           min(e.value) filter (where e.aggregation = 'min' and e.event_type <> 'void') as min_value,
           max(metering.latest_of(e.occurred_at, e.id, e.value)) filter (where e.aggregation = 'latest' and e.event_type = 'usage') as latest
-        from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_grain is null, v_position) e
+        from metering.live_events(p_organization_id, v_first, v_last, v_meters, v_by_time, v_position) e
         where (v_dimensions = '{}' or metering.passes(v_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
         group by 1, 2, 3, 4, 5, 6, 7
       ) as t
@@ -270,6 +292,7 @@ begin
         and r.grain = v_grain
         and r.bucket_start >= v_first
         and r.bucket_start < v_last
+        and not r.bucket_start <@ v_by_time
         and (v_meters is null or r.meter_code = any (v_meters))
         and (v_group is null or r.groups @> v_group)
         and metering.group_passes(v_dimensions, r.groups)
@@ -337,51 +360,52 @@ begin
   if exists (select from metering.meters m where m.aggregation = 'unique' and (v_meters is null or m.code = any (v_meters))) then
     return query
       select u.bucket, u.meter_code, true, u.billing_entity_id, u.groups, u.events, u.quantity
-      from metering.measure_unique(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain, v_position, p_together) u
+      from metering.measure_unique(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain, v_by_time, v_position, p_together) u
       where (v_entities is null or u.billing_entity_id = any (v_entities))
         and (v_entity_types is null or case u.billing_entity_id when p_organization_id then 'organization' else 'user' end = any (v_entity_types));
   end if;
   if exists (select from metering.meters m where m.aggregation = 'weighted_sum' and (v_meters is null or m.code = any (v_meters))) then
     return query
       select w.bucket, w.meter_code, true, w.billing_entity_id, w.groups, w.events, w.quantity
-      from metering.measure_over_time(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain is not null, v_position, p_as_values) w
+      from metering.measure_over_time(
+        p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain is not null and v_by_time = '{}', v_position, p_as_values
+      ) w
       where (v_entities is null or w.billing_entity_id = any (v_entities))
         and (v_entity_types is null or case w.billing_entity_id when p_organization_id then 'organization' else 'user' end = any (v_entity_types));
   end if;
 end;
 $$;
 
--- Events of a time that rollups do not have yet; with p_all those that they have too, and then without what was voided, where voiding is
+-- Events of a time that rollups do not have yet; of p_by_time those that they have too, and then without what was voided, where voiding is
 -- not adding the opposite.
 -- Inlined, so that only the half is run that is asked for.
 create or replace function metering.live_events(
-  p_organization_id uuid, p_from timestamptz, p_until timestamptz, p_meters text[], p_all boolean, p_position metering.rollup_position
+  p_organization_id uuid, p_from timestamptz, p_until timestamptz, p_meters text[], p_by_time tstzmultirange, p_position metering.rollup_position
 )
 returns setof metering.counted_events
 language sql
 stable
 as $$
-  select *
-  from metering.counted_since(p_position.generation, p_position.xid, p_organization_id, p_from, p_until, p_meters)
-  where not p_all
+  select s.*
+  from metering.counted_since(p_position.generation, p_position.xid, p_organization_id, p_from, p_until, p_meters) s
+  where not p_by_time @> tstzrange(p_from, p_until)
+    and not s.occurred_at <@ p_by_time
   union all
   select e.*
-  from metering.counted_by_time(p_organization_id, p_from, p_until, null, null, p_meters) e
-  where p_all
-    and (
-      e.aggregation not in ('max', 'min', 'latest')
-      or case e.event_type
-        when 'void' then e.belongs_at is not null
-        else not exists (
-          select
-          from metering.usage_events v
-          where v.organization_id = e.organization_id
-            and v.occurred_at = e.occurred_at
-            and v.corrects = e.id
-            and v.event_type = 'void'
-        )
-      end
-    )
+  from unnest(p_by_time) as r (at)
+  cross join lateral metering.counted_by_time(p_organization_id, lower(r.at), upper(r.at), null, null, p_meters) e
+  where e.aggregation not in ('max', 'min', 'latest')
+    or case e.event_type
+      when 'void' then e.belongs_at is not null
+      else not exists (
+        select
+        from metering.usage_events v
+        where v.organization_id = e.organization_id
+          and v.occurred_at = e.occurred_at
+          and v.corrects = e.id
+          and v.event_type = 'void'
+      )
+    end
 $$;
 
 -- Groups that have a place of their own in a period. What is not rolled up keeps its group when it is one of them, or there is room, else it
@@ -407,7 +431,7 @@ $$;
 -- Unique values: those that have an event which was not voided, of all buckets together.
 create or replace function metering.measure_unique(
   p_organization_id uuid, p_bounds timestamptz[], p_group_by text[], p_dimensions jsonb, p_meters text[], p_grain text,
-  p_position metering.rollup_position, p_together boolean
+  p_by_time tstzmultirange, p_position metering.rollup_position, p_together boolean
 )
 returns table (bucket integer, meter_code text, billing_entity_id uuid, groups jsonb, events bigint, quantity numeric)
 language sql
@@ -422,7 +446,7 @@ as $$
         width_bucket(e.occurred_at, p_bounds) as bucket, e.meter_code, e.meter_version, e.billing_entity_id, e.group_by, e.group_values, e.max_groups, e.value_hash,
         min(e.occurred_at) as first_at,
         sum(e.events)::bigint as events
-      from metering.live_events(p_organization_id, p_bounds[1], p_bounds[cardinality(p_bounds)], p_meters, p_grain is null, p_position) e
+      from metering.live_events(p_organization_id, p_bounds[1], p_bounds[cardinality(p_bounds)], p_meters, p_by_time, p_position) e
       where e.aggregation = 'unique'
         and e.value_hash is not null
         and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
@@ -453,6 +477,7 @@ as $$
       and u.grain = p_grain
       and u.bucket_start >= p_bounds[1]
       and u.bucket_start < p_bounds[cardinality(p_bounds)]
+      and not u.bucket_start <@ p_by_time
       and (p_meters is null or u.meter_code = any (p_meters))
       and metering.group_passes(p_dimensions, u.groups)
     union all
@@ -531,7 +556,9 @@ begin
     and v_organization.billing_start_at <> all (p_bounds)
   then
     v_bounds := array(select b from unnest(p_bounds || v_organization.billing_start_at) as b order by b);
-    v_rolled_up := v_rolled_up and metering.rollups_serve(p_organization_id, v_bounds, p_dimensions, v_meters, p_position);
+    v_rolled_up := v_rolled_up
+      and metering.cut_buckets(p_organization_id, v_bounds) = '{}'
+      and metering.rollups_serve(p_organization_id, v_bounds, p_dimensions, v_meters, p_position);
   end if;
 
   return query
@@ -576,7 +603,10 @@ begin
       union all
       -- … and what is not rolled up.
       select width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(metering.groups_of(e.group_by, e.group_values), p_group_by), e.value, e.events, e.occurred_at, 0
-      from metering.live_events(p_organization_id, '-infinity', v_bounds[cardinality(v_bounds)], v_meters, not v_rolled_up, p_position) e
+      from metering.live_events(
+        p_organization_id, '-infinity', v_bounds[cardinality(v_bounds)], v_meters,
+        case when v_rolled_up then '{}' else tstzmultirange(tstzrange('-infinity', v_bounds[cardinality(v_bounds)])) end, p_position
+      ) e
       where e.meter_version > 0
         and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
       union all
@@ -628,12 +658,12 @@ begin
 end;
 $$;
 
-grant execute on function metering.dimension_filter(jsonb), metering.filter_values(jsonb, text), metering.group_passes(jsonb, jsonb),
-  metering.group_asked_for(jsonb), metering.project(jsonb, text[]),
+grant execute on function metering.cut_buckets(uuid, timestamptz[]), metering.dimension_filter(jsonb), metering.filter_values(jsonb, text),
+  metering.group_passes(jsonb, jsonb), metering.group_asked_for(jsonb), metering.project(jsonb, text[]),
   metering.rollups_serve(uuid, timestamptz[], jsonb, text[], metering.rollup_position),
   metering.is_unrolled(uuid, timestamptz, timestamptz, metering.rollup_position, text[], text),
   metering.value_of_unit(text, numeric), metering.measure(uuid, timestamptz[], text[], jsonb, boolean, boolean),
-  metering.live_events(uuid, timestamptz, timestamptz, text[], boolean, metering.rollup_position),
+  metering.live_events(uuid, timestamptz, timestamptz, text[], tstzmultirange, metering.rollup_position),
   metering.groups_in_place(uuid, text, integer, timestamptz),
-  metering.measure_unique(uuid, timestamptz[], text[], jsonb, text[], text, metering.rollup_position, boolean),
+  metering.measure_unique(uuid, timestamptz[], text[], jsonb, text[], text, tstzmultirange, metering.rollup_position, boolean),
   metering.measure_over_time(uuid, timestamptz[], text[], jsonb, text[], boolean, metering.rollup_position, boolean) to goldleaves_kernel;

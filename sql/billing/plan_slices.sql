@@ -1,0 +1,120 @@
+-- Which plan an organization is on at each moment, as its invoices take it: read from the phases of its subscription
+-- (billing.subscription_phases). Usage costs what the plan in force at its time says, and a fee is due for the seconds that it was in force.
+
+-- The plan that usage is priced by in a phase; null: none, only the prices that are for everybody. Inlined, like the next two.
+create or replace function billing.priced_plan(p_phase billing.subscription_phases)
+returns text
+language sql
+immutable
+as $$ select case when p_phase.status in ('trialing', 'active', 'past_due') then p_phase.plan_code end $$;
+
+-- The phase at a moment: a row, or none, where no subscription was made before it.
+create or replace function billing.phase_at(p_organization_id uuid, p_at timestamptz)
+returns setof billing.subscription_phases
+language sql
+stable
+as $$
+  select s.*
+  from billing.subscription_phases s
+  where s.organization_id = p_organization_id
+    and s.starts_at <= p_at
+  order by s.starts_at desc
+  limit 1
+$$;
+
+-- A time, cut where another plan begins to count, or a trial ends: slices n = 1, 2, … without gaps. p_plan_code is the plan of what lies before
+-- the first phase. Phases that are priced alike are one slice.
+create or replace function billing.plan_slices(p_organization_id uuid, p_start timestamptz, p_end timestamptz, p_plan_code text)
+returns table (n integer, slice_start timestamptz, slice_end timestamptz, plan_code text, is_trial boolean)
+language sql
+stable
+set search_path = ''
+as $$
+  with begun as (
+    select p_start as at, p_plan_code as plan_code, false as is_trial
+    where not exists (select from billing.phase_at(p_organization_id, p_start))
+    union all
+    select greatest(s.starts_at, p_start), billing.priced_plan(s), s.status = 'trialing'
+    from billing.subscription_phases s
+    where s.organization_id = p_organization_id
+      and s.starts_at < p_end
+      and s.starts_at >= coalesce((select f.starts_at from billing.phase_at(p_organization_id, p_start) f), p_start)
+  ),
+  changes as (
+    select
+      b.*,
+      lag(b.at) over w is null or (lag(b.plan_code) over w, lag(b.is_trial) over w) is distinct from (b.plan_code, b.is_trial) as is_change
+    from begun b
+    window w as (order by b.at)
+  )
+  select
+    (row_number() over (order by c.at))::integer, c.at, lead(c.at, 1, p_end) over (order by c.at), c.plan_code, c.is_trial
+  from changes c
+  where c.is_change
+$$;
+
+-- What was used in each slice, as meters read it: a row a slice, meter and payer, like metering.measure(). What adds up is what was used in it.
+-- Of what does not, the largest and unique values, a slice has what it added to those before it, so that a seat that stays is paid
+-- once, by the plan in which it came; of the smallest and latest value the last slice has all.
+-- p_bounds: where slices begin, and where the last one ends.
+create or replace function billing.measure_slices(
+  p_organization_id uuid, p_bounds timestamptz[], p_filter jsonb default '{}', p_together boolean default false
+)
+returns table (n integer, meter_code text, metered boolean, billing_entity_id uuid, events bigint, value numeric)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_not_added text[];
+begin
+  if cardinality(p_bounds) = 2 then
+    return query
+      select m.bucket, m.meter_code, m.metered, m.billing_entity_id, m.events, m.quantity
+      from metering.measure(p_organization_id, p_bounds, '{}', p_filter, true, p_together) m;
+    return;
+  end if;
+
+  v_not_added := array(
+    select m.code
+    from metering.meters m
+    where m.aggregation in ('max', 'min', 'latest', 'unique')
+      and (not p_filter ? 'meter' or m.code = any (metering.filter_values(p_filter, 'meter')))
+  );
+  return query
+    with measured as materialized (
+      select m.* from metering.measure(p_organization_id, p_bounds, '{}', p_filter, true, p_together) m
+    ),
+    -- Up to the end of each slice.
+    so_far as materialized (
+      select b.n::integer as n, m.meter_code, m.billing_entity_id, m.quantity as value
+      from generate_series(1, cardinality(p_bounds) - 1) as b (n)
+      cross join lateral metering.measure(
+        p_organization_id, array[p_bounds[1], p_bounds[b.n + 1]], '{}', p_filter || jsonb_build_object('meter', to_jsonb(v_not_added)), true,
+        p_together
+      ) m
+      where v_not_added <> '{}'
+    )
+    select m.bucket, m.meter_code, m.metered, m.billing_entity_id, m.events, m.quantity
+    from measured m
+    where not (m.metered and m.meter_code = any (v_not_added))
+    union all
+    select
+      s.n, s.meter_code, true, s.billing_entity_id, coalesce(m.events, 0),
+      case
+        when k.aggregation in ('max', 'unique') then s.value - coalesce(e.value, 0)
+        when s.n = cardinality(p_bounds) - 1 then s.value
+        else 0
+      end
+    from so_far s
+    join metering.meters k on k.code = s.meter_code
+    left join so_far e
+      on e.n = s.n - 1 and e.meter_code = s.meter_code and e.billing_entity_id is not distinct from s.billing_entity_id
+    left join measured m
+      on m.bucket = s.n and m.metered and m.meter_code = s.meter_code and m.billing_entity_id is not distinct from s.billing_entity_id;
+end;
+$$;
+
+grant execute on function billing.priced_plan(billing.subscription_phases), billing.phase_at(uuid, timestamptz),
+  billing.plan_slices(uuid, timestamptz, timestamptz, text),
+  billing.measure_slices(uuid, timestamptz[], jsonb, boolean) to goldleaves_kernel;
