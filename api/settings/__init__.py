@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     billing_grace: timedelta = Field(default=timedelta(hours=1), ge=timedelta(0), le=timedelta(days=28))
     close_periods: bool = True  # by themselves; else by hand alone
 
-    # Of subscriptions that begin from the next migration run on: how long a trial is, unless it is said, and how long who
-    # is past due keeps access.
+    # From the next migration run on: how long a trial is, unless it is said, and for how long who is past due keeps
+    # access.
     trial_days: int = Field(default=14, ge=0, le=365)
     past_due_grace_days: int = Field(default=7, ge=0, le=365)
 
