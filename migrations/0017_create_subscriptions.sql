@@ -88,7 +88,21 @@ create table billing.quota_counters (
   -- Of a limit at any time -infinity.
   period_start timestamptz not null,
   granted numeric not null default 0 check (granted >= 0),
+  -- When what was metered was last looked at for it: the gateway does not ask with each request.
+  measured_at timestamptz,
   primary key (organization_id, feature, period_start)
+) with (fillfactor = 70);
+
+-- What was reserved under a reference, so that a retry reserves nothing more, and what is given back of it.
+create table billing.quota_reservations (
+  organization_id uuid not null references tenancy.organizations (id) on delete cascade,
+  feature text not null,
+  reference text not null check (length(reference) between 1 and 200),
+  period_start timestamptz not null,
+  amount numeric not null check (amount > 0),
+  released numeric not null default 0 check (released >= 0 and released <= amount),
+  created_at timestamptz not null default clock_timestamp(),
+  primary key (organization_id, feature, reference)
 );
 
 -- What an organization wants to spend in a billing period, in minor units. Nothing stops there: alerts tell of it.
@@ -116,11 +130,21 @@ create index usage_alerts_meter on billing.usage_alerts (meter_code);
 comment on constraint usage_alerts_meter_code_fkey on billing.usage_alerts is
   'goldleaves lint reference_without_organization: meters are the same for everybody, and no tenant writes it';
 
--- Organizations whose usage, plan or alerts changed since their alerts were looked at.
+-- Whose usage, plan, budget or alerts changed since their alerts were looked at. Rows are only added, and removed by whoever has looked: nobody
+-- who adds one waits for anybody, as roll_up() must not. So there is no foreign key either.
 create table billing.alert_queue (
-  organization_id uuid primary key references tenancy.organizations (id) on delete cascade,
-  queued_at timestamptz not null default now()
+  organization_id uuid not null,
+  id uuid not null default ops.new_id(),
+  -- Null: the current one.
+  period_start timestamptz,
+  due_at timestamptz not null default now(),
+  -- How often looking at them has failed.
+  attempts integer not null default 0,
+  primary key (organization_id, id)
 );
+create index alert_queue_due on billing.alert_queue (due_at);
+comment on index billing.alert_queue_due is
+  'goldleaves lint key_without_organization: the sidecar looks at alerts of all organizations';
 
 grant usage on schema notifications to goldleaves_kernel, member, platform_admin, sidecar;
 
@@ -128,18 +152,23 @@ grant usage on schema notifications to goldleaves_kernel, member, platform_admin
 create table notifications.notification_log (
   organization_id uuid not null references tenancy.organizations (id) on delete cascade,
   id uuid not null default ops.new_id(),
-  kind text not null check (kind in ('usage_alert')),
-  -- Of alerts: the feature, the meter, or `amount`.
-  subject text not null,
+  -- quota_reached: what the provider's application is told, whatever alerts there are.
+  kind text not null check (kind in ('usage_alert', 'quota_reached')),
+  -- Of which meter, or which feature; without either of the amount.
+  meter_code text,
+  feature text,
   threshold_kind text not null check (threshold_kind in ('absolute', 'percent_of_limit', 'percent_of_budget')),
   threshold numeric not null,
   period_start timestamptz not null,
   -- What was found when it fired, and the limit or budget that it is a part of.
   value numeric not null,
   limit_value numeric,
+  -- What value and limit are in: the unit of a meter, or a currency, whose minor units they are. Null: the feature is what is counted.
+  unit text,
   created_at timestamptz not null default clock_timestamp(),
   primary key (organization_id, id),
-  unique (organization_id, kind, subject, threshold_kind, threshold, period_start)
+  -- Once a period and threshold; of another limit it is another threshold.
+  unique nulls not distinct (organization_id, period_start, kind, threshold_kind, threshold, meter_code, feature, limit_value)
 );
 
 -- Messages to the provider's application, signed and sent by the sidecar as the Standard Webhooks specification says.
@@ -150,7 +179,8 @@ create table notifications.webhook_messages (
   payload jsonb not null,
   status text not null default 'pending' check (status in ('pending', 'delivered', 'dead')),
   attempts integer not null default 0,
-  next_attempt_at timestamptz not null default now(),
+  -- While it is being sent: when somebody else would take over.
+  next_attempt_at timestamptz not null default clock_timestamp(),
   last_status integer,
   last_error text,
   created_at timestamptz not null default clock_timestamp(),
@@ -161,6 +191,12 @@ create table notifications.webhook_messages (
 create index webhook_messages_due on notifications.webhook_messages (next_attempt_at) where status = 'pending';
 comment on index notifications.webhook_messages_due is
   'goldleaves lint key_without_organization: the sidecar sends messages of all organizations';
+create index webhook_messages_delivered on notifications.webhook_messages (delivered_at) where status = 'delivered';
+comment on index notifications.webhook_messages_delivered is
+  'goldleaves lint key_without_organization: maintenance deletes what was delivered long ago';
+create index webhook_messages_dead on notifications.webhook_messages (created_at) where status = 'dead';
+comment on index notifications.webhook_messages_dead is
+  'goldleaves lint key_without_organization: staff looks for what could not be delivered to the provider';
 
 -- Row security holds for the owner too, once the policies are there.
 alter table tenancy.organizations no force row level security;

@@ -2,12 +2,11 @@
 --
 -- may select: goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
--- may update: goldleaves_kernel everywhere
 -- may delete: goldleaves_kernel everywhere
--- a row: (queued_at) values (now())
+-- a row: (due_at) values (now())
 alter table billing.alert_queue enable row level security;
 alter table billing.alert_queue force row level security;
 
 create policy alert_queue_kernel on billing.alert_queue to goldleaves_kernel using (true) with check (true);
 
-grant select, insert, update (queued_at), delete on billing.alert_queue to goldleaves_kernel;
+grant select, insert, delete on billing.alert_queue to goldleaves_kernel;

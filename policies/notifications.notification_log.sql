@@ -2,7 +2,7 @@
 --
 -- may select: owner, admin, member, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
--- a row: (kind, subject, threshold_kind, threshold, period_start, value) values ('usage_alert', 'isolation', 'absolute', 1, now(), 1)
+-- a row: (kind, threshold_kind, threshold, period_start, value) values ('usage_alert', 'absolute', 1, now(), 1)
 alter table notifications.notification_log enable row level security;
 alter table notifications.notification_log force row level security;
 
