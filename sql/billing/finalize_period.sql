@@ -148,7 +148,7 @@ begin
 end;
 $$;
 
--- An invoice with its lines, and what it does to the payer's balance.
+-- An invoice with its lines, what it does to the payer's balance, and the message that tells of it.
 create or replace function billing.store_invoice(p_invoice billing.invoices, p_lines billing.invoice_lines[])
 returns void
 language plpgsql
@@ -184,6 +184,8 @@ begin
     values ('applied', -p_invoice.balance_applied_cents), ('negative_invoice', -least(p_invoice.total_cents, 0))
   ) as b (kind, amount_cents)
   where b.amount_cents <> 0;
+
+  perform billing.tell_invoice(p_invoice.organization_id, p_invoice.id);
 end;
 $$;
 

@@ -491,17 +491,39 @@ returns void
 language sql
 volatile
 set search_path = ''
+set timezone = 'UTC'
 as $$
   select notifications.enqueue_webhook(
     p_organization_id, 'subscription.changed',
     jsonb_build_object(
       'organization_id', f.organization_id, 'subscription_id', f.subscription_id, 'plan', f.plan_code, 'status', f.status,
       'since', f.starts_at, 'reason', f.reason, 'trial_end', s.trial_end, 'grace_ends_at', f.grace_ends_at,
-      'has_payment_method', s.has_payment_method, 'cancel_at', billing.planned_cancellation(p_organization_id)
+      'has_payment_method', s.has_payment_method, 'cancel_at', billing.planned_cancellation(p_organization_id),
+      'previous', case when p.organization_id is not null then jsonb_build_object('plan', p.plan_code, 'status', p.status) end,
+      'next', case
+        when n.organization_id is not null then jsonb_build_object('plan', n.plan_code, 'status', n.status, 'since', n.starts_at)
+      end
     )
   )
   from billing.phase_at(p_organization_id, clock_timestamp()) f
   join billing.subscriptions s on s.organization_id = f.organization_id and s.id = f.subscription_id
+  left join lateral (
+    select b.*
+    from billing.subscription_phases b
+    where b.organization_id = f.organization_id
+      and b.subscription_id = f.subscription_id
+      and b.starts_at < f.starts_at
+    order by b.starts_at desc
+    limit 1
+  ) as p on true
+  left join lateral (
+    select a.*
+    from billing.subscription_phases a
+    where a.organization_id = f.organization_id
+      and a.starts_at > f.starts_at
+    order by a.starts_at
+    limit 1
+  ) as n on true
 $$;
 
 -- For the sidecar: tells of what time alone has begun, such as the end of a trial. Any number of sidecars may call it at once. Returns of how
