@@ -284,6 +284,11 @@ CODES: Final[Mapping[str, Code]] = {
         "An API key is asked for without a scope, or with one that such keys cannot have.",
         "Owners and admins: usage:read, data:read, data:write. platform_admin: events:write.",
     ),
+    "INVALID_REPLAY": Code(
+        400,
+        "replay_webhooks was asked for a status that messages do not have, or for all that were ever delivered.",
+        "Send status dead, delivered or pending, and for delivered ones since.",
+    ),
     "INVALID_ROLE": Code(400, "There is no such role.", "Use owner, admin, member, viewer or billing, in lower case."),
     "INVALID_SLUG": Code(
         400,
@@ -559,6 +564,11 @@ CODES: Final[Mapping[str, Code]] = {
         403,
         "Somebody unknown came to PostgREST directly. The gateway makes people known, so it never answers this.",
         "POST /rpc/sign_in once, or come through the gateway.",
+    ),
+    "WEBHOOK_NOT_FOUND": Code(
+        404,
+        "There is no message to the provider's application with this id, or not of the organization that is named.",
+        "Take the id from GET /api/v1/webhook_messages. What was delivered is deleted after 30 days.",
     ),
     "WORKSPACE_LIMIT": Code(
         403,

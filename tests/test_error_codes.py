@@ -559,6 +559,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_PLAN": (400, lambda world: by_staff(world, "create_plan", code="No", name="n")),
     "INVALID_PRICE": (400, lambda world: by_staff(world, "create_price", meter="api.request")),
     "INVALID_RANGE": (400, lambda world: report(world, "yesterday", "2026-01-02")),
+    "INVALID_REPLAY": (400, lambda world: by_staff(world, "replay_webhooks", status="sent")),
     "INVALID_SCOPE": (400, lambda world: making_a_key(world, scopes=["events:write"])),
     "INVALID_ROLE": (400, lambda world: invite(world, role="boss")),
     "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
@@ -669,6 +670,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "SLUG_TAKEN": (409, lambda world: world.found(slug="acme")),
     "TIME_OUT_OF_RANGE": (400, from_a_wrong_year),
     "USER_NOT_PROVISIONED": (403, lambda world: world.ask("GET", "/cases", world.stranger(), direct=True)),
+    "WEBHOOK_NOT_FOUND": (404, lambda world: by_staff(world, "replay_webhook", message_id=str(uuid4()))),
     "WORKSPACE_LIMIT": (
         403,
         lambda world: from_a_personal_organization(
