@@ -16,6 +16,7 @@ drop schema notifications;
 drop table billing.alert_queue;
 drop table billing.usage_alerts;
 drop table billing.budgets;
+drop table billing.quota_reservations;
 drop table billing.quota_counters;
 drop table billing.entitlement_overrides;
 alter table billing.plan_features drop column meter_code, drop column enforcement;

@@ -1,9 +1,10 @@
 -- Storage: what an organization stores is the sum of its storage.bytes events. Tables record what comes and goes (meter_table.sql); their
 -- rows and the events of their resource are brought together when a table begins to be metered, and when it is not any more.
 
--- What an organization stored at a moment, as recorded: an event counts from its time on. It may be below zero when somebody sent too much.
+-- What a meter of levels stood at at a moment, as recorded, in what its events carry: an event counts from its time on. It may be below zero when
+-- somebody sent too much. What is stored is stored also when no meter counts it.
 -- Whole periods and hours are rolled up; what is not yet, and what lies in the hour of the moment, comes from the events, in one snapshot.
-create or replace function metering.recorded_storage(p_organization_id uuid, p_at timestamptz)
+create or replace function metering.recorded_level(p_organization_id uuid, p_meter_code text, p_at timestamptz)
 returns numeric
 language sql
 stable
@@ -25,7 +26,8 @@ as $$
     join metering.usage_rollups r
       on r.organization_id = p_organization_id
       and r.grain = 'period'
-      and r.meter_code = 'storage.bytes'
+      and r.meter_code = p_meter_code
+      and (r.meter_version > 0 or p_meter_code = 'storage.bytes')
       and r.bucket_start < e.period_start
     union all
     select r.value
@@ -33,21 +35,29 @@ as $$
     join metering.usage_rollups r
       on r.organization_id = p_organization_id
       and r.grain = 'hour'
-      and r.meter_code = 'storage.bytes'
+      and r.meter_code = p_meter_code
+      and (r.meter_version > 0 or p_meter_code = 'storage.bytes')
       and r.bucket_start >= e.period_start
       and r.bucket_start < e.hour_start
     union all
     select c.value
     from edge e
-    cross join lateral metering.counted_since(e.generation, e.xid, p_organization_id, '-infinity', e.hour_start) c
-    where c.meter_code = 'storage.bytes'
+    cross join lateral metering.counted_since(e.generation, e.xid, p_organization_id, '-infinity', e.hour_start, array[p_meter_code]) c
+    where c.meter_version > 0 or p_meter_code = 'storage.bytes'
     union all
     select c.value
     from edge e
-    cross join lateral metering.counted_by_time(p_organization_id, e.hour_start, p_at) c
-    where c.meter_code = 'storage.bytes'
+    cross join lateral metering.counted_by_time(p_organization_id, e.hour_start, p_at, null, null, array[p_meter_code]) c
+    where c.meter_version > 0 or p_meter_code = 'storage.bytes'
   ) as s
 $$;
+
+create or replace function metering.recorded_storage(p_organization_id uuid, p_at timestamptz)
+returns numeric
+language sql
+stable
+set search_path = ''
+as $$ select metering.recorded_level(p_organization_id, 'storage.bytes', p_at) $$;
 
 create or replace function metering.storage_level(p_organization_id uuid, p_at timestamptz)
 returns numeric
@@ -56,7 +66,8 @@ stable
 set search_path = ''
 as $$ select greatest(metering.recorded_storage(p_organization_id, p_at), 0) $$;
 
-grant execute on function metering.recorded_storage(uuid, timestamptz), metering.storage_level(uuid, timestamptz) to goldleaves_kernel;
+grant execute on function metering.recorded_level(uuid, text, timestamptz), metering.recorded_storage(uuid, timestamptz),
+  metering.storage_level(uuid, timestamptz) to goldleaves_kernel;
 
 -- Brings rows and events together, once for each time that a table began to be metered: records the difference between what its rows stored
 -- at that moment and what had been recorded of them. A resource that no trigger records any more, since a release or its table has gone, is
