@@ -37,6 +37,7 @@ NOT_WATCHED = {
     "metering.usage_rollups": "made from usage by rollups",
     "ops.releases": "the text of each release, which only grows",
     "ops.released_objects": "how things looked when they were released; it follows each release",
+    "notifications.webhook_messages": "messages and what became of them; who replays one is in the log",
     "stripe.report_marks": "how far a report has come; it moves with each one",
     "tenancy.users": "made by signing in; what a person may do is their memberships",
 }
@@ -442,8 +443,15 @@ STAFF |= {
     "record_refund": (f"select api.record_refund({_PAYMENT}, 5, 'r1')", {"refund.created"}),
     "write_off_invoice": (f"select api.write_off_invoice({_INVOICE}, 'gone')", {"payment.created"}),
 }
+_MESSAGE = "(select id from api.webhook_messages where organization_id = tenancy.current_org())"
+STAFF |= {
+    "replay_webhook": (f"select api.replay_webhook({_MESSAGE})", {"webhook_message.replayed"}),
+    "replay_webhooks": ("select api.replay_webhooks('pending')", {"webhook_message.replayed"}),
+}
 # What has to be there for them.
 BEFORE = {
+    "replay_webhook": (_ISSUE,),
+    "replay_webhooks": (_ISSUE,),
     "create_credit_note": (_ISSUE, _PAY),
     "record_payment": (_ISSUE,),
     "record_refund": (_ISSUE, _PAY),

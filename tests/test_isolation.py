@@ -104,12 +104,15 @@ ROWS: Mapping[str, str] = {
     "stripe.report_marks": """
         insert into stripe.report_marks (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
         values (%(org)s, 'api.request', 1, '3')""",
+    "notifications.webhook_messages": """
+        insert into notifications.webhook_messages (organization_id, id, type, payload)
+        values (%(org)s, %(id)s, 'isolation.secret', '{}')""",
 }
 VERBS = ("select", "insert", "update", "delete")
 # Rows of no organization in these are everybody's.
 SHARED = ("metering.operation_weights", "api.operation_weights")
 # Views of the provider's staff alone.
-STAFFS = ("api.rejected_events",)
+STAFFS = ("api.rejected_events", "api.webhook_messages")
 
 
 def rows() -> Mapping[str, str]:

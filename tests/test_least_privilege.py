@@ -12,7 +12,7 @@ from tests.harness import Database
 from tests.own_tables import own_tables
 from tests.sql_requests import Connection, run
 
-OUR_SCHEMAS = ("tenancy", "app", "metering", "billing", "stripe", "audit", "ops", "api")
+OUR_SCHEMAS = ("tenancy", "app", "metering", "billing", "stripe", "notifications", "audit", "ops", "api")
 OUR_ROLES = {
     "goldleaves_migrator": "login createrole",
     "goldleaves_owner": "",
@@ -32,10 +32,10 @@ DDL_FUNCTIONS = {"metering.ensure_partition"}
 
 SCHEMA_USAGE: Mapping[str, set[str]] = {
     "anon": {"api", "tenancy"},
-    "member": {"api", "tenancy", "app", "metering", "billing", "stripe", "audit", "ops"},
+    "member": {"api", "tenancy", "app", "metering", "billing", "stripe", "notifications", "audit", "ops"},
     "service": {"api", "tenancy"},
-    "platform_admin": {"api", "tenancy", "app", "metering", "billing", "stripe", "audit"},
-    "sidecar": {"tenancy", "metering", "billing", "audit", "ops"},
+    "platform_admin": {"api", "tenancy", "app", "metering", "billing", "stripe", "notifications", "audit"},
+    "sidecar": {"tenancy", "metering", "billing", "notifications", "audit", "ops"},
     "monitor": {"metering"},
     "authenticator": set(),
 }
@@ -80,6 +80,7 @@ _STAFF_CORRECTS = {
 }
 _LEDGERS = {f"api.{name}" for name in ("create_credit_note", "record_payment", "record_refund", "write_off_invoice")}
 _STORAGE = {"api.remake_storage_snapshots"}
+_WEBHOOKS = {"api.replay_webhook", "api.replay_webhooks"}
 _METERS = {f"api.{name}" for name in ("create_meter", "change_meter", "delete_meter", "set_operation_weight")}
 _CATALOG = {
     f"api.{name}"
@@ -128,6 +129,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _CATALOG
     | _SHOWN
     | _STORAGE
+    | _WEBHOOKS
     | _SUMMARY
     | _DOCUMENTS
     | _PROOF
@@ -143,6 +145,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _METERS
     | _CATALOG
     | _STORAGE
+    | _WEBHOOKS
     | _TERMS
     | _KEYS,
     "platform_admin": {
@@ -166,6 +169,9 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _SHOWN
     | _STORAGE
     | {"metering.remake_storage_snapshots"}
+    | _WEBHOOKS
+    | {name.replace("api.", "notifications.") for name in _WEBHOOKS}
+    | {"notifications.send_test_webhook"}
     | _PERSONAL
     | _CLOSING
     | _SUMMARY
@@ -202,6 +208,11 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "metering.roll_up",
         "metering.split_events",
         "metering.take_storage_snapshots",
+        "notifications.claim_webhooks",
+        "notifications.mark_webhook_delivered",
+        "notifications.mark_webhook_failed",
+        "notifications.postpone_webhook",
+        "notifications.webhook_backlog",
         "ops.maintain",
         "ops.health",
         "ops.describe_api",
@@ -324,6 +335,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.meter_versions": _READ for schema in ("metering", "api")},
         **{f"{schema}.prices": _READ for schema in ("billing", "api")},
         **{f"{schema}.rejected_events": _READ for schema in ("metering", "api")},
+        **{f"{schema}.webhook_messages": _READ for schema in ("notifications", "api")},
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
         "audit.personal": _AUDIT_PERSONAL,

@@ -21,6 +21,7 @@ _NEXT_KEY: Final = "019b0a11-2c80-7a91-b4c7-7daeaf80b122"
 _INVOICE: Final = "019b0a11-4d3e-7b83-89fa-9dc1c0b0af76"
 _PAYMENT: Final = "019b4f02-5e4f-7c94-9a0b-0ed2d1c1ba87"
 _CREDIT_NOTE: Final = "019b5a13-6f50-7da5-8b1c-1fe3e2d2cb98"
+_MESSAGE: Final = "019b0a11-4d42-7c06-8e12-5a60b7c8d9e1"
 _REFUND: Final = "019b5a14-7061-7eb6-9c2d-20f4f3e3dca9"
 
 _USAGE_LINE: Final = {
@@ -267,6 +268,19 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "weighted_units": 2,
         "corrects": None,
         "belongs_at": None,
+    },
+    "webhook_messages": {
+        "id": _MESSAGE,
+        "organization_id": _ORGANIZATION,
+        "type": "subscription.changed",
+        "payload": {"organization_id": _ORGANIZATION, "plan": "pro", "status": "active"},
+        "status": "dead",
+        "attempts": 8,
+        "next_attempt_at": "2026-02-02T16:40:12.5+00:00",
+        "last_status": 500,
+        "last_error": "500 Internal Server Error: out of memory",
+        "created_at": "2026-02-01T09:05:00.25+00:00",
+        "delivered_at": None,
     },
     "rejected_events": {
         "id": _REJECTED,
@@ -559,6 +573,8 @@ RESULTS: Final[dict[str, Any]] = {
     "record_payment": ROWS["payments"] | {"refunded_cents": 0},
     "record_refund": ROWS["refunds"],
     "remake_storage_snapshots": 1,
+    "replay_webhook": {**ROWS["webhook_messages"], "status": "pending", "attempts": 0},
+    "replay_webhooks": 3,
     "replay_rejected_event": [{"outcome": "accepted", "code": None, "message": None}],
     "set_operation_weight": ROWS["operation_weights"],
     "sign_in": {
