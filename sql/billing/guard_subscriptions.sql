@@ -1,5 +1,5 @@
--- What has begun of a subscription never changes: usage was priced by it. Only what is planned is taken back, and nothing begins in a
--- period that is finalized. Whoever writes a phase holds the period lock alone, so no period is closed meanwhile.
+-- What has begun of a subscription never changes: usage was priced by it. Only what is planned is taken back, and what is added comes after what has
+-- begun, outside periods that are finalized. Whoever writes a phase holds the period lock alone, so no period is closed meanwhile.
 create or replace function billing.guard_subscription_phases()
 returns trigger
 language plpgsql
@@ -26,6 +26,14 @@ begin
   v_closed_until := billing.finalized_until(new.organization_id);
   if new.starts_at < v_closed_until then
     perform billing.raise_locked(format('periods are finalized until %s, and a subscription cannot change before', v_closed_until));
+  elsif exists (
+    select
+    from billing.subscription_phases f
+    where f.organization_id = new.organization_id
+      and f.starts_at > new.starts_at
+      and f.starts_at <= clock_timestamp()
+  ) then
+    perform billing.raise_phase_fixed(new.starts_at);
   end if;
   return new;
 end;
@@ -40,7 +48,7 @@ as $$
 begin
   raise exception using
     errcode = 'PT409',
-    message = format('SUBSCRIPTION_FIXED: the phase of %s has begun, and stays as it is', p_starts_at),
+    message = format('SUBSCRIPTION_FIXED: what a subscription was at %s stays as it is', p_starts_at),
     hint = 'Change the subscription from now on.';
 end;
 $$;
