@@ -48,4 +48,5 @@ def configure_logs(level: str) -> None:
     )
     logging.raiseExceptions = False  # nor do those of the libraries complain about lines that they cannot write
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and end are ours to tell
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request, and a URL may hold a secret
     logging.basicConfig(handlers=[handler], level=max(logging.INFO, logging.getLevelNamesMapping()[level]), force=True)

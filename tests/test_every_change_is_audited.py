@@ -37,6 +37,7 @@ NOT_WATCHED = {
     "metering.usage_rollups": "made from usage by rollups",
     "ops.releases": "the text of each release, which only grows",
     "ops.released_objects": "how things looked when they were released; it follows each release",
+    "notifications.notification_log": "what was told, which only grows",
     "notifications.webhook_messages": "messages and what became of them; who replays one is in the log",
     "stripe.report_marks": "how far a report has come; it moves with each one",
     "tenancy.users": "made by signing in; what a person may do is their memberships",
@@ -230,7 +231,7 @@ def test_every_table_is_watched_or_has_a_reason(superuser: Connection) -> None:
         from pg_class c
         join pg_namespace n on n.oid = c.relnamespace
         where c.relkind in ('r', 'p') and not c.relispartition
-          and n.nspname in ('tenancy', 'app', 'metering', 'billing', 'stripe', 'ops')
+          and n.nspname in ('tenancy', 'app', 'metering', 'billing', 'stripe', 'notifications', 'ops')
         """
     ).fetchall()
     assert {name for name, watched, _ in tables if not watched} == set(NOT_WATCHED)
