@@ -90,6 +90,9 @@ create table billing.quota_counters (
   granted numeric not null default 0 check (granted >= 0),
   -- When what was metered was last looked at for it: the gateway does not ask with each request.
   measured_at timestamptz,
+  -- What the last transaction that reserved has not metered yet: that much its own events need not be granted again.
+  reserved numeric not null default 0,
+  reserved_xid xid8,
   primary key (organization_id, feature, period_start)
 ) with (fillfactor = 70);
 

@@ -10,4 +10,4 @@ alter table billing.quota_counters force row level security;
 
 create policy quota_counters_kernel on billing.quota_counters to goldleaves_kernel using (true) with check (true);
 
-grant select, insert, update (granted, measured_at), delete on billing.quota_counters to goldleaves_kernel;
+grant select, insert, update (granted, measured_at, reserved, reserved_xid), delete on billing.quota_counters to goldleaves_kernel;

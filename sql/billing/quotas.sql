@@ -145,151 +145,182 @@ begin
 end;
 $$;
 
--- Requests at the gateway: one unit of each quota that counts them is granted before a request goes on, for it is metered after its
--- answer. The quotas in question: hard ones whose meter counts requests, whichever they are.
-create or replace function billing.request_quotas(p_organization_id uuid, p_at timestamptz)
-returns table (feature text, limit_value numeric, meter_code text, unit numeric, period_start timestamptz, period_end timestamptz)
-language sql
-stable
-set search_path = ''
-as $$
-  select
-    e.feature, e.limit_value, e.meter_code, case m.aggregation when 'count' then 1 else trim_scale(1 / m.unit_size) end, p.period_start, p.period_end
-  from billing.entitlements_of(p_organization_id, p_at) e
-  join metering.meters m
-    on m.code = e.meter_code
-    and m.event_name = 'api.request'
-    and m.filter = '{}'
-    and m.deleted_at is null
-    and (m.aggregation = 'count' or m.aggregation = 'sum' and m.value = 'quantity')
-  cross join lateral billing.quota_period(p_organization_id, e.kind, p_at) p
-  where e.kind = 'limit_per_period'
-    and e.enforcement = 'hard'
-    and e.limit_value is not null
-$$;
-
--- For the gateway. plan: the one whose tier counts, null without access. counts_requests: whether requests use up a hard quota.
-create or replace function billing.gateway_limits(p_organization_id uuid)
-returns jsonb
+create or replace function billing.raise_invalid_quantity(p_problem text)
+returns void
 language plpgsql
-stable
-security definer
+immutable
 set search_path = ''
 as $$
-declare
-  v_now timestamptz := clock_timestamp();
 begin
-  return jsonb_build_object(
-    'plan', (select s.plan_code from billing.standing(p_organization_id, v_now) s where s.has_access),
-    'counts_requests', exists (select from billing.request_quotas(p_organization_id, v_now))
-  );
+  raise exception using errcode = 'PT400', message = 'INVALID_QUANTITY: ' || p_problem;
 end;
 $$;
 
--- For the gateway, a transaction of its own: null, and one request is granted of each such quota; or which one refuses it, and nothing is granted.
--- What was metered beside (events that were sent, requests from before the quota) is looked at every few seconds, since that takes
--- longer than all the rest.
-create or replace function billing.take_request(p_organization_id uuid)
-returns jsonb
+-- Grants so much of a feature, or refuses it. With a reference once, however often it is asked. In the transaction of the act: what it then meters is
+-- what was granted.
+create or replace function billing.grant_quota(
+  p_organization_id uuid, p_feature text, p_amount numeric, p_reference text,
+  out limit_value numeric, out used numeric, out resets_at timestamptz
+)
 language plpgsql
 volatile
-security definer
 set search_path = ''
 as $$
 declare
   v_now timestamptz := clock_timestamp();
-  v_quota record;
+  v_entitlement record;
+  v_kind text;
+  v_period record;
   v_counter billing.quota_counters;
-  v_used numeric;
-  v_taken text[] := '{}';
+  v_reservation billing.quota_reservations;
+  v_counted numeric;
+  v_is_new boolean := true;
 begin
-  -- A server that crashes forgets some grants, whose requests were metered: the next look finds them again.
-  perform set_config('synchronous_commit', 'off', true);
-  -- By name, so that no two wait for each other.
-  for v_quota in select * from billing.request_quotas(p_organization_id, v_now) q order by q.feature loop
-    update billing.quota_counters c
-    set granted = c.granted + v_quota.unit
-    where c.organization_id = p_organization_id
-      and c.feature = v_quota.feature
-      and c.period_start = v_quota.period_start
-      and c.granted + v_quota.unit <= v_quota.limit_value
-      and c.measured_at > v_now - interval '5 seconds';
-    if not found then
-      v_counter := billing.lock_quota(p_organization_id, v_quota.feature, v_quota.period_start);
-      v_used := v_counter.granted;
-      if v_counter.measured_at is null or v_counter.measured_at <= v_now - interval '5 seconds' then
-        v_used := greatest(
-          v_used,
-          billing.counted_of_quota(
-            p_organization_id, v_quota.feature, 'limit_per_period', v_quota.meter_code, v_quota.period_start, v_quota.period_end
-          )
-        );
-        v_counter.measured_at := clock_timestamp();
-      end if;
-      update billing.quota_counters c
-      set
-        granted = v_used + case when v_used + v_quota.unit <= v_quota.limit_value then v_quota.unit else 0 end,
-        measured_at = v_counter.measured_at
-      where c.organization_id = p_organization_id
-        and c.feature = v_quota.feature
-        and c.period_start = v_quota.period_start;
-      if v_used + v_quota.unit > v_quota.limit_value then
-        perform billing.give_back(p_organization_id, v_taken, v_now);
-        return jsonb_build_object(
-          'feature', v_quota.feature, 'limit', trim_scale(v_quota.limit_value), 'used', trim_scale(v_used), 'resets_at', v_quota.period_end
-        );
+  if coalesce(p_amount > 0 and billing.is_amount(p_amount), false) is false then
+    perform billing.raise_invalid_quantity(
+      format('n is a number above 0 and below 1e15 with at most 12 decimals, not %s', coalesce(left(p_amount::text, 40), 'null'))
+    );
+  elsif length(p_reference) not between 1 and 200 then
+    perform billing.raise_invalid_quantity('a reference has 1 to 200 characters');
+  end if;
+  perform billing.share_period_locks(array[p_organization_id]);
+  select * into v_entitlement from billing.entitlements_of(p_organization_id, v_now) e where e.feature = p_feature and e.is_granted;
+  -- Again where the plan was changed, or the period ended, while it waited for the lock.
+  loop
+    if v_entitlement.feature is null then
+      perform billing.raise_feature_required(p_organization_id, p_feature);
+    elsif v_entitlement.kind = 'boolean' then
+      return;
+    end if;
+    v_kind := v_entitlement.kind;
+    v_period := billing.quota_period(p_organization_id, v_kind, v_now);
+    v_counter := billing.lock_quota(p_organization_id, p_feature, v_period.period_start);
+    v_now := clock_timestamp();
+    select * into v_entitlement from billing.entitlements_of(p_organization_id, v_now) e where e.feature = p_feature and e.is_granted;
+    exit when v_entitlement.kind = v_kind and v_now < v_period.period_end;
+  end loop;
+
+  limit_value := v_entitlement.limit_value;
+  resets_at := case when isfinite(v_period.period_end) then v_period.period_end end;
+  v_counted := billing.counted_of_quota(
+    p_organization_id, p_feature, v_kind, v_entitlement.meter_code, v_period.period_start, v_period.period_end
+  );
+  used := case when v_kind = 'limit' and v_counted is not null then v_counted else greatest(v_counted, v_counter.granted) end;
+
+  if p_reference is not null then
+    insert into billing.quota_reservations (organization_id, feature, reference, period_start, amount)
+    values (p_organization_id, p_feature, p_reference, v_period.period_start, p_amount)
+    on conflict do nothing;
+    v_is_new := found;
+    if not v_is_new then
+      select * into strict v_reservation
+      from billing.quota_reservations r
+      where r.organization_id = p_organization_id
+        and r.feature = p_feature
+        and r.reference = p_reference;
+      if v_reservation.amount <> p_amount or v_reservation.released > 0 then
+        raise exception using
+          errcode = 'PT409',
+          message = format(
+            'RESERVATION_CONFLICT: under %s %s of %s were reserved before%s', quote_literal(left(p_reference, 80)),
+            trim_scale(v_reservation.amount), p_feature,
+            case when v_reservation.released > 0 then format(', and %s given back', trim_scale(v_reservation.released)) else '' end
+          ),
+          hint = 'A retry repeats what it asked for. Ask for something else under another reference.';
       end if;
     end if;
-    v_taken := v_taken || v_quota.feature;
-  end loop;
-  return null;
+  end if;
+
+  if v_is_new then
+    if v_entitlement.enforcement = 'hard' and used + p_amount > limit_value then
+      perform billing.raise_quota_exceeded(p_feature, limit_value, used, p_amount, v_period.period_end);
+    elsif v_kind = 'limit_per_period' or v_counted is null then
+      used := used + p_amount;
+      update billing.quota_counters c
+      set
+        granted = grant_quota.used,
+        reserved = p_amount + case when c.reserved_xid = pg_current_xact_id() then c.reserved else 0 end,
+        reserved_xid = pg_current_xact_id()
+      where c.organization_id = p_organization_id
+        and c.feature = p_feature
+        and c.period_start = v_period.period_start;
+    end if;
+  end if;
+  used := trim_scale(used);
+  limit_value := trim_scale(limit_value);
 end;
 $$;
 
-create or replace function billing.give_back(p_organization_id uuid, p_features text[], p_taken_at timestamptz)
+-- Gives back what was granted and did not happen, or is not there any more. p_amount: of a reservation so much altogether, null for all of it, so that a
+-- retry gives nothing back twice; without a reference so much more of the running period.
+create or replace function billing.release_quota(p_organization_id uuid, p_feature text, p_amount numeric, p_reference text)
 returns void
 language plpgsql
 volatile
 set search_path = ''
 as $$
 declare
-  v_quota record;
+  v_reservation billing.quota_reservations;
+  v_period_start timestamptz;
+  v_amount numeric := p_amount;
 begin
-  for v_quota in select * from billing.request_quotas(p_organization_id, p_taken_at) q where q.feature = any (p_features) order by q.feature loop
-    update billing.quota_counters c
-    set granted = greatest(c.granted - v_quota.unit, 0)
-    where c.organization_id = p_organization_id
-      and c.feature = v_quota.feature
-      and c.period_start = v_quota.period_start;
-  end loop;
+  if not coalesce(p_amount > 0 and billing.is_amount(p_amount), p_amount is null and p_reference is not null) then
+    perform billing.raise_invalid_quantity(
+      format('n is a number above 0 and below 1e15 with at most 12 decimals, not %s', coalesce(left(p_amount::text, 40), 'null'))
+    );
+  end if;
+  perform billing.share_period_locks(array[p_organization_id]);
+  if p_reference is null then
+    v_period_start := coalesce(
+      (
+        select (billing.quota_period(p_organization_id, e.kind, clock_timestamp())).period_start
+        from billing.entitlements_of(p_organization_id, clock_timestamp()) e
+        where e.feature = p_feature
+      ),
+      '-infinity'
+    );
+  else
+    -- The counter is locked before the reservation, as by who reserves.
+    select r.period_start into v_period_start
+    from billing.quota_reservations r
+    where r.organization_id = p_organization_id
+      and r.feature = p_feature
+      and r.reference = p_reference;
+    if not found then
+      raise exception using
+        errcode = 'PT404',
+        message = format(
+          'RESERVATION_NOT_FOUND: nothing of %s was reserved under %s', coalesce(left(p_feature, 80), 'null'), quote_literal(left(p_reference, 80))
+        ),
+        hint = 'It is the reference that reserve_quota was given, for the same feature and organization.';
+    end if;
+    perform billing.lock_quota(p_organization_id, p_feature, v_period_start);
+    select * into strict v_reservation
+    from billing.quota_reservations r
+    where r.organization_id = p_organization_id
+      and r.feature = p_feature
+      and r.reference = p_reference;
+    if p_amount > v_reservation.amount then
+      perform billing.raise_invalid_quantity(format('%s were reserved, and %s cannot be given back', trim_scale(v_reservation.amount), trim_scale(p_amount)));
+    end if;
+    v_amount := greatest(coalesce(p_amount, v_reservation.amount) - v_reservation.released, 0);
+    update billing.quota_reservations r
+    set released = r.released + v_amount
+    where r.organization_id = p_organization_id
+      and r.feature = p_feature
+      and r.reference = p_reference;
+  end if;
+  -- What the transaction reserved itself it has not any more to meter.
+  update billing.quota_counters c
+  set granted = greatest(c.granted - v_amount, 0), reserved = greatest(c.reserved - v_amount, 0)
+  where c.organization_id = p_organization_id
+    and c.feature = p_feature
+    and c.period_start = v_period_start;
 end;
 $$;
 
--- For the gateway, when the answer to a request that was granted is none that is billed. p_taken_at: about when that was, so that a request at the
--- turn of a period is given back where it was taken; null: now.
-create or replace function billing.give_back_request(p_organization_id uuid, p_taken_at timestamptz default null)
-returns void
-language plpgsql
-volatile
-security definer
-set search_path = ''
-as $$
-declare
-  v_at timestamptz := least(coalesce(p_taken_at, clock_timestamp()), clock_timestamp());
-begin
-  perform set_config('synchronous_commit', 'off', true);
-  perform billing.give_back(
-    p_organization_id, array(select q.feature from billing.request_quotas(p_organization_id, v_at) q), v_at
-  );
-end;
-$$;
-
-alter function billing.gateway_limits(uuid) owner to goldleaves_kernel;
-alter function billing.take_request(uuid) owner to goldleaves_kernel;
-alter function billing.give_back_request(uuid, timestamptz) owner to goldleaves_kernel;
 grant execute on function
   billing.quota_period(uuid, text, timestamptz), billing.counted_of_quota(uuid, text, text, text, timestamptz, timestamptz),
   billing.quota_usage(uuid), billing.lock_quota(uuid, text, timestamptz),
-  billing.raise_quota_exceeded(text, numeric, numeric, numeric, timestamptz), billing.request_quotas(uuid, timestamptz),
-  billing.give_back(uuid, text[], timestamptz) to goldleaves_kernel;
-grant execute on function billing.gateway_limits(uuid), billing.take_request(uuid), billing.give_back_request(uuid, timestamptz) to sidecar;
+  billing.raise_quota_exceeded(text, numeric, numeric, numeric, timestamptz), billing.raise_invalid_quantity(text),
+  billing.grant_quota(uuid, text, numeric, text), billing.release_quota(uuid, text, numeric, text) to goldleaves_kernel;

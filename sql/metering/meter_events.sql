@@ -257,7 +257,8 @@ begin
     '      case when e.is_stored then v_common.dimensions || %L else v_common.dimensions end, e.context,\n'
     '      case when v_common.terms is null then v_common.payer else (v_common.terms -> e.organization_id::text ->> ''payer'')::uuid end,\n'
     '      v_common.generation\n    from (\n%s\n    ) as e\n'
-    '    where v_common.terms is null or v_common.terms ? e.organization_id::text;\n',
+    '    where v_common.terms is null or v_common.terms ? e.organization_id::text;\n'
+    '    perform billing.enforce_quotas(v_organizations, %L, v_common.occurred_at, v_common.id_start);\n',
     case p_operation
       when 'INSERT' then format('select n.%I from new_rows n group by 1', p_options ->> 'organization')
       when 'DELETE' then format('select o.%I from old_rows o group by 1', p_options ->> 'organization')
@@ -273,7 +274,8 @@ begin
     ) end,
     v_changed,
     jsonb_build_object('resource', p_options -> 'resource'),
-    v_events
+    v_events,
+    v_names
   );
 end;
 $$;
