@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.allowances import Allowances
 from api.auth import IdentityProvider, TokenVerifier
 from api.closing import Closing
 from api.context import context_of
@@ -25,6 +26,7 @@ from api.invoices.routes import invoice_routes
 from api.jwks import JwksError, KeySet
 from api.keys import ApiKeys
 from api.metrics import METRICS_PATH, Metrics, metrics_endpoint
+from api.middleware.allowance import AllowanceOfTenant
 from api.middleware.authentication import Authentication
 from api.middleware.client_address import ClientAddress
 from api.middleware.cors import Cors
@@ -34,6 +36,9 @@ from api.middleware.tenant import TenantResolution
 from api.observation import Observation
 from api.patience import Patience
 from api.plans import plans_routes
+from api.quotas import Quotas
+from api.rate_limits.counters import LocalCounters
+from api.rate_limits.rate_limits import RateLimits
 from api.refusals import Refusals
 from api.routes import REPORT_ROUTES, BillableRoutes, Targets
 from api.scheduler import Rollups, every_hour
@@ -44,6 +49,9 @@ from api.tenants import Tenants
 from api.tokens import Exchange
 from api.upstream import Upstream
 from api.usage import Usage
+
+if TYPE_CHECKING:
+    from api.rate_limits.shared_counters import SharedCounters
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +70,11 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     postgrest = Upstream(settings.require("postgrest_url"))
     rollups = Rollups(database)
     closing = Closing(database, settings.billing_grace) if settings.close_periods else None
-    metrics = Metrics(spool, database, rollups, *([closing] if closing is not None else ()))
+    allowances, quotas = Allowances(database), Quotas(database)
+    local_counters = LocalCounters()
+    shared_counters = _shared_counters(settings, local_counters)
+    collectors = (one for one in (closing, shared_counters) if one is not None)
+    metrics = Metrics(spool, database, rollups, *collectors)
     refusals = Refusals(database, metrics)
     token = settings.metrics_token
     show_metrics = metrics_endpoint(metrics, token.get_secret_value() if token is not None else None)
@@ -82,8 +94,11 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             tasks.start("maintenance", lambda: every_hour("maintenance", database.maintain)),
             tasks.start("storage-snapshots", lambda: every_hour("storage_snapshots", database.take_storage_snapshots)),
             tasks.start("rollups", rollups.run),
+            tasks.start("allowances", allowances.run),
+            tasks.start("quotas", quotas.run),
             tasks.start("endpoints", lambda: endpoints.keep_read(database)),
             *([tasks.start("closing", closing.run)] if closing is not None else ()),
+            *([tasks.start("redis", shared_counters.run)] if shared_counters is not None else ()),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
         ]
         try:
@@ -111,7 +126,9 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             *plans_routes(gateway),
             Route(
                 "/health",
-                health_endpoint(database, spool, postgrest, tasks.stopped, provider.keys if provider else None),
+                health_endpoint(
+                    database, spool, postgrest, tasks.stopped, provider.keys if provider else None, shared_counters
+                ),
             ),
             *([Route(METRICS_PATH, show_metrics)] if settings.metrics_are_served else ()),
             *(docs_routes(database) if settings.docs_are_served else ()),
@@ -122,6 +139,9 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     )
     endpoints.add_routes(router.routes)
     app: ASGIApp = Dispatch(gateway, router)
+    tiers = settings.tier_rate_limits
+    rate_limits = RateLimits(tiers, shared_counters or local_counters) if tiers else None
+    app = AllowanceOfTenant(app, allowances, rate_limits, quotas)
     app = TenantResolution(app, tenants)
     app = Authentication(app, verifier, keys)
     app = Failures(app)
@@ -156,6 +176,14 @@ class Dispatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = context_of(scope).target
         await (self._router if target.is_own_route else self._gateway)(scope, receive, send)
+
+
+def _shared_counters(settings: Settings, local: LocalCounters) -> SharedCounters | None:
+    if settings.redis_url is None or not settings.tier_rate_limits:
+        return None
+    from api.rate_limits.shared_counters import SharedCounters  # which takes a while, and memory
+
+    return SharedCounters(settings.redis_url, local)
 
 
 def _identity_provider(settings: Settings) -> IdentityProvider | None:

@@ -295,6 +295,11 @@ CODES: Final[Mapping[str, Code]] = {
         "A slug has other characters than a-z, 0-9 and inner hyphens, more than 63 of them, or looks like a UUID.",
         "Choose another slug.",
     ),
+    "INVALID_SUBSCRIPTION": Code(
+        400,
+        "An argument of a function of subscriptions is out of range, or two of them contradict each other; message says which.",
+        "Send what message says. A moment (at) lies in the past, and goes with no at_period_end.",
+    ),
     "INVALID_TIMEZONE": Code(400, "The timezone is not known to Postgres.", "Use an IANA name, such as Europe/Vienna."),
     "INVALID_TOKEN": Code(
         401,
@@ -405,6 +410,11 @@ CODES: Final[Mapping[str, Code]] = {
     "NOTHING_TO_WRITE_OFF": Code(
         409, "The invoice has nothing left to be paid.", "Nothing: its status says whether it is paid or void."
     ),
+    "NO_SUBSCRIPTION": Code(
+        404,
+        "The organization never had a subscription, or the last one was canceled.",
+        "Staff starts one with start_subscription. GET /api/v1/billing_subscriptions shows what there was.",
+    ),
     "NOT_A_MEMBER": Code(
         403,
         "X-Organization-ID or the claim org_id names an organization that you are no member of, or that is not there.",
@@ -434,6 +444,11 @@ CODES: Final[Mapping[str, Code]] = {
         403,
         "A browser asked whether a page may call the API, and the page's origin is not in ALLOWED_ORIGINS.",
         "Add the origin to ALLOWED_ORIGINS of the sidecar, as the browser's console shows it.",
+    ),
+    "PAYMENT_METHOD_REQUIRED": Code(
+        409,
+        "A subscription that is paused or incomplete was to go on, and there is nothing to charge.",
+        "Call set_payment_method, which has what waited for it go on, then resume_subscription where that was paused by hand.",
     ),
     "PAYMENT_NOT_FOUND": Code(
         404,
@@ -471,6 +486,11 @@ CODES: Final[Mapping[str, Code]] = {
         "Call convert_to_organization first.",
     ),
     "PLAN_EXISTS": Code(409, "There is a plan with this code.", "Change it with change_plan, or choose another code."),
+    "PLAN_OF_SUBSCRIPTION": Code(
+        409,
+        "The plan of an organization that has had a subscription was changed beside it. Only direct SQL can cause it.",
+        "Use change_subscription, or set_plan.",
+    ),
     "PLAN_NOT_FOUND": Code(
         404, "There is no plan with this code.", "GET /api/v1/plans lists the public ones; hint names all of them."
     ),
@@ -488,6 +508,18 @@ CODES: Final[Mapping[str, Code]] = {
         409,
         "A price was to be changed or removed, by which invoices were made. Only direct SQL can cause it.",
         "Make another price with create_price: it takes its place from a moment ahead.",
+    ),
+    "QUOTA_EXCEEDED": Code(
+        402,
+        "A hard quota of the organization is used up, or would be by what is asked for. details has its limit, what is "
+        "used, and when it begins anew.",
+        "Wait until resets_at, free some of it, or ask for a plan with more. GET /api/v1/entitlements shows what is "
+        "left.",
+    ),
+    "RATE_LIMITED": Code(
+        429,
+        "The organization has sent as many requests in this minute as its plan allows.",
+        "Wait for the seconds of Retry-After. RateLimit-Remaining on each answer tells how many are left.",
     ),
     "REFERENCE_TAKEN": Code(
         409,
@@ -543,6 +575,32 @@ CODES: Final[Mapping[str, Code]] = {
         "Use a key with the scope that message names.",
     ),
     "SLUG_TAKEN": Code(409, "Another organization has this slug.", "Choose another slug."),
+    "SUBSCRIPTION_CHANGED": Code(
+        409,
+        "The subscription changed at or after the moment (at) of this change, which would rewrite what was.",
+        "Leave at out, or take a later moment. After a retry: it is done, GET /api/v1/subscription_phases shows it.",
+    ),
+    "SUBSCRIPTION_ENDING": Code(
+        409,
+        "The plan was to change at the end of the period, and the subscription is canceled by then.",
+        "Take the cancellation back with resume_subscription first.",
+    ),
+    "SUBSCRIPTION_EXISTS": Code(
+        409,
+        "start_subscription was called for an organization that has a subscription.",
+        "Change it with change_subscription. After a retry: it is started, GET /api/v1/billing_subscriptions shows it.",
+    ),
+    "SUBSCRIPTION_FIXED": Code(
+        409,
+        "A phase of a subscription that has begun was to be changed or removed, or another one put before it: usage is priced by "
+        "it. Direct SQL can cause it, and a change in the very moment in which a planned phase begins.",
+        "Change the subscription from now on; in the second case, by sending the same again.",
+    ),
+    "SUBSCRIPTION_NOT_ACTIVE": Code(
+        409,
+        "mark_past_due or mark_paid was called for a subscription that no payment is due for, such as one in its trial.",
+        "GET /api/v1/billing_subscriptions shows its status. What is paused goes on with resume_subscription.",
+    ),
     "TIME_OUT_OF_RANGE": Code(
         400,
         "A time is further from now than billing periods are made for.",

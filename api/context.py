@@ -33,6 +33,14 @@ class Resolution:
     tried: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What decides how much an organization may ask for."""
+
+    plan: str | None  # in force; None: the organization has no access
+    counts_requests: bool  # a hard quota does
+
+
 @dataclass(slots=True)
 class RequestContext:
     request_id: str

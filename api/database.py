@@ -28,7 +28,7 @@ from sqlalchemy.pool import QueuePool
 
 from api.auth import ApiKey
 from api.codes import CODES
-from api.context import Resolution, Tenant
+from api.context import Allowance, Resolution, Tenant
 from api.errors import Problem, problem
 from api.ingestion.batch import Batch
 from api.schema_version import compare
@@ -54,6 +54,13 @@ _INGEST_GROUP: Final = """
 _HEALTH: Final = select(func.ops.health())
 _DUE_PERIODS: Final = "select organization_id, period_start, due_at from billing.due_periods(%s, %s, %s::uuid[])"
 _CLOSE_PERIOD: Final = "select billing.close_period(%s, %s)"
+_GATEWAY_LIMITS: Final = """
+  select o.id, l.allowed ->> 'plan' as plan, (l.allowed -> 'counts_requests')::boolean as counts_requests
+  from unnest(%s::uuid[]) as o (id)
+  cross join lateral (select billing.gateway_limits(o.id) as allowed) l
+"""
+_TAKE_REQUEST: Final = "select billing.take_request(%s)"
+_GIVE_BACK_REQUEST: Final = "select billing.give_back_request(%s, %s)"
 _LET_STATEMENTS_TAKE: Final = "select set_config('statement_timeout', %s, false)"
 _NOTHING: Final = "select 1"
 _REJECT_LATE: Final = "reject"
@@ -66,6 +73,11 @@ _VOID: Final = "select metering.void_event(%s::uuid, %s, %s, %s, %s, %s::uuid, %
 _AMEND: Final = "select metering.amend_event(%s::uuid, %s, %s::jsonb, %s, %s, %s, %s::uuid, %s::jsonb, %s)::text"
 _NOTE_KEY_USE: Final = "select tenancy.note_key_use(%s::jsonb)"
 _REJECT: Final = "select metering.record_rejection(%s, %s::jsonb, %s, %s)"
+_CLAIM_WEBHOOKS: Final = "select * from notifications.claim_webhooks(%s, %s)"
+_WEBHOOK_DELIVERED: Final = "select notifications.mark_webhook_delivered(%s, %s, %s, %s)"
+_WEBHOOK_FAILED: Final = "select notifications.mark_webhook_failed(%s, %s, %s, %s, %s, %s)"
+_POSTPONE_WEBHOOK: Final = "select notifications.postpone_webhook(%s, %s, %s, %s)"
+_WEBHOOK_BACKLOG: Final = "select pending, dead, oldest_seconds from notifications.webhook_backlog()"
 _RECORD_REFUSALS: Final = "select audit.record_refusals(%s::jsonb)"
 
 # Classes of SQLSTATE. What was sent is at fault, and would be again: data, constraints, limits, raised by ourselves.
@@ -116,6 +128,26 @@ class DuePeriod:
     organization_id: UUID
     period_start: datetime
     due_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedWebhook:
+    """A message to the provider's application, which is ours to send for a while. `body` is what is signed."""
+
+    organization_id: UUID
+    id: UUID
+    type: str
+    attempts: int
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookBacklog:
+    """Messages that are not delivered: that wait, and that nobody tries to send any more."""
+
+    pending: int
+    dead: int
+    oldest_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +341,18 @@ class Database:
         times = json.dumps({str(key): used.isoformat() for key, used in uses.items()})
         await self._first(_NOTE_KEY_USE, times, within=QUICK_CALL_TIMEOUT_SECONDS)
 
+    async def gateway_limits(self, organizations: Sequence[UUID]) -> dict[UUID, Allowance]:
+        rows = await self._rows(_GATEWAY_LIMITS, list(organizations), within=QUICK_CALL_TIMEOUT_SECONDS)
+        return {_uuid(row.id): Allowance(row.plan, bool(row.counts_requests)) for row in rows}
+
+    async def take_request(self, organization_id: UUID) -> dict[str, Any] | None:
+        """Take one request of each hard quota that counts it; else which one refuses it, and nothing is taken."""
+        row = await self._first(_TAKE_REQUEST, organization_id, within=QUICK_CALL_TIMEOUT_SECONDS)
+        return None if row is None or row[0] is None else dict(row[0])
+
+    async def give_back_request(self, organization_id: UUID, taken_at: datetime) -> None:
+        await self._first(_GIVE_BACK_REQUEST, organization_id, taken_at, within=QUICK_CALL_TIMEOUT_SECONDS)
+
     async def ingest(self, batch: Batch, source: str, late: str) -> str:
         """Store usage events. Returns the outcome as JSON text."""
         row = await self._first(
@@ -385,6 +429,31 @@ class Database:
         """Close it, and say how many invoices that made. None: somebody else is closing it."""
         row = await self._first(_CLOSE_PERIOD, period.organization_id, period.period_start, within=within)
         return int(row[0]) if row is not None and row[0] is not None else None
+
+    async def claim_webhooks(self, most: int, lease: timedelta) -> list[ClaimedWebhook]:
+        """Messages that are due, in the order in which they were written; nobody else gets them until the lease ends."""
+        rows = await self._rows(_CLAIM_WEBHOOKS, most, lease)
+        return [ClaimedWebhook(_uuid(r.organization_id), _uuid(r.id), r.type, r.attempts, r.body) for r in rows]
+
+    async def mark_webhook_delivered(self, message: ClaimedWebhook, status: int | None) -> None:
+        await self._first(_WEBHOOK_DELIVERED, message.organization_id, message.id, message.attempts, status)
+
+    async def mark_webhook_failed(
+        self, message: ClaimedWebhook, status: int | None, error: str, after: timedelta
+    ) -> bool:
+        """Whether that was the last attempt."""
+        row = await self._first(
+            _WEBHOOK_FAILED, message.organization_id, message.id, message.attempts, status, error, after
+        )
+        return row is not None and bool(row[0])
+
+    async def postpone_webhook(self, message: ClaimedWebhook, after: timedelta) -> None:
+        """Give it back unsent."""
+        await self._first(_POSTPONE_WEBHOOK, message.organization_id, message.id, message.attempts, after)
+
+    async def webhook_backlog(self) -> WebhookBacklog:
+        row = await self._first(_WEBHOOK_BACKLOG, within=QUICK_CALL_TIMEOUT_SECONDS)
+        return WebhookBacklog(row[0], row[1], row[2]) if row is not None else WebhookBacklog(0, 0, 0.0)
 
     async def health(self) -> dict[str, Any]:
         """What is known of any schema: this call does not ask for ours."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,6 +16,9 @@ from api.schema_version import compare, known_migrations
 from api.spool import Spool
 from api.upstream import Upstream, UpstreamError
 
+if TYPE_CHECKING:
+    from api.rate_limits.shared_counters import SharedCounters
+
 PROBE_TIMEOUT_SECONDS: Final = 2.0
 
 
@@ -25,6 +28,7 @@ def health_endpoint(
     postgrest: Upstream,
     stopped_tasks: Callable[[], list[str]],
     identity_keys: KeySet | None,
+    shared_counters: SharedCounters | None,
 ) -> Callable[[Request], Awaitable[Response]]:
     known_migrations()  # while there are descriptors to read them with
     probe = _Probe(database, postgrest)
@@ -33,6 +37,7 @@ def health_endpoint(
         """200 while all works; 503 when a part is away or stopped, migrations are pending, the spool is stuck, or the
         keys of the identity provider were never had.
 
+        Without Redis all works, and each sidecar counts for itself.
         Unknown migrations are an upgrade that is under way, unless the sidecar has met them at its start.
         """
         facts, postgrest_status = await probe.result()
@@ -55,6 +60,7 @@ def health_endpoint(
                 },
                 "spool": asdict(spool_state),
                 "identity_keys": {"status": "unused"} if identity_keys is None else identity_keys.state(),
+                "redis": {"status": "unused" if shared_counters is None else shared_counters.state()},
                 "tasks": {"stopped": stopped},
             },
             status_code=200 if is_ok else 503,

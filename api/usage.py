@@ -22,7 +22,7 @@ from api.spool import Spool
 IpDetail = Literal["truncated", "full", "none"]
 
 PLATFORM: Final = Tenant(None, UUID(int=0))
-FREE_STATUSES: Final = frozenset({401, 403, 429})
+FREE_STATUSES: Final = frozenset({401, 402, 403, 429})
 HUNG_UP: Final = 499  # as nginx calls it: the client went away before it had an answer
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER_METHOD: Final = "OTHER"
@@ -76,7 +76,7 @@ class Usage:
             "dimensions": dimensions,
         }
         route = context.target.billable
-        if route is None or context.tenant is None or status == HUNG_UP or status in FREE_STATUSES or status >= 500:
+        if route is None or context.tenant is None or is_free(status):
             return [traffic]
         key = context.principal.key
         request = {
@@ -100,6 +100,11 @@ class Usage:
         target = raw_path(scope), scope["query_string"]
         who = context.tenant, context.principal.key
         return self._retries.key_for((who, context.request_id, scope["method"], target))
+
+
+def is_free(status: int) -> bool:
+    """Whether a request that was answered so is not billed, and uses up no quota."""
+    return status in FREE_STATUSES or status == HUNG_UP or status >= 500
 
 
 @lru_cache(maxsize=4096)

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from api.claims import is_string_or_uri
 from api.cors import parse_origin
+from api.rate_limits.tiers import TierRateLimits, parse_tier_rate_limits
 from api.settings.malformed import explain
 from api.settings.production import weak_choices
 
@@ -122,6 +123,9 @@ class Settings(BaseSettings):
     trial_days: int = Field(default=14, ge=0, le=365)
     past_due_grace_days: int = Field(default=7, ge=0, le=365)
 
+    tier_rate_limits: Annotated[TierRateLimits, NoDecode] = TierRateLimits()  # requests a minute of an organization
+    redis_url: str | None = Field(default=None, repr=False)  # where several sidecars count them together
+
     # How long clients may take. A body gets one second more for each 500 bytes that have come.
     request_head_seconds: float = Field(default=10, gt=0)
     request_body_seconds: float = Field(default=20, gt=0)
@@ -156,6 +160,18 @@ class Settings(BaseSettings):
     def _networks(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(_network(part.strip()) for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("tier_rate_limits", mode="before")
+    @classmethod
+    def _tiers(cls, value: object) -> object:
+        return parse_tier_rate_limits(value) if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_redis(cls, value: str | None) -> str | None:
+        if value is not None and not _names_a_redis(value):
+            raise ValueError("expected a URL such as redis://:password@host:6379/0, or rediss:// for TLS")
         return value
 
     @field_validator("database_url", "admin_database_url", "migration_database_url")
@@ -236,6 +252,16 @@ def _billable_route(path: str) -> str:
     if not re.fullmatch(r"/api/v1(/[^/\s]+)+/?", path):
         raise ValueError(f"{path!r} is no path below /api/v1/; write /api/v1/documents")
     return path.rstrip("/")
+
+
+def _names_a_redis(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_a_port = parts.port != 0
+    except ValueError:
+        return False
+    is_path_good = re.fullmatch(r"(/\d*)?", parts.path) is not None
+    return parts.scheme in ("redis", "rediss") and bool(parts.hostname) and has_a_port and is_path_good
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:

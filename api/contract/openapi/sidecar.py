@@ -212,13 +212,25 @@ _HEALTH: Final[Json] = {
             },
             "required": ["status"],
         },
+        "redis": {
+            "type": "object",
+            "description": "Where sidecars count rate limits together.",
+            "properties": {
+                "status": {
+                    "type": "string",
+                    "enum": ["unused", "ok", "down"],
+                    "description": "down: each sidecar counts for itself. All else works.",
+                },
+            },
+            "required": ["status"],
+        },
         "tasks": {
             "type": "object",
             "properties": {"stopped": {"type": "array", "items": {"type": "string"}}},
             "required": ["stopped"],
         },
     },
-    "required": ["status", "database", "postgrest", "migrations", "spool", "identity_keys", "tasks"],
+    "required": ["status", "database", "postgrest", "migrations", "spool", "identity_keys", "redis", "tasks"],
 }
 
 SCHEMAS: Final[Json] = {
@@ -270,6 +282,7 @@ _HEALTH_EXAMPLE: Final = {
         "stalled": False,
     },
     "identity_keys": {"status": "ok", "keys": 2, "age_seconds": 12.5},
+    "redis": {"status": "unused"},
     "tasks": {"stopped": []},
 }
 
