@@ -101,6 +101,21 @@ ROWS: Mapping[str, str] = {
     "billing.refunds": """
         insert into billing.refunds (organization_id, id, payment_id, amount_cents, reference, recorded_by)
         values (%(org)s, %(id)s, %(id)s, 5, 'secret', 'test')""",
+    "billing.subscriptions": """
+        insert into billing.subscriptions (organization_id, id, created_by) values (%(org)s, %(id)s, 'test')""",
+    "billing.subscription_phases": """
+        insert into billing.subscription_phases (organization_id, starts_at, subscription_id, status, plan_code,
+          made_by)
+        values (%(org)s, now(), %(id)s, 'active', 'pro', 'test')""",
+    "billing.usage_alerts": """
+        insert into billing.usage_alerts (organization_id, id, threshold_kind, threshold)
+        values (%(org)s, %(id)s, 'absolute', 12345)""",
+    "billing.budgets": "insert into billing.budgets (organization_id, amount_cents) values (%(org)s, 12345)",
+    "billing.alert_queue": "insert into billing.alert_queue (organization_id, id) values (%(org)s, %(id)s)",
+    "notifications.notification_log": """
+        insert into notifications.notification_log (organization_id, id, kind, threshold_kind, threshold, period_start,
+          value)
+        values (%(org)s, %(id)s, 'usage_alert', 'absolute', 12345, '2020-01-01Z', 99999)""",
     "stripe.report_marks": """
         insert into stripe.report_marks (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
         values (%(org)s, 'api.request', 1, '3')""",

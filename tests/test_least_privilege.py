@@ -93,6 +93,18 @@ _CATALOG = {
         "set_plan",
     )
 }
+_OF_SUBSCRIPTIONS = (
+    "start_subscription",
+    "change_subscription",
+    "cancel_subscription",
+    "resume_subscription",
+    "pause_subscription",
+    "mark_past_due",
+    "mark_paid",
+    "set_payment_method",
+)
+_SUBSCRIPTIONS = {f"api.{name}" for name in _OF_SUBSCRIPTIONS}
+_OWN_SUBSCRIPTION = {"billing.cancel_own_subscription", "billing.resume_own_subscription"}
 _SHOWN = {"billing.shown_plans", "billing.shown_currencies"}
 _SUMMARY = {
     "api.usage_summary",
@@ -106,8 +118,21 @@ _DOCUMENTS = {f"{schema}.{name}" for schema in ("api", "billing") for name in ("
 _PROOF = {"api.verify_invoice", "billing.verdict_of_invoice"}
 _PROFILE = {"api.set_billing_profile", "billing.set_billing_profile"}
 _TERMS = {"api.set_billing_terms"}
+_ALERTS = {
+    f"{schema}.{name}"
+    for schema in ("api", "billing")
+    for name in ("create_usage_alert", "delete_usage_alert", "set_budget")
+}
 _READ_OF_VIEWS = {
     "billing.payer",
+    "billing.subscription_of",
+    "billing.agreed_ahead",
+    "billing.find_period",
+    "billing.period_bounds",
+    "billing.period_end_after",
+    "billing.period_start_before",
+    "billing.anchor_date",
+    "billing.anchor_instant",
     "billing.settlement",
     "audit.told_of",
     "metering.context_text",
@@ -127,6 +152,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _LEDGERS
     | _METERS
     | _CATALOG
+    | _SUBSCRIPTIONS
     | _SHOWN
     | _STORAGE
     | _WEBHOOKS
@@ -134,8 +160,10 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _DOCUMENTS
     | _PROOF
     | _PROFILE
+    | _ALERTS
     | _TERMS
     | _READ_OF_VIEWS
+    | _OWN_SUBSCRIPTION
     | _KEYS,
     "service": {"api.health", "tenancy.pre_request"}
     | _PERSONAL
@@ -144,6 +172,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _LEDGERS
     | _METERS
     | _CATALOG
+    | _SUBSCRIPTIONS
     | _STORAGE
     | _WEBHOOKS
     | _TERMS
@@ -165,7 +194,8 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _METERS
     | {name.replace("api.", "metering.") for name in _METERS}
     | _CATALOG
-    | {name.replace("api.", "billing.") for name in _CATALOG}
+    | _SUBSCRIPTIONS
+    | {name.replace("api.", "billing.") for name in _CATALOG | _SUBSCRIPTIONS}
     | _SHOWN
     | _STORAGE
     | {"metering.remake_storage_snapshots"}
@@ -178,14 +208,17 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _DOCUMENTS
     | _PROOF
     | _PROFILE
+    | _ALERTS
     | _TERMS
     | {"billing.set_billing_terms"}
     | _READ_OF_VIEWS
     | _KEYS,
     "sidecar": {
         "audit.record_refusals",
+        "billing.advance_subscriptions",
         "billing.close_period",
         "billing.due_periods",
+        "billing.fire_alerts",
         "tenancy.find_api_key",
         "tenancy.identify",
         "tenancy.note_key_use",
@@ -297,6 +330,13 @@ _READ_BY_MEMBERS = {
         "billing.balance_entries",
         "billing.billing_profiles",
         "billing.billing_terms",
+        "billing.usage_alerts",
+        "billing.budgets",
+        "notifications.notification_log",
+        "billing.subscriptions",
+        "billing.subscription_phases",
+        "api.billing_subscriptions",
+        "api.subscription_phases",
         "stripe.report_marks",
         "audit.log",
         "api.audit_log",
@@ -312,6 +352,9 @@ _READ_BY_MEMBERS = {
         "api.balances",
         "api.billing_profiles",
         "api.billing_terms",
+        "api.usage_alerts",
+        "api.budgets",
+        "api.notification_log",
     )
 }
 TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {

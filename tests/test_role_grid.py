@@ -26,6 +26,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "rwd",
         "usage": "r",
         "invoices": "r",
+        "alerts": "r",
         "audit": "r",
     },
     "admin": {
@@ -36,6 +37,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "rwd",
         "usage": "r",
         "invoices": "r",
+        "alerts": "r",
         "audit": "r",
     },
     "member": {
@@ -46,6 +48,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "rw",
         "usage": "r",
         "invoices": "",
+        "alerts": "r",
         "audit": "",
     },
     "viewer": {
@@ -56,6 +59,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "r",
         "usage": "r",
         "invoices": "",
+        "alerts": "",
         "audit": "",
     },
     "billing": {
@@ -66,6 +70,7 @@ GRID: Mapping[str, Mapping[str, str]] = {
         "app": "",
         "usage": "r",
         "invoices": "r",
+        "alerts": "r",
         "audit": "",
     },
 }
@@ -126,6 +131,16 @@ AREAS: Mapping[str, tuple[Table, ...]] = {
         Table("audit.log", update="actor_id = 'nobody'"),
         Table("api.audit_log", update="actor_id = 'nobody'"),
     ),
+    # Written by functions alone: see test_usage_alerts.py.
+    "alerts": (
+        *(
+            Table(f"{schema}.{name}", update=f"{column} = 1")
+            for schema in ("billing", "api")
+            for name, column in (("usage_alerts", "threshold"), ("budgets", "amount_cents"))
+        ),
+        *(Table(f"{schema}.notification_log", update="value = 1") for schema in ("notifications", "api")),
+        Table("billing.alert_queue", update="attempts = 1"),
+    ),
     "invoices": (
         Table("billing.billing_periods", update="status = 'open'"),
         Table("billing.invoices", update="total_cents = 0"),
@@ -135,6 +150,10 @@ AREAS: Mapping[str, tuple[Table, ...]] = {
         Table("api.invoice_lines", update="amount_cents = 0"),
         Table("billing.balance_entries", update="amount_cents = 0"),
         Table("api.balances", update="balance_cents = 0"),
+        Table("billing.subscriptions", update="has_payment_method = true"),
+        Table("billing.subscription_phases", update="plan_code = 'firm'"),
+        Table("api.billing_subscriptions", update="plan = 'firm'"),
+        Table("api.subscription_phases", update="plan = 'firm'"),
         *(
             Table(f"{schema}.{name}", update=f"{column} = 0")
             for schema in ("billing", "api")
@@ -198,6 +217,11 @@ def fill(superuser: Connection, organization: Organization) -> None:
         """
         insert into billing.refunds (organization_id, payment_id, amount_cents, reference, recorded_by)
         values (%(org)s, %(id)s, 5, 'r1', 'test')""",
+        "insert into billing.subscriptions (organization_id, id, created_by) values (%(org)s, %(id)s, 'test')",
+        """
+        insert into billing.subscription_phases (organization_id, starts_at, subscription_id, status, plan_code,
+          made_by)
+        values (%(org)s, now(), %(id)s, 'active', 'pro', 'test')""",
         "insert into tenancy.workspaces (organization_id, name) values (%(org)s, 'A workspace')",
         """
         insert into tenancy.invitations (organization_id, email, role, code_sha256, invited_by, expires_at)
@@ -209,6 +233,11 @@ def fill(superuser: Connection, organization: Organization) -> None:
         """
         insert into stripe.report_marks (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
         values (%(org)s, 'doc.upload', 1, '3')""",
+        "insert into billing.budgets (organization_id, amount_cents) values (%(org)s, 100)",
+        """
+        insert into notifications.notification_log (organization_id, kind, threshold_kind, threshold, period_start,
+          value)
+        values (%(org)s, 'usage_alert', 'absolute', 1, '2026-01-01Z', 1)""",
         """
         insert into metering.storage_snapshots (organization_id, day, day_end, bytes)
         values (%(org)s, '2026-01-01', '2026-01-02Z', 1)""",

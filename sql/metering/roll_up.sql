@@ -319,6 +319,11 @@ begin
     group by 1, 2, 3, 4, 5, 6, 7, 8
     on conflict (organization_id, grain, meter_code, bucket_start, meter_version, billing_entity_id, groups, value_hash) do update set
       events = u.events + excluded.events
+  ),
+  -- Whose alerts are to be looked at. Only added to: nobody is waited for.
+  queued as (
+    insert into billing.alert_queue (organization_id, period_start)
+    select distinct p.organization_id, p.period_start from places p
   )
   select
     coalesce((select sum(q.rows) from quarters q), 0),
