@@ -297,7 +297,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "INVALID_SUBSCRIPTION": Code(
         400,
-        "An argument of a function of subscriptions is out of range, or two of them contradict each other; message says which.",
+        "An argument of a function of subscriptions is out of range, or two contradict each other; message says which.",
         "Send what message says. A moment (at) lies in the past, and goes with no at_period_end.",
     ),
     "INVALID_TIMEZONE": Code(400, "The timezone is not known to Postgres.", "Use an IANA name, such as Europe/Vienna."),
@@ -448,7 +448,7 @@ CODES: Final[Mapping[str, Code]] = {
     "PAYMENT_METHOD_REQUIRED": Code(
         409,
         "A subscription that is paused or incomplete was to go on, and there is nothing to charge.",
-        "Call set_payment_method, which has what waited for it go on, then resume_subscription where that was paused by hand.",
+        "Call set_payment_method. What waited for it goes on; what was paused by hand does with resume_subscription.",
     ),
     "PAYMENT_NOT_FOUND": Code(
         404,
@@ -592,13 +592,13 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "SUBSCRIPTION_FIXED": Code(
         409,
-        "A phase of a subscription that has begun was to be changed or removed, or another one put before it: usage is priced by "
-        "it. Direct SQL can cause it, and a change in the very moment in which a planned phase begins.",
+        "A phase of a subscription that has begun was to be changed or removed, or another one put before it: usage is "
+        "priced by it. Direct SQL can cause it, and a change in the very moment in which a planned phase begins.",
         "Change the subscription from now on; in the second case, by sending the same again.",
     ),
     "SUBSCRIPTION_NOT_ACTIVE": Code(
         409,
-        "mark_past_due or mark_paid was called for a subscription that no payment is due for, such as one in its trial.",
+        "mark_past_due or mark_paid was called for a subscription that no payment is due for, such as in its trial.",
         "GET /api/v1/billing_subscriptions shows its status. What is paused goes on with resume_subscription.",
     ),
     "TIME_OUT_OF_RANGE": Code(

@@ -1,4 +1,4 @@
-"""What the tests of subscriptions say again and again: an organization, the staff that writes its subscription, its phases."""
+"""What the tests of subscriptions say again and again: the staff at its desk, and the phases that come of it."""
 
 from __future__ import annotations
 

@@ -28,12 +28,13 @@ from api.errors import Problem
 from api.jwks import KeySet
 from api.settings import PROJECT
 from tests.conftest import MakeOrganization, OpenStack
-from tests.harness import Organization, RunningStack, free_port
+from tests.harness import Organization, RunningStack, free_port, insert_organization
 from tests.observe import database_away, eventually
 from tests.sql_requests import Caller, enter, run
 from tests.usage import month, value
 
 MAX_INGEST_BYTES = 4096
+LIMITED_PLAN = "firm"
 
 # What clients are promised, whoever raises it.
 PROMISED = {
@@ -102,10 +103,20 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(open_stack: OpenStack, make_organization: MakeOrganization) -> Iterator[World]:
-    with open_stack(max_ingest_bytes=MAX_INGEST_BYTES, ingest_wait_seconds=0.5, request_body_seconds=0.5) as stack:
+    with open_stack(
+        max_ingest_bytes=MAX_INGEST_BYTES,
+        ingest_wait_seconds=0.5,
+        request_body_seconds=0.5,
+        tier_rate_limits=f'{{"{LIMITED_PLAN}": {{"api": 1}}}}',
+    ) as stack:
         world = World(stack, make_organization(stack.database, "acme"))
         assert world.close("finalize_period", month(1)).status_code == 200
         yield world
+
+
+# A subscription, as functions write it: staff in one transaction, which is taken back.
+START = "select billing.start_subscription(%(org)s, 'pro', 0, true, null)"
+DELETE_PHASES = "delete from billing.subscription_phases where organization_id = %(org)s"
 
 
 def from_finalized_period(world: World) -> httpx.Response:
@@ -325,6 +336,30 @@ def from_database_that_is_busy(world: World) -> httpx.Response:
                 assert time.monotonic() < deadline, "the sidecar does not wait for the lock"
                 time.sleep(0.02)
             return answer.result(timeout=20)
+
+
+def from_too_many_requests(world: World) -> httpx.Response:
+    """Three of them, since a minute could begin in between."""
+    limited = insert_organization(world.stack.database, f"limited-{uuid4().hex[:8]}", roles=("owner",))
+    with world.stack.database.connect() as superuser:
+        superuser.execute("update tenancy.organizations set plan = %s where id = %s", [LIMITED_PLAN, limited.id])
+    token = world.stack.token(limited["owner"].subject)
+    return [world.ask("GET", "/api/v1/organizations", token) for _ in range(3)][-1]
+
+
+def from_a_quota_of_none(world: World) -> httpx.Response:
+    limited = insert_organization(world.stack.database, f"limited-{uuid4().hex[:8]}", roles=("owner",))
+    with world.stack.database.connect() as superuser:
+        superuser.execute(
+            """
+            insert into billing.entitlement_overrides (
+              organization_id, feature, kind, limit_value, enforcement, meter_code, created_by
+            )
+            values (%s, 'requests', 'limit_per_period', 0, 'hard', 'api.request', 'staff')
+            """,
+            [limited.id],
+        )
+    return world.ask("GET", "/api/v1/cases", world.stack.token(limited["owner"].subject))
 
 
 def from_a_foreign_page(world: World) -> httpx.Response:
@@ -563,6 +598,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_SCOPE": (400, lambda world: making_a_key(world, scopes=["events:write"])),
     "INVALID_ROLE": (400, lambda world: invite(world, role="boss")),
     "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
+    "INVALID_SUBSCRIPTION": (400, lambda world: correcting(world, "start_subscription", plan="pro", trial_days=-1)),
     "INVALID_TIMEZONE": (400, lambda world: world.found(timezone="Mars/Olympus")),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/cases", world.stack.token(None), direct=True)),
     "INVALID_WEIGHT": (400, lambda world: by_staff(world, "set_operation_weight", operation="task_create", weight=-1)),
@@ -599,6 +635,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "METERED_TABLE": (409, lambda world: refusal_in_sql(world, "truncate app.documents")),
     "METER_NOT_FOUND": (404, lambda world: by_staff(world, "delete_meter", code="nothing")),
     "NOTHING_TO_WRITE_OFF": (409, lambda world: of_nothing(world, "write_off_invoice", reason="gone")),
+    "NO_SUBSCRIPTION": (404, lambda world: correcting(world, "pause_subscription")),
     "NOT_A_MEMBER": (
         403,
         lambda world: world.ask("GET", "/cases", world.member(), headers=[("X-Organization-ID", "other")], direct=True),
@@ -615,6 +652,14 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         ),
     ),
     "ORGANIZATION_REQUIRED": (400, partial(from_person_without_organization, direct=True)),
+    "PAYMENT_METHOD_REQUIRED": (
+        409,
+        lambda world: refusal_in_sql(
+            world,
+            START.replace("true", "false"),
+            "select billing.resume_subscription(%(org)s, null)",
+        ),
+    ),
     "PAYMENT_NOT_FOUND": (
         404,
         lambda world: correcting(world, "record_refund", payment_id=str(uuid4()), amount_cents=1, reference="r1"),
@@ -629,6 +674,10 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "PERIOD_OUT_OF_ORDER": (409, from_a_later_period),
     "PLAN_EXISTS": (409, lambda world: by_staff(world, "create_plan", code="starter", name="Starter")),
     "PLAN_NOT_FOUND": (404, lambda world: by_staff(world, "change_plan", code="none")),
+    "PLAN_OF_SUBSCRIPTION": (
+        409,
+        lambda world: refusal_in_sql(world, START, "update tenancy.organizations set plan = 'firm' where id = %(org)s"),
+    ),
     "PRICE_EXISTS": (
         409,
         lambda world: by_staff(
@@ -666,6 +715,27 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "SCOPE_REQUIRED": (
         403,
         lambda world: world.ask("GET", "/api/v1/rpc/usage_summary", making_a_key(world).json()["key"]),
+    ),
+    "SUBSCRIPTION_CHANGED": (
+        409,
+        lambda world: refusal_in_sql(world, START, "select billing.pause_subscription(%(org)s, now())"),
+    ),
+    "SUBSCRIPTION_ENDING": (
+        409,
+        lambda world: refusal_in_sql(
+            world,
+            START,
+            "select billing.cancel_subscription(%(org)s, true, null, null)",
+            "select billing.change_subscription(%(org)s, 'firm', true, null)",
+        ),
+    ),
+    "SUBSCRIPTION_EXISTS": (409, lambda world: refusal_in_sql(world, START, START)),
+    "SUBSCRIPTION_FIXED": (409, lambda world: refusal_in_sql(world, START, DELETE_PHASES)),
+    "SUBSCRIPTION_NOT_ACTIVE": (
+        409,
+        lambda world: refusal_in_sql(
+            world, START.replace("true", "false"), "select billing.mark_past_due(%(org)s, null, null)"
+        ),
     ),
     "SLUG_TAKEN": (409, lambda world: world.found(slug="acme")),
     "TIME_OUT_OF_RANGE": (400, from_a_wrong_year),
@@ -711,6 +781,8 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "ORGANIZATION_NOT_FOUND": (404, lambda world: world.send("[]", headers=[("X-Organization-ID", "nowhere")])),
     "ORIGIN_NOT_ALLOWED": (403, from_a_foreign_page),
     "POSTGREST_UNAVAILABLE": (503, from_postgrest_that_is_away),
+    "QUOTA_EXCEEDED": (402, from_a_quota_of_none),
+    "RATE_LIMITED": (429, from_too_many_requests),
     "REQUEST_TIMEOUT": (
         408,
         lambda world: from_raw_bytes(world, b"POST /api/v1/cases HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"),

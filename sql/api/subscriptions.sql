@@ -142,7 +142,7 @@ $$;
 comment on function api.cancel_subscription(boolean, text, timestamptz) is $$Cancel a subscription
 
 For platform_admin, of the organization that X-Organization-ID names, and for its owners at the end of the period alone. It ends when the
-billing period ends, or the trial, and a change that was planned for then is off; resume_subscription takes that back until then. With at_period_end false it ends now, or at a
+billing period ends, or the trial, and until then resume_subscription takes that back. With at_period_end false it ends now, or at a
 moment that is past, for ever. reason has up to 200 characters. Called again, a planned cancellation stays as it is; once it is canceled
 there is NO_SUBSCRIPTION. Returns the subscription as billing_subscriptions shows it.
 

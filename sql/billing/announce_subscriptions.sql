@@ -22,7 +22,10 @@ as $$
       where e.organization_id = s.organization_id
         and e.subscription_id = s.id
     ),
-    s.trial_end, p.period_start, p.period_end, a.cancel_at, a.change_plan, a.change_at, f.grace_ends_at,
+    s.trial_end, p.period_start, p.period_end, a.cancel_at,
+    case when a.change_at < coalesce(a.cancel_at, 'infinity') then a.change_plan end,
+    case when a.change_at < coalesce(a.cancel_at, 'infinity') then a.change_at end,
+    f.grace_ends_at,
     f.status in ('trialing', 'active') or f.status = 'past_due' and f.grace_ends_at > c.at,
     s.has_payment_method, s.created_at
   from (select clock_timestamp() as at) as c

@@ -119,7 +119,8 @@ begin
 end;
 $$;
 
--- What was agreed for later than a moment, beside the end of a trial: another plan, and the end. Null where nothing was.
+-- What was agreed for later than a moment, beside the end of a trial: another plan, and the end. Null where nothing was. A cancellation knows the
+-- plan that was agreed, so that who takes it back has that, too.
 create or replace function billing.agreed_ahead(
   p_phase billing.subscription_phases, p_at timestamptz,
   out change_at timestamptz, out change_plan text, out cancel_at timestamptz, out cancel_reason text
@@ -133,7 +134,6 @@ begin
   from billing.subscription_phases f
   where f.organization_id = p_phase.organization_id
     and f.starts_at > p_at
-    and f.status <> 'canceled'
     and f.plan_code <> p_phase.plan_code
   order by f.starts_at
   limit 1;
@@ -194,7 +194,7 @@ as $$
   where a.starts_at < coalesce(p_cancel_at, 'infinity')
   union all
   select
-    p_cancel_at, 'canceled', case when p_change_at < p_cancel_at then p_change_plan else p_phase.plan_code end, null,
+    p_cancel_at, 'canceled', case when p_change_at <= p_cancel_at then p_change_plan else p_phase.plan_code end, null,
     coalesce(p_cancel_reason, 'canceled at period end')
   where p_cancel_at is not null
 $$;
