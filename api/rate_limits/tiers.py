@@ -1,4 +1,4 @@
-"""TIER_RATE_LIMITS: `{"starter": {"api": 60}, "pro": {"api": 300}}` is requests a minute of organizations, by plan."""
+"""Requests a minute of organizations, by plan: `{"starter": {"api": 60}, "pro": {"api": 300}}` in TIER_RATE_LIMITS."""
 
 from __future__ import annotations
 
