@@ -22,8 +22,14 @@ NOT_WATCHED = {
     "app.cases": "the tenants' own data; whoever wants it watched adopts tables of their own",
     "app.clients": "the same",
     "app.documents": "the same; what counts of it is usage",
+    "billing.alert_queue": "whose alerts are to be looked at; who has looked removes it",
+    "billing.budgets": "what somebody wants to be told of; it changes nothing that is due",
     "billing.currencies": "ISO 4217, the same for everybody, and written by migrations alone",
+    "billing.defaults": "settings of the deployment, written by each migration run",
     "billing.invoice_lines": "written with their invoice, and never again",
+    "billing.quota_counters": "counts with each act that is granted, and locks nobody else out",
+    "billing.quota_reservations": "the same",
+    "billing.usage_alerts": "what somebody wants to be told of; it changes nothing that is due",
     "metering.event_keys": "facts, not changes: they only grow",
     "metering.generations": "the same",
     "metering.meter_versions": "written with each change of a meter, which is told",
@@ -152,6 +158,26 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
         "changed": "update billing.billing_terms set tax_percent = 20 where organization_id = %(org)s",
         "removed": "delete from billing.billing_terms where organization_id = %(org)s",
     },
+    "billing.subscriptions": {
+        "created": "insert into billing.subscriptions (organization_id, created_by) values (%(org)s, 'test')",
+        "changed": "update billing.subscriptions set has_payment_method = true where organization_id = %(org)s",
+        "removed": "delete from billing.subscriptions where organization_id = %(org)s",
+    },
+    "billing.subscription_phases": {
+        "created": """
+            insert into billing.subscription_phases (organization_id, starts_at, status, plan_code, made_by)
+            values (%(org)s, now() + interval '1 day', 'active', 'pro', 'test')
+        """,
+        "removed": "delete from billing.subscription_phases where organization_id = %(org)s",
+    },
+    "billing.entitlement_overrides": {
+        "created": """
+            insert into billing.entitlement_overrides (organization_id, feature, kind, created_by)
+            values (%(org)s, 'new', 'boolean', 'test')
+        """,
+        "changed": "update billing.entitlement_overrides set is_granted = false where organization_id = %(org)s",
+        "removed": "delete from billing.entitlement_overrides where organization_id = %(org)s",
+    },
     "metering.meters": {
         "created": "insert into metering.meters (code, event_name, unit, description) values ('x', 'x', 'x', 'x')",
         "changed": "update metering.meters set group_by = '{kind}' where code = 'doc.upload'",
@@ -183,6 +209,9 @@ TARGETS = {
     "billing.plan_features": "plan_feature",
     "billing.billing_profiles": "billing_profile",
     "billing.billing_terms": "billing_terms",
+    "billing.subscriptions": "subscription",
+    "billing.subscription_phases": "subscription_phase",
+    "billing.entitlement_overrides": "entitlement_override",
     "metering.meters": "meter",
     "metering.operation_weights": "operation_weight",
 }
@@ -190,19 +219,28 @@ TARGETS = {
 NOT_TOLD = {("billing.billing_periods", "created")}
 # Beside invoices, they only grow.
 LEDGERS = ("billing.payments", "billing.refunds", *CREDITED)
-# billing.guard_invoices(), guard_prices() and metering.guard_meters() refuse them.
+# billing.guard_invoices(), guard_prices(), guard_subscription_phases() and metering.guard_meters() refuse them.
 IMPOSSIBLE = {
     *((ledger, verb) for ledger in LEDGERS for verb in ("changed", "removed")),
     ("billing.invoices", "changed"),
     ("billing.invoices", "removed"),
     ("billing.prices", "changed"),
     ("billing.prices", "removed"),
+    ("billing.subscription_phases", "changed"),
     ("metering.meters", "removed"),
 }
 # Nobody's: told in the chain of the platform.
 OF_THE_PLATFORM = ("billing.prices", "billing.plans", "billing.plan_features", "metering.meters")
 # Of these a row is made before it is changed or removed.
-OF_THEIR_OWN = ("billing.plans", "billing.billing_profiles", "billing.billing_terms", "metering.operation_weights")
+OF_THEIR_OWN = (
+    "billing.plans",
+    "billing.billing_profiles",
+    "billing.billing_terms",
+    "billing.subscriptions",
+    "billing.subscription_phases",
+    "billing.entitlement_overrides",
+    "metering.operation_weights",
+)
 
 
 @pytest.fixture

@@ -119,6 +119,15 @@ ROWS: Mapping[str, str] = {
     "stripe.report_marks": """
         insert into stripe.report_marks (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
         values (%(org)s, 'api.request', 1, '3')""",
+    "billing.entitlement_overrides": """
+        insert into billing.entitlement_overrides (organization_id, feature, kind, reason, created_by)
+        values (%(org)s, 'secret', 'boolean', 'secret', 'secret')""",
+    "billing.quota_counters": """
+        insert into billing.quota_counters (organization_id, feature, period_start, granted)
+        values (%(org)s, 'secret', '2020-01-01Z', 9)""",
+    "billing.quota_reservations": """
+        insert into billing.quota_reservations (organization_id, feature, reference, period_start, amount)
+        values (%(org)s, 'secret', 'secret', '2020-01-01Z', 9)""",
     "notifications.webhook_messages": """
         insert into notifications.webhook_messages (organization_id, id, type, payload)
         values (%(org)s, %(id)s, 'isolation.secret', '{}')""",

@@ -337,6 +337,7 @@ _READ_BY_MEMBERS = {
         "billing.subscription_phases",
         "api.billing_subscriptions",
         "api.subscription_phases",
+        "billing.entitlement_overrides",
         "stripe.report_marks",
         "audit.log",
         "api.audit_log",

@@ -85,8 +85,11 @@ class Project:
         )
         shutil.copy(PROJECT / "migrations" / "post-apply.py", root / "migrations")
         # What migrate calls at its end.
-        self.write("sql/billing/seed.sql", function("billing.seed_prices(p numeric)", "void", "select"))
-        self.write("sql/billing/defaults.sql", function("billing.set_defaults(p int, q int)", "void", "select"))
+        self.write(
+            "sql/billing/seed.sql",
+            function("billing.seed_prices(p numeric)", "void", "select")
+            + function("billing.set_defaults(p int, q int)", "void", "select"),
+        )
         self.write("sql/metering/begin.sql", function("metering.begin_generation()", "int", "select null::int"))
         self.write("sql/ops/maintain.sql", function("ops.maintain()", "void", "select"))
         self.write("sql/app/count_notes.sql", COUNT_NOTES)

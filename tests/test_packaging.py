@@ -26,7 +26,7 @@ INSTRUCTIONS = re.findall(r"^([A-Z]+) (.*)$", re.sub(r"\\\n", " ", DOCKERFILE), 
 SECRETS = {"ADMIN_PASSWORD", "MIGRATOR_PASSWORD", "AUTHENTICATOR_PASSWORD", "SIDECAR_PASSWORD", "JWT_SECRET"}
 # What only the embedded stack or the command on a developer's machine reads.
 NOT_THE_SIDECARS = {"POSTGREST_PORT", "POSTGRES_PORT", "POSTGRES_VERSION", "STATE_DIR", "POSTGREST_BIN",
-                    "USAGE_RATE_CENTS", "JWT_EXPIRATION_MINUTES",
+                    "USAGE_RATE_CENTS", "TRIAL_DAYS", "PAST_DUE_GRACE_DAYS", "JWT_EXPIRATION_MINUTES",
                     "RLS_ENABLED", "TENANT_ISOLATION_MODE"}  # fmt: skip
 
 

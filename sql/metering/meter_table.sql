@@ -126,7 +126,7 @@ begin
         '{"p": "a partitioned table", "v": "a view", "m": "a materialized view", "f": "a foreign table"}'::jsonb ->> v_kind::text, 'no table'
       ) end
     ), 'Meter the plain table that the rows are in.');
-  elsif v_schema in ('metering', 'billing', 'stripe', 'audit', 'ops', 'tenancy', 'yoyo', 'pg_catalog', 'information_schema') then
+  elsif v_schema in ('metering', 'billing', 'stripe', 'notifications', 'audit', 'ops', 'tenancy', 'yoyo', 'pg_catalog', 'information_schema') then
     perform metering.refuse_meter(p_table, format('schema %s is not of tenants'' tables', v_schema));
   elsif p_options ->> 'resource' is null or p_options ->> 'resource' !~ '^[A-Za-z0-9_.:-]{1,64}$' then
     perform metering.refuse_meter(p_table, 'resource needs a name of 1 to 64 letters, digits and _ . : -');
