@@ -49,8 +49,8 @@ begin
       p_organization_id, p_period_start, p_period_end, v_draft.plan_code, v_draft.currency, coalesce(v_draft.rated_at, 'infinity')
     ) r
     where r.kind <> 'unpriced'
-      -- Where all was voided there is nothing to say.
-      and (r.events <> 0 or r.value <> 0 or r.amount_cents <> 0 or r.kind = 'fee')
+      -- Where all was voided there is nothing to say, nor of a plan that was in force for less than a millionth of the month.
+      and (r.events <> 0 or r.value <> 0 or r.amount_cents <> 0 or r.kind = 'fee' and r.quantity > 0)
   );
 
   for v_payer in

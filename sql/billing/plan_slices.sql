@@ -53,20 +53,19 @@ as $$
   where c.is_change
 $$;
 
--- What was used in each slice, as meters read it: a row a slice, meter and payer, like metering.measure(). What adds up is what was used in it.
--- Of what does not, the largest and unique values, a slice has what it added to those before it, so that a seat that stays is paid
--- once, by the plan in which it came; of the smallest and latest value the last slice has all.
+-- What was used in each slice, as meters read it: a row a slice, meter and payer, like metering.measure(). What adds up is what was used in
+-- it. What does not is one value for all slices in which it is charged, p_charged: {"seats": [1, 3]}. Of the largest and unique values a slice
+-- has what it added to those before it, so that a seat that stays is paid once, by the plan in which it came; the smallest and the latest
+-- value is in the slice in which it was read. A slice that is not charged, as a trial, has its own value, and takes nothing from others.
 -- p_bounds: where slices begin, and where the last one ends.
 create or replace function billing.measure_slices(
-  p_organization_id uuid, p_bounds timestamptz[], p_filter jsonb default '{}', p_together boolean default false
+  p_organization_id uuid, p_bounds timestamptz[], p_filter jsonb default '{}', p_together boolean default false, p_charged jsonb default '{}'
 )
 returns table (n integer, meter_code text, metered boolean, billing_entity_id uuid, events bigint, value numeric)
 language plpgsql
 stable
 set search_path = ''
 as $$
-declare
-  v_not_added text[];
 begin
   if cardinality(p_bounds) = 2 then
     return query
@@ -75,46 +74,36 @@ begin
     return;
   end if;
 
-  v_not_added := array(
-    select m.code
-    from metering.meters m
-    where m.aggregation in ('max', 'min', 'latest', 'unique')
-      and (not p_filter ? 'meter' or m.code = any (metering.filter_values(p_filter, 'meter')))
-  );
   return query
-    with measured as materialized (
-      select m.* from metering.measure(p_organization_id, p_bounds, '{}', p_filter, true, p_together) m
+    with measured as (
+      select
+        m.*, k.aggregation,
+        -- Where all was voided nothing was read.
+        m.metered and p_charged -> m.meter_code @> to_jsonb(m.bucket) and (m.events <> 0 or m.quantity <> 0) as is_charged
+      from metering.measure(p_organization_id, p_bounds, '{}', p_filter, true, p_together, p_charged) m
+      left join metering.meters k on m.metered and k.code = m.meter_code
     ),
-    -- Up to the end of each slice.
-    so_far as materialized (
-      select b.n::integer as n, m.meter_code, m.billing_entity_id, m.quantity as value
-      from generate_series(1, cardinality(p_bounds) - 1) as b (n)
-      cross join lateral metering.measure(
-        p_organization_id, array[p_bounds[1], p_bounds[b.n + 1]], '{}', p_filter || jsonb_build_object('meter', to_jsonb(v_not_added)), true,
-        p_together
-      ) m
-      where v_not_added <> '{}'
+    compared as (
+      select
+        m.*,
+        max(m.quantity) over (one rows between unbounded preceding and 1 preceding) as largest_before,
+        row_number() over (one) = count(*) over (partition by m.meter_code, m.billing_entity_id, m.is_charged) as is_last,
+        row_number() over (partition by m.meter_code, m.billing_entity_id, m.is_charged order by m.quantity, m.bucket) = 1 as is_smallest
+      from measured m
+      window one as (partition by m.meter_code, m.billing_entity_id, m.is_charged order by m.bucket)
     )
-    select m.bucket, m.meter_code, m.metered, m.billing_entity_id, m.events, m.quantity
-    from measured m
-    where not (m.metered and m.meter_code = any (v_not_added))
-    union all
     select
-      s.n, s.meter_code, true, s.billing_entity_id, coalesce(m.events, 0),
+      c.bucket, c.meter_code, c.metered, c.billing_entity_id, c.events,
       case
-        when k.aggregation in ('max', 'unique') then s.value - coalesce(e.value, 0)
-        when s.n = cardinality(p_bounds) - 1 then s.value
-        else 0
+        when c.is_charged and c.aggregation = 'max' then greatest(c.quantity, c.largest_before) - coalesce(c.largest_before, 0)
+        when c.is_charged and c.aggregation = 'latest' and not c.is_last then 0
+        when c.is_charged and c.aggregation = 'min' and not c.is_smallest then 0
+        else c.quantity
       end
-    from so_far s
-    join metering.meters k on k.code = s.meter_code
-    left join so_far e
-      on e.n = s.n - 1 and e.meter_code = s.meter_code and e.billing_entity_id is not distinct from s.billing_entity_id
-    left join measured m
-      on m.bucket = s.n and m.metered and m.meter_code = s.meter_code and m.billing_entity_id is not distinct from s.billing_entity_id;
+    from compared c;
 end;
 $$;
 
 grant execute on function billing.priced_plan(billing.subscription_phases), billing.phase_at(uuid, timestamptz),
   billing.plan_slices(uuid, timestamptz, timestamptz, text),
-  billing.measure_slices(uuid, timestamptz[], jsonb, boolean) to goldleaves_kernel;
+  billing.measure_slices(uuid, timestamptz[], jsonb, boolean, jsonb) to goldleaves_kernel;

@@ -83,9 +83,21 @@ begin
       cross join lateral billing.late_usage(p_organization_id, v_bounds[b.n], v_bounds[b.n + 1]) l
       where b.n < cardinality(v_bounds)
     ),
+    -- In which slices what does not add up is paid for.
+    charged as materialized (
+      select coalesce(jsonb_object_agg(p.meter_code, p.slices), '{}') as slices
+      from (
+        select p.meter_code, jsonb_agg(p.n) as slices
+        from prices p
+        join metering.meters m on m.code = p.meter_code
+        where m.aggregation in ('max', 'min', 'latest', 'unique')
+          and not p.terms ? 'trial'
+        group by 1
+      ) as p
+    ),
     measured as materialized (
       select m.n, m.meter_code, m.metered, nullif(m.billing_entity_id, p_organization_id) as user_id, m.events, m.value
-      from billing.measure_slices(p_organization_id, v_bounds) m
+      from billing.measure_slices(p_organization_id, v_bounds, p_charged => (select c.slices from charged c)) m
     ),
     -- What was used in the period itself …
     used as materialized (
@@ -154,7 +166,7 @@ begin
           join metering.meters m on m.code = p.meter_code
           where m.aggregation in ('max', 'min', 'latest', 'unique')
         )),
-        true
+        true, (select c.slices from charged c)
       ) m
       join prices p on p.n = m.n and p.meter_code = m.meter_code
       where v_handed_over_at < p_period_end

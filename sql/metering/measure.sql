@@ -204,9 +204,10 @@ $$;
 -- for each bucket in which something was stored, up to now, paid by who pays at the time, and not by who brought it.
 -- For rating, which adds and takes away before it divides: p_as_values has the quantity as the value that the meter reads, below zero too;
 -- p_together has no payers, for what is another thing over two of them than the sum of what it is for each (not for meters over time).
+-- p_once: {"meter": [bucket, …]}: a unique value counts in the first one of these that has it.
 create or replace function metering.measure(
   p_organization_id uuid, p_bounds timestamptz[], p_group_by text[] default '{}', p_filter jsonb default '{}',
-  p_as_values boolean default false, p_together boolean default false
+  p_as_values boolean default false, p_together boolean default false, p_once jsonb default '{}'
 )
 returns table (bucket integer, meter_code text, metered boolean, billing_entity_id uuid, groups jsonb, events bigint, quantity numeric)
 language plpgsql
@@ -360,7 +361,9 @@ begin
   if exists (select from metering.meters m where m.aggregation = 'unique' and (v_meters is null or m.code = any (v_meters))) then
     return query
       select u.bucket, u.meter_code, true, u.billing_entity_id, u.groups, u.events, u.quantity
-      from metering.measure_unique(p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain, v_by_time, v_position, p_together) u
+      from metering.measure_unique(
+        p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain, v_by_time, v_position, p_together, p_once
+      ) u
       where (v_entities is null or u.billing_entity_id = any (v_entities))
         and (v_entity_types is null or case u.billing_entity_id when p_organization_id then 'organization' else 'user' end = any (v_entity_types));
   end if;
@@ -368,7 +371,7 @@ begin
     return query
       select w.bucket, w.meter_code, true, w.billing_entity_id, w.groups, w.events, w.quantity
       from metering.measure_over_time(
-        p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain is not null and v_by_time = '{}', v_position, p_as_values
+        p_organization_id, p_bounds, v_group_by, v_dimensions, v_meters, v_grain is not null, v_position, p_as_values
       ) w
       where (v_entities is null or w.billing_entity_id = any (v_entities))
         and (v_entity_types is null or case w.billing_entity_id when p_organization_id then 'organization' else 'user' end = any (v_entity_types));
@@ -431,7 +434,7 @@ $$;
 -- Unique values: those that have an event which was not voided, of all buckets together.
 create or replace function metering.measure_unique(
   p_organization_id uuid, p_bounds timestamptz[], p_group_by text[], p_dimensions jsonb, p_meters text[], p_grain text,
-  p_by_time tstzmultirange, p_position metering.rollup_position, p_together boolean
+  p_by_time tstzmultirange, p_position metering.rollup_position, p_together boolean, p_once jsonb
 )
 returns table (bucket integer, meter_code text, billing_entity_id uuid, groups jsonb, events bigint, quantity numeric)
 language sql
@@ -509,14 +512,31 @@ as $$
       sum(k.events) as events
     from kept k
     group by 1, 2, 3, 4, 5
+  ),
+  firsts as (
+    select s.meter_code, s.billing_entity_id, s.groups, s.value_hash, min(s.bucket) as bucket
+    from seen s
+    where p_once <> '{}'
+      and p_once -> s.meter_code @> to_jsonb(s.bucket)
+      and s.events > 0
+    group by 1, 2, 3, 4
   )
-  select s.bucket, s.meter_code, s.billing_entity_id, s.groups, sum(s.events)::bigint, count(*) filter (where s.events > 0)
+  select
+    s.bucket, s.meter_code, s.billing_entity_id, s.groups, sum(s.events)::bigint,
+    count(*) filter (where s.events > 0 and f.bucket is null)
   from seen s
+  left join firsts f
+    on f.meter_code = s.meter_code
+    and f.billing_entity_id is not distinct from s.billing_entity_id
+    and f.groups = s.groups
+    and f.value_hash = s.value_hash
+    and f.bucket < s.bucket
+    and p_once -> s.meter_code @> to_jsonb(s.bucket)
   group by 1, 2, 3, 4
 $$;
 
 -- Levels over time, in unit hours: what there was when a bucket began for as long as the bucket is, and each change for the rest of it.
--- Where somebody else begins to pay within the bounds, or rollups do not serve, everything is read from the events themselves.
+-- Somebody else may begin to pay within the bounds: that is a bound as well. Where rollups do not serve, everything is read from the events.
 create or replace function metering.measure_over_time(
   p_organization_id uuid, p_bounds timestamptz[], p_group_by text[], p_dimensions jsonb, p_meters text[], p_rolled_up boolean,
   p_position metering.rollup_position, p_as_values boolean
@@ -532,6 +552,7 @@ declare
   v_meters text[];
   v_bounds timestamptz[];
   v_rolled_up boolean := p_rolled_up;
+  v_by_time tstzmultirange;
 begin
   select * into v_organization from tenancy.organizations where id = p_organization_id;
   select array_agg(m.code) into v_meters
@@ -556,9 +577,11 @@ begin
     and v_organization.billing_start_at <> all (p_bounds)
   then
     v_bounds := array(select b from unnest(p_bounds || v_organization.billing_start_at) as b order by b);
-    v_rolled_up := v_rolled_up
-      and metering.cut_buckets(p_organization_id, v_bounds) = '{}'
-      and metering.rollups_serve(p_organization_id, v_bounds, p_dimensions, v_meters, p_position);
+    v_rolled_up := v_rolled_up and metering.rollups_serve(p_organization_id, v_bounds, p_dimensions, v_meters, p_position);
+  end if;
+  v_by_time := tstzmultirange(tstzrange('-infinity', v_bounds[cardinality(v_bounds)]));
+  if v_rolled_up then
+    v_by_time := v_by_time * metering.cut_buckets(p_organization_id, v_bounds);
   end if;
 
   return query
@@ -584,7 +607,7 @@ begin
         and r.meter_version > 0
         and case r.grain
           when 'period' then r.bucket_start < coalesce(p.period_start, v_bounds[1])
-          else p.period_start is not null and r.bucket_start >= p.period_start and r.bucket_start < v_bounds[1]
+          else p.period_start is not null and r.bucket_start >= p.period_start and r.bucket_start < v_bounds[1] and not r.bucket_start <@ v_by_time
         end
         and metering.group_passes(p_dimensions, r.groups)
       union all
@@ -599,13 +622,13 @@ begin
         and r.meter_version > 0
         and r.bucket_start >= v_bounds[1]
         and r.bucket_start < v_bounds[cardinality(v_bounds)]
+        and not r.bucket_start <@ v_by_time
         and metering.group_passes(p_dimensions, r.groups)
       union all
-      -- … and what is not rolled up.
+      -- … and what is not rolled up, or lies in a bucket that a bound cuts.
       select width_bucket(e.occurred_at, v_bounds), e.meter_code, metering.project(metering.groups_of(e.group_by, e.group_values), p_group_by), e.value, e.events, e.occurred_at, 0
       from metering.live_events(
-        p_organization_id, '-infinity', v_bounds[cardinality(v_bounds)], v_meters,
-        case when v_rolled_up then '{}' else tstzmultirange(tstzrange('-infinity', v_bounds[cardinality(v_bounds)])) end, p_position
+        p_organization_id, '-infinity', v_bounds[cardinality(v_bounds)], v_meters, v_by_time, p_position
       ) e
       where e.meter_version > 0
         and (p_dimensions = '{}' or metering.passes(p_dimensions, e.dimensions, e.user_id, e.workspace_id, e.resource_id, e.source))
@@ -662,8 +685,8 @@ grant execute on function metering.cut_buckets(uuid, timestamptz[]), metering.di
   metering.group_passes(jsonb, jsonb), metering.group_asked_for(jsonb), metering.project(jsonb, text[]),
   metering.rollups_serve(uuid, timestamptz[], jsonb, text[], metering.rollup_position),
   metering.is_unrolled(uuid, timestamptz, timestamptz, metering.rollup_position, text[], text),
-  metering.value_of_unit(text, numeric), metering.measure(uuid, timestamptz[], text[], jsonb, boolean, boolean),
+  metering.value_of_unit(text, numeric), metering.measure(uuid, timestamptz[], text[], jsonb, boolean, boolean, jsonb),
   metering.live_events(uuid, timestamptz, timestamptz, text[], tstzmultirange, metering.rollup_position),
   metering.groups_in_place(uuid, text, integer, timestamptz),
-  metering.measure_unique(uuid, timestamptz[], text[], jsonb, text[], text, tstzmultirange, metering.rollup_position, boolean),
+  metering.measure_unique(uuid, timestamptz[], text[], jsonb, text[], text, tstzmultirange, metering.rollup_position, boolean, jsonb),
   metering.measure_over_time(uuid, timestamptz[], text[], jsonb, text[], boolean, metering.rollup_position, boolean) to goldleaves_kernel;
