@@ -57,8 +57,22 @@ class Price(Strict):
     minimum: Decimal | None = None
     maximum: Decimal | None = None
     group: dict[str, str] | None = None
-    plan: bool = False
+    plan: str | None = None
     since: str | None = None
+
+
+class Change(Strict):
+    """Of the subscription: one of its actions, at that moment."""
+
+    on: str
+    start: str | None = None
+    trial_days: int = 0
+    payment_method: bool = True
+    change: str | None = None
+    cancel: bool = False
+    pause: bool = False
+    resume: bool = False
+    past_due: bool = False
 
 
 class Tax(Strict):
@@ -79,6 +93,7 @@ class Usage(Strict):
 class Line(Strict):
     fee: bool = False
     meter: str | None = None
+    plan: str = ""
     group: dict[str, str] = {}
     late_for: str | None = None
     quantity: Decimal
@@ -124,6 +139,7 @@ class Example(Strict):
     currency: str = "usd"
     timezone: str = "UTC"
     converted: str | None = None
+    subscription: list[Change] = []
     tax: Tax | None = None
     meters: dict[str, Meter] = {}
     prices: list[Price]
@@ -144,7 +160,10 @@ def read(path: Path) -> Example:
 
 
 def moment(text: str) -> datetime:
-    """`January 3`, or `January 3 12:00:30`, in UTC."""
+    """`January 3`, `January 3 12:00:30`, or `middle of February`, in UTC."""
+    if text.startswith("middle of "):
+        first = moment(f"{text.removeprefix('middle of ')} 1")
+        return first + ((first + timedelta(days=31)).replace(day=1) - first) / 2
     day, _, time = text.partition(":")
     if time:
         day, _, hour = day.rpartition(" ")
@@ -179,6 +198,29 @@ class Books:
                 "insert into billing.billing_terms (organization_id, tax_percent, tax_inclusive) values (%s, %s, %s)",
                 [self.organization, example.tax.percent, example.tax.inclusive],
             )
+        for change in example.subscription:
+            self._change(change)
+
+    def _change(self, change: Change) -> None:
+        started = change.start and f"{self.prefix}.{change.start}"
+        name, arguments = next(
+            (name, arguments)
+            for asked, name, arguments in (
+                (change.start, "start", [started, change.trial_days, change.payment_method]),
+                (change.change, "change", [f"{self.prefix}.{change.change}", False]),
+                (change.cancel, "cancel", [False, None]),
+                (change.pause, "pause", []),
+                (change.resume, "resume", []),
+                (change.past_due, "past_due", [None]),
+            )
+            if asked
+        )
+        function = "billing.mark_past_due" if name == "past_due" else f"billing.{name}_subscription"
+        parameters = [self.organization, *arguments, moment(change.on)]
+        self.superuser.execute(
+            f"select {function}({', '.join(['%s'] * len(parameters))})",
+            parameters,
+        )
 
     def record(self, month: Month) -> None:
         for number, usage in enumerate(month.usage):
@@ -237,17 +279,20 @@ class Books:
             identity, entity, *totals = invoice
             rows.append(["invoice", "person" if entity == "user" else entity, "", "", "", ""])
             rows += [
-                [kind, (meter or "").removeprefix(f"{self.prefix}."), group, late, nine_places(quantity), text(amount)]
-                for kind, meter, group, late, quantity, amount in self.superuser.execute(
+                [
+                    kind if not self.example.subscription else f"{kind} {self._named(plan)}".strip(),
+                    self._named(meter), group, late, nine_places(quantity), text(amount),
+                ]
+                for kind, meter, plan, group, late, quantity, amount in self.superuser.execute(
                     """
-                    select kind, meter_code, groups::text, coalesce(to_char(belongs_to at time zone %s, 'FMMonth'), ''),
-                      quantity, amount_cents
-                    from billing.invoice_lines where organization_id = %s and invoice_id = %s and kind <> 'tax'
+                    select kind, meter_code, billing.plan_of_line(l), groups::text,
+                      coalesce(to_char(belongs_to at time zone %s, 'FMMonth'), ''), quantity, amount_cents
+                    from billing.invoice_lines l where organization_id = %s and invoice_id = %s and kind <> 'tax'
                     order by line_number
                     """,
                     [self.example.timezone, self.organization, identity],
                 )
-            ]
+            ]  # fmt: skip
             rows += [
                 [name, "", "", "", "", text(amount)]
                 for name, amount in zip(("tax", "total", "balance applied", "due"), totals, strict=True)
@@ -256,6 +301,9 @@ class Books:
             if expected:
                 rows += self._settle(expected, identity, f"{month.month}-{entity}")
         return rows
+
+    def _named(self, name: str | None) -> str:
+        return (name or "").removeprefix(f"{self.prefix}.")
 
     def _settle(self, expected: Invoice, invoice: UUID, reference: str) -> list[list[str]]:
         rows = []
@@ -305,7 +353,7 @@ def expectation(month: Month) -> list[list[str]]:
             kind = "fee" if line.fee else "adjustment" if line.late_for else "usage"
             rows.append(
                 [
-                    kind,
+                    f"{kind} {line.plan}".strip(),
                     line.meter or "",
                     json.dumps(line.group),
                     line.late_for or "",
@@ -361,14 +409,19 @@ def agree_on_prices(superuser: Connection) -> Iterator[Any]:
                     meter.keeps, meter.allow_negative, code,
                 ],
             )  # fmt: skip
-        plan = f"{prefix}.plan"
-        superuser.execute("insert into billing.plans (code, name) values (%s, 'Plan')", [plan])
+        of_prices = {price.plan for price in example.prices if price.plan} - {"true"}
+        of_subscription = {change.start or change.change for change in example.subscription} - {None}
+        for name in sorted({"plan"} | of_prices | of_subscription):
+            superuser.execute(
+                "insert into billing.plans (code, name) values (%s, %s)", [f"{prefix}.{name}", name.capitalize()]
+            )
         # Of its plan, so that nobody else owes a minimum; for everybody only where an example tells the two apart.
         for_everybody = any(price.plan for price in example.prices)
         for price in example.prices:
             with superuser.transaction():
                 # Nobody makes one price after the other for a time that is over, but this year was not over then.
                 superuser.execute("set local session_replication_role = replica")
+                plan = price.plan if price.plan not in (None, "true") else "plan"
                 (group,) = (price.group or {}).items() or [(None, None)]
                 tiers = [
                     {"up_to": tier.up_to, "unit_amount_cents": tier.each, "flat_amount_cents": tier.flat}
@@ -383,7 +436,8 @@ def agree_on_prices(superuser: Connection) -> Iterator[Any]:
                     values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
                     """,
                     [
-                        price.meter and f"{prefix}.{price.meter}", plan if price.plan or not for_everybody else None,
+                        price.meter and f"{prefix}.{price.meter}",
+                        f"{prefix}.{plan}" if price.plan or not for_everybody else None,
                         example.currency, price.model, price.amount, price.package_of,
                         Jsonb(tiers, dumps=exact) if tiers else None, price.included, price.minimum, price.maximum,
                         *group, moment(f"{price.since} 1") if price.since else datetime(2000, 1, 1, tzinfo=UTC),
