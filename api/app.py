@@ -49,6 +49,10 @@ from api.tenants import Tenants
 from api.tokens import Exchange
 from api.upstream import Upstream
 from api.usage import Usage
+from api.webhooks.backlog import WebhookBacklog
+from api.webhooks.receiver import Receiver
+from api.webhooks.sending import AT_ONCE, WebhookSender
+from api.webhooks.signing import Signer
 
 if TYPE_CHECKING:
     from api.rate_limits.shared_counters import SharedCounters
@@ -73,8 +77,9 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     allowances, quotas = Allowances(database), Quotas(database)
     local_counters = LocalCounters()
     shared_counters = _shared_counters(settings, local_counters)
-    collectors = (one for one in (closing, shared_counters) if one is not None)
-    metrics = Metrics(spool, database, rollups, *collectors)
+    webhooks, webhook_backlog = _webhook_sender(settings, database), WebhookBacklog(database)
+    collectors = (one for one in (closing, shared_counters, webhooks) if one is not None)
+    metrics = Metrics(spool, database, rollups, webhook_backlog, *collectors)
     refusals = Refusals(database, metrics)
     token = settings.metrics_token
     show_metrics = metrics_endpoint(metrics, token.get_secret_value() if token is not None else None)
@@ -87,6 +92,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             tasks.start("shipping", sender.run),
             tasks.start("refusals", refusals.run),
             tasks.start("key-uses", keys.run),
+            *([tasks.start("webhooks", webhooks.run)] if webhooks is not None else ()),
         ]
         beside = [
             tasks.start("syncing", spool.keep_synced),
@@ -96,6 +102,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             tasks.start("rollups", rollups.run),
             tasks.start("allowances", allowances.run),
             tasks.start("quotas", quotas.run),
+            tasks.start("webhook-backlog", webhook_backlog.keep_read),
             tasks.start("endpoints", lambda: endpoints.keep_read(database)),
             *([tasks.start("closing", closing.run)] if closing is not None else ()),
             *([tasks.start("redis", shared_counters.run)] if shared_counters is not None else ()),
@@ -108,6 +115,8 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             sender.close()
             refusals.close()
             keys.close()
+            if webhooks is not None:
+                webhooks.close()
             await asyncio.wait(to_finish, timeout=settings.spool_drain_seconds)
             for task in (*to_finish, *beside):
                 task.cancel()
@@ -195,6 +204,15 @@ def _identity_provider(settings: Settings) -> IdentityProvider | None:
         raise SettingsError(f"JWT_JWKS_URL is {settings.jwt_jwks_url}: {error}.") from None
     exchange = Exchange(settings.require("jwt_secret"), settings.jwt_algorithm, settings.jwt_audience)
     return IdentityProvider(keys, exchange, settings.jwt_role_claim)
+
+
+def _webhook_sender(settings: Settings, database: Database) -> WebhookSender | None:
+    """None: messages wait until there is a WEBHOOK_URL."""
+    if settings.webhook_url is None:
+        return None
+    return WebhookSender(
+        database, Receiver(settings.webhook_url, Signer(settings.require("webhook_secret")), connections=AT_ONCE)
+    )
 
 
 class Tasks:

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "apply-plan": "api.scaffold.cli",
     "audit": "api.commands.audit",
     "billing": "api.commands.billing",
+    "webhooks": "api.commands.webhooks",
     "openapi": "api.commands.contract",
     "types": "api.commands.contract",
     "errors": "api.commands.contract",

@@ -142,7 +142,7 @@ class ClaimedWebhook:
 
 
 @dataclass(frozen=True, slots=True)
-class WebhookBacklog:
+class WaitingWebhooks:
     """Messages that are not delivered: that wait, and that nobody tries to send any more."""
 
     pending: int
@@ -431,7 +431,7 @@ class Database:
         return int(row[0]) if row is not None and row[0] is not None else None
 
     async def claim_webhooks(self, most: int, lease: timedelta) -> list[ClaimedWebhook]:
-        """Messages that are due, in the order in which they were written; nobody else gets them until the lease ends."""
+        """Messages that are due, in the order in which they were written, and ours until the lease ends."""
         rows = await self._rows(_CLAIM_WEBHOOKS, most, lease)
         return [ClaimedWebhook(_uuid(r.organization_id), _uuid(r.id), r.type, r.attempts, r.body) for r in rows]
 
@@ -451,9 +451,10 @@ class Database:
         """Give it back unsent."""
         await self._first(_POSTPONE_WEBHOOK, message.organization_id, message.id, message.attempts, after)
 
-    async def webhook_backlog(self) -> WebhookBacklog:
+    async def webhook_backlog(self) -> WaitingWebhooks:
         row = await self._first(_WEBHOOK_BACKLOG, within=QUICK_CALL_TIMEOUT_SECONDS)
-        return WebhookBacklog(row[0], row[1], row[2]) if row is not None else WebhookBacklog(0, 0, 0.0)
+        assert row is not None  # noqa: S101 - the function returns one row
+        return WaitingWebhooks(row.pending, row.dead, row.oldest_seconds)
 
     async def health(self) -> dict[str, Any]:
         """What is known of any schema: this call does not ask for ours."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import httpx
 import psycopg
 
@@ -13,13 +15,23 @@ from api.release.errors import MigrationError
 from api.settings import SettingsError
 from api.stack.endpoints import StackError
 from api.verification import VerificationError
+from api.webhooks.outbox import OutboxError
+
+_OURS: Final = (
+    StackError,
+    SettingsError,
+    AuditError,
+    VerificationError,
+    MigrationError,
+    ImportFailed,
+    ExportFailed,
+    OutboxError,
+)
 
 
 def explanation(error: Exception) -> str | None:
     """None: it is a mistake of the program."""
-    if isinstance(
-        error, (StackError, SettingsError, AuditError, VerificationError, MigrationError, ImportFailed, ExportFailed)
-    ):
+    if isinstance(error, _OURS):
         return str(error)
     if isinstance(error, (DemoError, httpx.HTTPError)):
         return f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"

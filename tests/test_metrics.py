@@ -20,7 +20,7 @@ from tests.harness import Organization, RunningStack
 from tests.observe import assert_problem, eventually, metered_since
 
 TOKEN: Final = "scrape-0f8a6d1c47b29e35"
-UNITS: Final = ("_seconds", "_bytes", "_connections", "_in_use", "_total", "_alert", "_events")
+UNITS: Final = ("_seconds", "_bytes", "_connections", "_in_use", "_total", "_alert", "_events", "_messages")
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -24,6 +24,8 @@ DOCKERFILE = (PROJECT / "Dockerfile").read_text()
 INSTRUCTIONS = re.findall(r"^([A-Z]+) (.*)$", re.sub(r"\\\n", " ", DOCKERFILE), re.MULTILINE)
 
 SECRETS = {"ADMIN_PASSWORD", "MIGRATOR_PASSWORD", "AUTHENTICATOR_PASSWORD", "SIDECAR_PASSWORD", "JWT_SECRET"}
+# Of what is not used where they are missing.
+OPTIONAL_SECRETS = {"MONITOR_PASSWORD", "WEBHOOK_SECRET"}
 # What only the embedded stack or the command on a developer's machine reads.
 NOT_THE_SIDECARS = {"POSTGREST_PORT", "POSTGRES_PORT", "POSTGRES_VERSION", "STATE_DIR", "POSTGREST_BIN",
                     "USAGE_RATE_CENTS", "TRIAL_DAYS", "PAST_DUE_GRACE_DAYS", "JWT_EXPIRATION_MINUTES",
@@ -52,11 +54,12 @@ def test_only_the_sidecar_leaves_the_network_without_a_way_out() -> None:
 def test_no_secret_has_a_default_and_a_missing_one_is_named() -> None:
     for name in SERVICES:
         for variable, value in environment(name).items():
-            if re.search("PASSWORD|SECRET", variable) and variable != "MONITOR_PASSWORD":
+            if re.search("PASSWORD|SECRET", variable) and variable not in OPTIONAL_SECRETS:
                 found = re.fullmatch(r"\$\{(\w+):\?\1 is not set\. .*openssl rand -hex 32\}", value)
                 assert found, f"{name}: {variable}"
                 assert found[1] in SECRETS
     assert environment("migrate")["MONITOR_PASSWORD"] == "${MONITOR_PASSWORD:-}"
+    assert environment("sidecar")["WEBHOOK_SECRET"] == "${WEBHOOK_SECRET:-}"
     assert not re.search(r"://[^@/\s]*:[^@/\s]*@", json.dumps(COMPOSE)), "a password in a URL"
 
 

@@ -18,6 +18,8 @@ from api.stack.services import as_environment, sidecar_part
 DEFAULTS_IN_WORDS = {"STATE_DIR"}
 NO_KEY_SET = "expected a URL such as https://login.example.com/jwks.json, or the path of a file"
 GOOD = "0f8a6d1c47b29e35" * 2
+SIGNING = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+MAKE_A_SECRET = "make one with `echo whsec_$(openssl rand -base64 32)`"
 
 
 def example() -> dict[str, str]:
@@ -75,6 +77,12 @@ def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None
         ("JWT_JWKS_URL", "ftp://x/y", NO_KEY_SET),
         ("JWT_JWKS_URL", "https:///y", NO_KEY_SET),
         ("JWT_JWKS_REFRESH_SECONDS", "0", "expected a number greater than 0, got '0'"),
+        ("WEBHOOK_URL", "ftp://app:hunter2@host/x", "expected a URL such as https://app.example.com/webhooks"),
+        ("WEBHOOK_URL", "https://", "expected a URL such as https://app.example.com/webhooks"),
+        ("WEBHOOK_SECRET", "hunter2", f"secret 1 is not whsec_ and base64; {MAKE_A_SECRET}"),
+        ("WEBHOOK_SECRET", f"{SIGNING} whsec_hunter2!", f"secret 2 is not whsec_ and base64; {MAKE_A_SECRET}"),
+        ("WEBHOOK_SECRET", "whsec_aHVudGVyMg==", "secret 1 has 7 bytes, expected 24 to 64"),
+        ("WEBHOOK_SECRET", " ", f"expected whsec_ and base64, got nothing; {MAKE_A_SECRET}"),
         ("DATABASE_URL", "postgres:/x:hunter2@", "expected a URL such as postgresql://role@host:5432/database"),
     ],
 )
@@ -98,6 +106,8 @@ def test_a_malformed_value_is_one_line(monkeypatch: pytest.MonkeyPatch, variable
         ("AUTHENTICATOR_PASSWORD", "your-password-here-please"),
         ("MONITOR_PASSWORD", GOOD[:15]),
         ("METRICS_TOKEN", "prometheus"),
+        ("WEBHOOK_URL", "http://app.example.com/webhooks"),
+        ("WEBHOOK_SECRET", f"{SIGNING} whsec_{'A' * 32}"),
     ],
 )
 def test_production_refuses_a_weak_choice(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:

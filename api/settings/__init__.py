@@ -126,6 +126,10 @@ class Settings(BaseSettings):
     tier_rate_limits: Annotated[TierRateLimits, NoDecode] = TierRateLimits()  # requests a minute of an organization
     redis_url: str | None = Field(default=None, repr=False)  # where several sidecars count them together
 
+    # Where messages to the provider's application go, and what signs them: several keys, while one follows another.
+    webhook_url: str | None = Field(default=None, repr=False)
+    webhook_secret: SecretStr | None = None
+
     # How long clients may take. A body gets one second more for each 500 bytes that have come.
     request_head_seconds: float = Field(default=10, gt=0)
     request_body_seconds: float = Field(default=20, gt=0)
@@ -201,6 +205,22 @@ class Settings(BaseSettings):
 
                 setattr(self, url_name, with_password(url, password.get_secret_value()))
         return self
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _can_be_posted_to(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s#]+[^\s#]*", value):  # it may hold a password
+            raise ValueError("expected a URL such as https://app.example.com/webhooks")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _can_sign(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            from api.webhooks.signing import parse_secrets
+
+            parse_secrets(value.get_secret_value())
+        return value
 
     @field_validator("jwt_secret")
     @classmethod

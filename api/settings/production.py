@@ -37,6 +37,13 @@ def weak_choices(settings: Settings) -> Iterator[str]:
             yield "JWT_JWKS_URL without JWT_AUDIENCE takes what its owner signs for other applications; set both"
         if settings.jwt_jwks_url.startswith("http:") and not _is_inside(urlsplit(settings.jwt_jwks_url).hostname or ""):
             yield "JWT_JWKS_URL over http lets everybody on the way there sign tokens; use https, or a file"
+    if (url := settings.webhook_url) and url.startswith("http:") and not _is_inside(urlsplit(url).hostname or ""):
+        yield "WEBHOOK_URL over http lets everybody on the way there read what is sent; use https"
+    if settings.webhook_secret is not None:
+        from api.webhooks.signing import parse_secrets
+
+        if any(len(set(key)) < FEWEST_LETTERS for key in parse_secrets(settings.webhook_secret.get_secret_value())):
+            yield "WEBHOOK_SECRET is a placeholder; make one with `echo whsec_$(openssl rand -base64 32)`"
     for name in (*settings.passwords(), "metrics_token"):
         password: SecretStr | None = getattr(settings, name)
         if password is not None and (len(password.get_secret_value()) < SHORTEST_PASSWORD or _is_guessable(password)):
