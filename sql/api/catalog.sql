@@ -12,7 +12,7 @@ comment on column api.plans.name is 'What invoices and people call it. Never nul
 comment on column api.plans.description is 'A sentence for people; empty when there is none. Never null.';
 comment on column api.plans.is_public is 'Whether everybody may see it. Never null.';
 comment on column api.plans.position is 'Its place in a list, from low to high. Never null.';
-comment on column api.plans.features is 'What it offers: [{"feature", "kind", "limit_value", "description"}]. kind: boolean (it is there), limit_per_period (so much in each billing period) or limit (so much at any time); limit_value null: without a limit. Never null.';
+comment on column api.plans.features is 'What it offers: [{"feature", "kind", "limit_value", "enforcement", "meter", "description"}]. kind: boolean (it is there), limit_per_period (so much in each billing period) or limit (so much at any time); limit_value null: without a limit; enforcement: hard (an act beyond the limit is refused) or soft; meter: what uses it up, null where no meter does. Never null.';
 comment on column api.plans.prices is 'What counts for a billing period that begins now, a price a row, of all currencies: [{"meter", "description", "unit", "currency", "model", "unit_amount_cents", "package_size", "tiers", "included_quantity", "minimum_cents", "maximum_cents", "dimension", "dimension_value", "effective_from"}]. meter null: the fee of the plan. Never null.';
 
 grant select on api.plans to anon, member, platform_admin;
@@ -113,7 +113,8 @@ shows it.
 Errors: INVALID_PLAN (400), ROLE_REQUIRED (403), PLAN_NOT_FOUND (404).$$;
 
 create function api.set_plan_feature(
-  plan text, feature text, kind text default 'boolean', limit_value numeric default null, description text default null
+  plan text, feature text, kind text default 'boolean', limit_value numeric default null, description text default null,
+  enforcement text default 'soft', meter text default null
 )
 returns api.plans
 language plpgsql
@@ -123,17 +124,20 @@ as $$
 begin
   perform tenancy.require_staff('says what plans offer', 'GET /plans lists what they do.');
   perform billing.set_plan_feature(
-    set_plan_feature.plan, set_plan_feature.feature, set_plan_feature.kind, set_plan_feature.limit_value, set_plan_feature.description
+    set_plan_feature.plan, set_plan_feature.feature, set_plan_feature.kind, set_plan_feature.limit_value, set_plan_feature.description,
+    set_plan_feature.enforcement, set_plan_feature.meter
   );
   return (select l from api.plans l where l.code = set_plan_feature.plan);
 end;
 $$;
 
-comment on function api.set_plan_feature(text, text, text, numeric, text) is $$Say what a plan offers
+comment on function api.set_plan_feature(text, text, text, numeric, text, text, text) is $$Say what a plan offers
 
 For platform_admin. A feature that is there is replaced; its description stays unless you send one. kind: boolean (it is there),
-limit_per_period (so much in each billing period) or limit (so much at any time); limit_value null: without a limit. Returns the plan as
-plans shows it.
+limit_per_period (so much in each billing period) or limit (so much at any time); limit_value null: without a limit. enforcement: hard (an
+act beyond the limit is refused) or soft (alerts tell of it). meter: what uses it up; without one it is what reserve_quota was asked for,
+and of the limits members, workspaces and api_keys what there is of them. A limit at any time takes a meter of aggregation weighted_sum,
+whose level counts; a hard limit_per_period one of aggregation sum or count. Returns the plan as plans shows it.
 
 Errors: INVALID_PLAN (400), ROLE_REQUIRED (403), PLAN_NOT_FOUND (404).$$;
 
@@ -226,6 +230,6 @@ Errors: ORGANIZATION_REQUIRED (400), ROLE_REQUIRED (403), ORGANIZATION_NOT_FOUND
 
 grant execute on function
   api.create_plan(text, text, text, boolean, integer), api.change_plan(text, text, text, boolean, integer),
-  api.set_plan_feature(text, text, text, numeric, text), api.remove_plan_feature(text, text),
+  api.set_plan_feature(text, text, text, numeric, text, text, text), api.remove_plan_feature(text, text),
   api.create_price(text, text, text, text, numeric, numeric, jsonb, numeric, numeric, numeric, text, text, timestamptz), api.set_plan(text)
   to member, service, platform_admin;

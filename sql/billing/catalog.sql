@@ -90,8 +90,40 @@ begin
 end;
 $$;
 
+-- What is wrong with a feature, of a plan or of an override; null when nothing is. What a hard limit counts has to add up, since it is granted
+-- before it is metered; what is there at any time is a level, and none of a period.
+create or replace function billing.fault_of_feature(p_feature text, p_kind text, p_limit_value numeric, p_enforcement text, p_meter_code text)
+returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_aggregation text := (select m.aggregation from metering.meters m where m.code = p_meter_code and m.deleted_at is null);
+begin
+  return case
+    when coalesce(p_feature, '') !~ '^[a-z0-9_.]{1,64}$' then 'the name of a feature has 1 to 64 lowercase letters, digits, _ and .'
+    when p_kind is null or p_kind not in ('boolean', 'limit_per_period', 'limit') then 'a feature is of kind boolean, limit_per_period or limit'
+    when p_enforcement is null or p_enforcement not in ('hard', 'soft') then 'enforcement is hard (an act beyond the limit is refused) or soft'
+    when p_kind = 'boolean' and p_limit_value is not null then 'a boolean feature has no limit_value: it is there, or it is not'
+    when p_kind = 'boolean' and (p_meter_code is not null or p_enforcement = 'hard') then 'a boolean feature has no meter and no enforcement'
+    when not billing.is_amount(p_limit_value) then 'limit_value is a number from 0 to 1e15 with at most 12 decimals; null is without a limit'
+    when p_meter_code is not null and v_aggregation is null then format('there is no meter %s', left(p_meter_code, 80))
+    when p_kind = 'limit' and v_aggregation <> 'weighted_sum' then format(
+      '%s reads what comes to pass in a period (%s); a limit at any time needs one of aggregation weighted_sum, or a limit_per_period', p_meter_code,
+      v_aggregation
+    )
+    when p_kind = 'limit_per_period' and v_aggregation in ('min', 'latest')
+      then format('%s reads a value that nothing uses up (%s)', p_meter_code, v_aggregation)
+    when p_kind = 'limit_per_period' and p_enforcement = 'hard' and v_aggregation not in ('sum', 'count') then format(
+      'a hard limit per period grants acts one by one, and %s does not add up (%s)', p_meter_code, v_aggregation
+    )
+  end;
+end;
+$$;
+
 create or replace function billing.set_plan_feature(
-  p_plan_code text, p_feature text, p_kind text, p_limit_value numeric, p_description text
+  p_plan_code text, p_feature text, p_kind text, p_limit_value numeric, p_description text, p_enforcement text, p_meter_code text
 )
 returns void
 language plpgsql
@@ -100,23 +132,22 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_problem text := case
-    when coalesce(p_feature, '') !~ '^[a-z0-9_.]{1,64}$' then 'the name of a feature has 1 to 64 lowercase letters, digits, _ and .'
-    when p_kind is null or p_kind not in ('boolean', 'limit_per_period', 'limit') then 'a feature is of kind boolean, limit_per_period or limit'
-    when p_kind = 'boolean' and p_limit_value is not null then 'a boolean feature has no limit_value: it is there, or it is not'
-    when not billing.is_amount(p_limit_value) then 'limit_value is a number from 0 to 1e15 with at most 12 decimals; null is without a limit'
-    when length(p_description) > 200 then 'the description of a feature has at most 200 characters'
-  end;
+  v_problem text := coalesce(
+    billing.fault_of_feature(p_feature, p_kind, p_limit_value, p_enforcement, p_meter_code),
+    case when length(p_description) > 200 then 'the description of a feature has at most 200 characters' end
+  );
 begin
   if not exists (select from billing.plans l where l.code = p_plan_code) then
     perform billing.raise_no_plan(p_plan_code);
   elsif v_problem is not null then
     perform billing.raise_invalid_plan(p_plan_code, v_problem);
   end if;
-  insert into billing.plan_features as f (plan_code, feature, kind, limit_value, description)
-  values (p_plan_code, p_feature, p_kind, trim_scale(p_limit_value), coalesce(p_description, ''))
+  insert into billing.plan_features as f (plan_code, feature, kind, limit_value, enforcement, meter_code, description)
+  values (p_plan_code, p_feature, p_kind, trim_scale(p_limit_value), p_enforcement, p_meter_code, coalesce(p_description, ''))
   on conflict (plan_code, feature) do update
-  set kind = excluded.kind, limit_value = excluded.limit_value, description = coalesce(p_description, f.description);
+  set
+    kind = excluded.kind, limit_value = excluded.limit_value, enforcement = excluded.enforcement, meter_code = excluded.meter_code,
+    description = coalesce(p_description, f.description);
 end;
 $$;
 
@@ -216,7 +247,11 @@ as $$
     (
       select coalesce(
         jsonb_agg(
-          jsonb_build_object('feature', f.feature, 'kind', f.kind, 'limit_value', f.limit_value, 'description', f.description) order by f.feature
+          jsonb_build_object(
+            'feature', f.feature, 'kind', f.kind, 'limit_value', f.limit_value, 'enforcement', f.enforcement, 'meter', f.meter_code,
+            'description', f.description
+          )
+          order by f.feature
         ),
         '[]'
       )
@@ -256,18 +291,18 @@ as $$ select c.code, c.name, c.minor_units from billing.currencies c order by c.
 
 alter function billing.create_plan(text, text, text, boolean, integer) owner to goldleaves_kernel;
 alter function billing.change_plan(text, text, text, boolean, integer) owner to goldleaves_kernel;
-alter function billing.set_plan_feature(text, text, text, numeric, text) owner to goldleaves_kernel;
+alter function billing.set_plan_feature(text, text, text, numeric, text, text, text) owner to goldleaves_kernel;
 alter function billing.remove_plan_feature(text, text) owner to goldleaves_kernel;
 alter function billing.create_price(text, text, text, text, numeric, numeric, jsonb, numeric, numeric, numeric, text, text, timestamptz)
   owner to goldleaves_kernel;
 alter function billing.set_plan(text) owner to goldleaves_kernel;
 alter function billing.shown_plans() owner to goldleaves_kernel;
 alter function billing.shown_currencies() owner to goldleaves_kernel;
-grant execute on function billing.raise_no_plan(text), billing.raise_invalid_plan(text, text), billing.require_plan_texts(text, text, text)
-  to goldleaves_kernel;
+grant execute on function billing.raise_no_plan(text), billing.raise_invalid_plan(text, text), billing.require_plan_texts(text, text, text),
+  billing.fault_of_feature(text, text, numeric, text, text) to goldleaves_kernel;
 grant execute on function
   billing.create_plan(text, text, text, boolean, integer), billing.change_plan(text, text, text, boolean, integer),
-  billing.set_plan_feature(text, text, text, numeric, text), billing.remove_plan_feature(text, text),
+  billing.set_plan_feature(text, text, text, numeric, text, text, text), billing.remove_plan_feature(text, text),
   billing.create_price(text, text, text, text, numeric, numeric, jsonb, numeric, numeric, numeric, text, text, timestamptz),
   billing.set_plan(text) to platform_admin;
 grant execute on function billing.shown_plans(), billing.shown_currencies() to anon, member, platform_admin;

@@ -251,8 +251,8 @@ begin
 end;
 $$;
 
--- Gives back what was granted and did not happen, or is not there any more. p_amount: of a reservation so much altogether, null for all of it, so that a
--- retry gives nothing back twice; without a reference so much more of the running period.
+-- Gives back what was granted and did not happen, or is not there any more. p_amount: of a reservation so much altogether, null for all of it, so
+-- that a retry gives nothing back twice; without a reference so much more of the running period.
 create or replace function billing.release_quota(p_organization_id uuid, p_feature text, p_amount numeric, p_reference text)
 returns void
 language plpgsql
@@ -301,7 +301,9 @@ begin
       and r.feature = p_feature
       and r.reference = p_reference;
     if p_amount > v_reservation.amount then
-      perform billing.raise_invalid_quantity(format('%s were reserved, and %s cannot be given back', trim_scale(v_reservation.amount), trim_scale(p_amount)));
+      perform billing.raise_invalid_quantity(
+        format('%s were reserved, and %s cannot be given back', trim_scale(v_reservation.amount), trim_scale(p_amount))
+      );
     end if;
     v_amount := greatest(coalesce(p_amount, v_reservation.amount) - v_reservation.released, 0);
     update billing.quota_reservations r
@@ -319,6 +321,37 @@ begin
 end;
 $$;
 
+-- What the current organization may use, for everybody in it.
+create or replace function billing.shown_entitlements()
+returns table (
+  feature text, description text, kind text, limit_value numeric, used numeric, remaining numeric, resets_at timestamptz, enforcement text,
+  meter text, is_granted boolean, source text, expires_at timestamptz
+)
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+begin
+  perform tenancy.require_role_in('owner', 'admin', 'member', 'viewer', 'billing', 'usage:read');
+  perform tenancy.require_organization();
+  return query
+    select
+      u.feature,
+      coalesce(
+        (select f.description from billing.plan_features f where f.plan_code = u.plan_code and f.feature = u.feature),
+        (select min(f.description) from billing.plan_features f where f.feature = u.feature),
+        ''
+      ),
+      u.kind, u.limit_value, u.used, greatest(u.limit_value - u.used, 0), case when isfinite(u.period_end) then u.period_end end, u.enforcement,
+      u.meter_code, u.is_granted, u.source, u.expires_at
+    from billing.quota_usage(tenancy.current_org()) u
+    order by u.feature;
+end;
+$$;
+
+alter function billing.shown_entitlements() owner to goldleaves_kernel;
+grant execute on function billing.shown_entitlements() to member, platform_admin;
 grant execute on function
   billing.quota_period(uuid, text, timestamptz), billing.counted_of_quota(uuid, text, text, text, timestamptz, timestamptz),
   billing.quota_usage(uuid), billing.lock_quota(uuid, text, timestamptz),

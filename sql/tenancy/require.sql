@@ -81,6 +81,23 @@ begin
 end;
 $$;
 
+-- The provider's own programs, and its staff.
+create or replace function tenancy.require_backend(p_does text)
+returns void
+language plpgsql
+stable
+set search_path = ''
+as $$
+begin
+  if current_user not in ('service', 'platform_admin') then
+    raise exception using
+      errcode = 'PT403',
+      message = format('ROLE_REQUIRED: only the provider''s backend (service) and platform_admin %s', p_does),
+      hint = 'GET /entitlements shows what is left.';
+  end if;
+end;
+$$;
+
 create or replace function tenancy.require_platform_admin()
 returns void
 language plpgsql
@@ -95,4 +112,5 @@ $$;
 
 grant execute on function tenancy.require_organization() to goldleaves_kernel, platform_admin;
 grant execute on function tenancy.require_name(text), tenancy.require_role_in(text[]) to goldleaves_kernel;
-grant execute on function tenancy.require_staff(text, text), tenancy.require_platform_admin() to member, service, platform_admin;
+grant execute on function tenancy.require_staff(text, text), tenancy.require_backend(text), tenancy.require_platform_admin()
+  to member, service, platform_admin;

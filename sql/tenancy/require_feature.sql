@@ -15,6 +15,7 @@ security definer
 set search_path = ''
 as $$
 begin
+  perform tenancy.require_organization();
   return billing.has_feature(tenancy.current_org(), p_feature);
 end;
 $$;
@@ -28,8 +29,8 @@ security definer
 set search_path = ''
 as $$
 begin
+  perform tenancy.require_organization();
   if not billing.has_feature(tenancy.current_org(), p_feature) then
-    perform tenancy.require_organization();
     perform billing.raise_feature_required(tenancy.current_org(), p_feature);
   end if;
   return true;
