@@ -11,6 +11,7 @@ import structlog
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.alerts import Alerts
 from api.allowances import Allowances
 from api.auth import IdentityProvider, TokenVerifier
 from api.closing import Closing
@@ -73,13 +74,14 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     tenants = Tenants(database)
     postgrest = Upstream(settings.require("postgrest_url"))
     rollups = Rollups(database)
+    alerts = Alerts(database)
     closing = Closing(database, settings.billing_grace) if settings.close_periods else None
     allowances, quotas = Allowances(database), Quotas(database)
     local_counters = LocalCounters()
     shared_counters = _shared_counters(settings, local_counters)
     webhooks, webhook_backlog = _webhook_sender(settings, database), WebhookBacklog(database)
     collectors = (one for one in (closing, shared_counters, webhooks) if one is not None)
-    metrics = Metrics(spool, database, rollups, webhook_backlog, *collectors)
+    metrics = Metrics(spool, database, rollups, alerts, webhook_backlog, *collectors)
     refusals = Refusals(database, metrics)
     token = settings.metrics_token
     show_metrics = metrics_endpoint(metrics, token.get_secret_value() if token is not None else None)
@@ -100,6 +102,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             tasks.start("maintenance", lambda: every_hour("maintenance", database.maintain)),
             tasks.start("storage-snapshots", lambda: every_hour("storage_snapshots", database.take_storage_snapshots)),
             tasks.start("rollups", rollups.run),
+            tasks.start("alerts", alerts.run),
             tasks.start("allowances", allowances.run),
             tasks.start("quotas", quotas.run),
             tasks.start("webhook-backlog", webhook_backlog.keep_read),

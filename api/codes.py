@@ -27,6 +27,11 @@ CODES: Final[Mapping[str, Code]] = {
         "can cause it.",
         "Do what each line of details says, then adopt the table again.",
     ),
+    "ALERT_NOT_FOUND": Code(
+        404,
+        "The organization has no usage alert with this id.",
+        "Take the id from GET /api/v1/usage_alerts.",
+    ),
     "ALREADY_AN_ORGANIZATION": Code(
         409,
         "convert_to_organization was called in an organization that is no personal one (any more).",
@@ -153,8 +158,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "FEATURE_NOT_FOUND": Code(
         404,
-        "remove_plan_feature names a feature that the plan does not have.",
-        "hint names those that it has.",
+        "remove_plan_feature names a feature that the plan does not have, or create_usage_alert one that has no limit.",
+        "hint names those that there are.",
     ),
     "HEADERS_TOO_LARGE": Code(
         431,
@@ -183,6 +188,11 @@ CODES: Final[Mapping[str, Code]] = {
     "INVALID_ANCHOR_DAY": Code(
         400, "The day of the month on which billing periods begin is not from 1 to 31.", "Use 31 for the last day."
     ),
+    "INVALID_ALERT": Code(
+        400,
+        "A usage alert has a kind, threshold, meter or feature that do not go together.",
+        "Do what the message says. GET /api/v1/usage_alerts shows how those look that there are.",
+    ),
     "INVALID_API_KEY": Code(
         401,
         "The API key (gl_…) is not one: malformed, unknown, revoked or expired.",
@@ -204,6 +214,11 @@ CODES: Final[Mapping[str, Code]] = {
         '{"events": […]}; '
         "its gzip is damaged; or the headers of a CloudEvent cannot be read.",
         "Mend the body; details says what is wrong with it. Nothing of it was stored.",
+    ),
+    "INVALID_BUDGET": Code(
+        400,
+        "A budget is not a whole number of minor units, or not above 0.",
+        "Send amount_cents, such as 10000 for 100.00 usd; null takes the budget away.",
     ),
     "INVALID_CREDIT_NOTE": Code(
         400,
@@ -605,6 +620,11 @@ CODES: Final[Mapping[str, Code]] = {
         400,
         "A time is further from now than billing periods are made for.",
         "Mend the time; its year is usually wrong.",
+    ),
+    "TOO_MANY_ALERTS": Code(
+        409,
+        "The organization has 100 usage alerts, which is as many as one may have.",
+        "Remove some with delete_usage_alert. An alert without a feature is for each that has a limit.",
     ),
     "UNKNOWN_PARAMETER": Code(
         400,

@@ -151,6 +151,15 @@ class WaitingWebhooks:
 
 
 @dataclass(frozen=True, slots=True)
+class FiredAlerts:
+    """What came of looking at alerts: whose could not be looked at, and why; whether more organizations wait."""
+
+    fired: int
+    failed: list[tuple[str, str]]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """Connections to Postgres: how many there may be, and how many are lent out now."""
 
@@ -419,6 +428,14 @@ class Database:
         """Roll up about so many events at most, and say what came of it: see sql/metering/roll_up.sql."""
         row = await self._first(select(func.metering.roll_up(most)))
         return dict(row[0]) if row is not None else {}
+
+    async def fire_alerts(self, most: int) -> FiredAlerts:
+        """Tell of thresholds that so many organizations at most have crossed: see sql/billing/fire_alerts.sql."""
+        row = await self._first(select(func.billing.fire_alerts(most)))
+        assert row is not None  # noqa: S101 - the function returns one row
+        report = dict(row[0])
+        failed = [(str(one["organization_id"]), str(one["error"])) for one in report["failed"]]
+        return FiredAlerts(int(report["fired"]), failed, bool(report["more"]))
 
     async def due_periods(self, grace: timedelta, most: int, without: Collection[UUID]) -> list[DuePeriod]:
         """The billing periods that are to be closed now, one an organization, those that waited longest first."""

@@ -434,6 +434,17 @@ def report(world: World, start: str, end: str, **arguments: str) -> httpx.Respon
     return usage(world, "usage_report", **{"from": start, "to": end, **arguments})
 
 
+def from_a_hundred_alerts(world: World) -> str:
+    return refusal_in_sql(
+        world,
+        """
+        insert into billing.usage_alerts (organization_id, threshold_kind, threshold)
+        select %(org)s, 'absolute', n from generate_series(1, 94) n""",
+        "select set_config('role', 'platform_admin', true), set_config('app.current_org', %(org)s::text, true)",
+        "select billing.create_usage_alert('absolute', 95, null, null)",
+    )
+
+
 def by_staff(world: World, function: str, **arguments: object) -> httpx.Response:
     token = world.stack.token("staff", role="platform_admin")
     return world.ask("POST", f"/api/v1/rpc/{function}", token, json=arguments)
@@ -573,6 +584,10 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_API_KEY": (401, from_a_revoked_key),
     "INVALID_BILLING_PROFILE": (400, lambda world: rpc(world, "set_billing_profile", country="Germany")),
     "INVALID_BILLING_TERMS": (400, lambda world: correcting(world, "set_billing_terms", tax_percent=101)),
+    "ALERT_NOT_FOUND": (404, lambda world: rpc(world, "delete_usage_alert", id=str(uuid4()))),
+    "INVALID_ALERT": (400, lambda world: rpc(world, "create_usage_alert", threshold_kind="absolute", threshold=0)),
+    "INVALID_BUDGET": (400, lambda world: rpc(world, "set_budget", amount_cents=0.5)),
+    "TOO_MANY_ALERTS": (409, from_a_hundred_alerts),
     "INVALID_BODY": (400, lambda world: world.send("5")),
     "INVALID_CREDIT_NOTE": (400, lambda world: of_nothing(world, "create_credit_note", reason="wrong", lines=[])),
     "INVALID_CURRENCY": (

@@ -197,6 +197,10 @@ def test_real_rows_are_as_described(
         call(document, staff, "remake_storage_snapshots", day=str(month(1)))
         headers = {"X-Organization-ID": organization.slug}
         call(document, owner, "set_billing_profile", legal_name="Firm", country="DE")
+        call(document, owner, "set_budget", amount_cents=1)
+        alert = call(document, owner, "create_usage_alert", threshold_kind="absolute", threshold=1)
+        with stack.database.connect("sidecar") as sidecar:
+            sidecar.execute("select billing.fire_alerts()")
         terms = staff.post("/api/v1/rpc/set_billing_terms", json={"tax_percent": 19}, headers=headers)
         check(document, "post", "/api/v1/rpc/set_billing_terms", terms)
         staff.headers["X-Organization-ID"] = organization.slug
@@ -206,6 +210,8 @@ def test_real_rows_are_as_described(
             answer = (staff if view in FOR_STAFF else owner).get(f"/api/v1/{view}")
             assert answer.json(), view
             check(document, "get", f"/api/v1/{view}", answer)
+        call(document, owner, "delete_usage_alert", id=alert["id"])
+        call(document, owner, "set_budget", amount_cents=None)
         of_meter = {"code": "ai.tokens", "unit": "token", "description": "Tokens", "event_name": "ai_completion"}
         call(document, staff, "create_meter", **of_meter)
         call(document, staff, "change_meter", code="ai.tokens", group_by=["model"])

@@ -9,6 +9,7 @@ as $$
 begin
   perform metering.ensure_partitions(now() - interval '2 months', now() + interval '3 months');
   perform metering.forget_repeated_batches();
+  perform billing.queue_alerts_of_time();
   perform notifications.prune_webhooks();
 end;
 $$;

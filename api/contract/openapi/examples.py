@@ -22,6 +22,9 @@ _INVOICE: Final = "019b0a11-4d3e-7b83-89fa-9dc1c0b0af76"
 _PAYMENT: Final = "019b4f02-5e4f-7c94-9a0b-0ed2d1c1ba87"
 _CREDIT_NOTE: Final = "019b5a13-6f50-7da5-8b1c-1fe3e2d2cb98"
 _MESSAGE: Final = "019b0a11-4d42-7c06-8e12-5a60b7c8d9e1"
+_SUBSCRIPTION: Final = "019a6d10-4a10-7d31-8b62-9c0d1e2f3a4b"
+_ALERT: Final = "019b0a11-6f50-7c93-8a0b-2ed1d0c0ba76"
+_NOTIFICATION: Final = "019b0a11-7a61-7da4-9b1c-3fe2e1d1cb87"
 _REFUND: Final = "019b5a14-7061-7eb6-9c2d-20f4f3e3dca9"
 
 _USAGE_LINE: Final = {
@@ -101,7 +104,40 @@ _PRICE: Final = {
     "is_in_force": True,
 }
 
+_BILLING_SUBSCRIPTION: Final = {
+    "id": _SUBSCRIPTION,
+    "organization_id": _ORGANIZATION,
+    "plan": "pro",
+    "status": "active",
+    "since": "2026-01-19T17:20:00.5+00:00",
+    "reason": "trial ended",
+    "started_at": "2026-01-05T17:20:00.5+00:00",
+    "trial_end": "2026-01-19T17:20:00.5+00:00",
+    "current_period_start": "2026-01-01T08:00:00+00:00",
+    "current_period_end": "2026-02-01T08:00:00+00:00",
+    "cancel_at": None,
+    "next_plan": None,
+    "next_plan_at": None,
+    "grace_ends_at": None,
+    "has_access": True,
+    "has_payment_method": True,
+    "created_at": "2026-01-05T17:20:00.500321+00:00",
+}
+
 ROWS: Final[dict[str, dict[str, Any]]] = {
+    "billing_subscriptions": _BILLING_SUBSCRIPTION,
+    "subscription_phases": {
+        "organization_id": _ORGANIZATION,
+        "starts_at": "2026-01-05T17:20:00.5+00:00",
+        "ends_at": "2026-01-19T17:20:00.5+00:00",
+        "subscription_id": _SUBSCRIPTION,
+        "plan": "pro",
+        "status": "trialing",
+        "grace_ends_at": None,
+        "reason": "started",
+        "made_by": "billing-backend",
+        "made_at": "2026-01-05T17:20:00.500321+00:00",
+    },
     "currencies": {"code": "usd", "name": "United States dollar", "minor_units": 2},
     "plans": _PLAN,
     "prices": _PRICE,
@@ -292,6 +328,35 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "rejected_at": "2026-01-06T09:06:10.2+00:00",
         "resolution": None,
         "resolved_at": None,
+    },
+    "usage_alerts": {
+        "id": _ALERT,
+        "organization_id": _ORGANIZATION,
+        "threshold_kind": "absolute",
+        "threshold": 10000,
+        "meter": "api.request",
+        "feature": None,
+        "created_at": "2026-01-05T17:30:00.5+00:00",
+    },
+    "budgets": {
+        "organization_id": _ORGANIZATION,
+        "amount_cents": 50000,
+        "currency": "usd",
+        "updated_at": "2026-01-05T17:30:00.5+00:00",
+    },
+    "notification_log": {
+        "id": _NOTIFICATION,
+        "organization_id": _ORGANIZATION,
+        "kind": "usage_alert",
+        "threshold_kind": "percent_of_budget",
+        "threshold": 80,
+        "meter": None,
+        "feature": None,
+        "value": 40125,
+        "limit_value": 50000,
+        "unit": "usd",
+        "period_start": "2026-01-01T08:00:00+00:00",
+        "created_at": "2026-01-21T10:00:00.25+00:00",
     },
     "billing_periods": {
         "organization_id": _ORGANIZATION,
@@ -507,7 +572,32 @@ _DOCUMENT_OF_INVOICE: Final = {
     "digest": "9f2c8e6d0b7a41538c0de1f4a59b6e37d2c4081f6e5a9b3c7d80f1e2a3b4c5d6",
 }
 
+_TRIAL: Final = _BILLING_SUBSCRIPTION | {
+    "status": "trialing",
+    "since": "2026-01-05T17:20:00.5+00:00",
+    "reason": "started",
+}
+
 RESULTS: Final[dict[str, Any]] = {
+    "start_subscription": _TRIAL,
+    "set_payment_method": _TRIAL,
+    "change_subscription": _BILLING_SUBSCRIPTION
+    | {"next_plan": "starter", "next_plan_at": "2026-02-01T08:00:00+00:00"},
+    "cancel_subscription": _BILLING_SUBSCRIPTION | {"cancel_at": "2026-02-01T08:00:00+00:00"},
+    "resume_subscription": _BILLING_SUBSCRIPTION,
+    "pause_subscription": _BILLING_SUBSCRIPTION
+    | {"status": "paused", "since": "2026-01-21T10:00:00.25+00:00", "reason": "paused", "has_access": False},
+    "mark_past_due": _BILLING_SUBSCRIPTION
+    | {
+        "status": "past_due",
+        "since": "2026-01-21T10:00:00.25+00:00",
+        "reason": "payment failed",
+        "grace_ends_at": "2026-01-28T10:00:00.25+00:00",
+    },
+    "mark_paid": _BILLING_SUBSCRIPTION | {"since": "2026-01-22T10:00:00.25+00:00", "reason": "paid"},
+    "create_usage_alert": ROWS["usage_alerts"],
+    "delete_usage_alert": ROWS["usage_alerts"],
+    "set_budget": ROWS["budgets"],
     "accept_invitation": ROWS["organizations"],
     "amend_usage_event": [{"void_id": _VOID, "replacement_id": _REPLACEMENT, "already": False}],
     "change_member_role": ROWS["memberships"],
