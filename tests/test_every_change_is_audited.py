@@ -487,8 +487,29 @@ STAFF |= {
     "replay_webhook": (f"select api.replay_webhook({_MESSAGE})", {"webhook_message.replayed"}),
     "replay_webhooks": ("select api.replay_webhooks('pending')", {"webhook_message.replayed"}),
 }
+_START = "select api.start_subscription('pro', 0, true)"
+_CHANGED = {"subscription_phase.created"}
+STAFF |= {
+    "start_subscription": (
+        _START,
+        _CHANGED | {"subscription.created", "billing_period.created", "organization.changed"},
+    ),
+    "change_subscription": ("select api.change_subscription('firm')", _CHANGED | {"organization.changed"}),
+    "cancel_subscription": ("select api.cancel_subscription()", _CHANGED),
+    "resume_subscription": ("select api.resume_subscription()", _CHANGED),
+    "pause_subscription": ("select api.pause_subscription()", _CHANGED),
+    "mark_past_due": ("select api.mark_past_due()", _CHANGED),
+    "mark_paid": ("select api.mark_paid()", _CHANGED),
+    "set_payment_method": ("select api.set_payment_method(false)", {"subscription.changed"}),
+}
 # What has to be there for them.
 BEFORE = {
+    **dict.fromkeys(
+        ("change_subscription", "cancel_subscription", "pause_subscription", "mark_past_due", "set_payment_method"),
+        (_START,),
+    ),
+    "resume_subscription": (_START, "select api.pause_subscription()"),
+    "mark_paid": (_START, "select api.mark_past_due()"),
     "replay_webhook": (_ISSUE,),
     "replay_webhooks": (_ISSUE,),
     "create_credit_note": (_ISSUE, _PAY),

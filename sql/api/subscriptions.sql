@@ -119,12 +119,13 @@ language plpgsql
 volatile
 set search_path = ''
 as $$
+declare
+  v_is_owner boolean := false;
 begin
-  if current_user = 'member'
-    and tenancy.current_role_in('owner')
-    and coalesce(cancel_subscription.at_period_end, true)
-    and cancel_subscription.at is null
-  then
+  if current_user = 'member' then
+    v_is_owner := tenancy.current_role_in('owner');
+  end if;
+  if v_is_owner and coalesce(cancel_subscription.at_period_end, true) and cancel_subscription.at is null then
     perform billing.cancel_own_subscription(cancel_subscription.reason);
   else
     perform tenancy.require_staff(
@@ -155,8 +156,13 @@ language plpgsql
 volatile
 set search_path = ''
 as $$
+declare
+  v_is_owner boolean := false;
 begin
-  if current_user = 'member' and tenancy.current_role_in('owner') and resume_subscription.at is null then
+  if current_user = 'member' then
+    v_is_owner := tenancy.current_role_in('owner');
+  end if;
+  if v_is_owner and resume_subscription.at is null then
     perform billing.resume_own_subscription();
   else
     perform tenancy.require_staff(
