@@ -141,6 +141,11 @@ CODES: Final[Mapping[str, Code]] = {
         "An invitation is accepted with a token whose claim email_verified is false.",
         "Verify the address with the identity provider, then sign in again.",
     ),
+    "ENTITLEMENT_NOT_FOUND": Code(
+        404,
+        "Nothing is set for this feature of the organization alone.",
+        "GET /api/v1/entitlement_overrides lists what is. set_plan_feature changes what its plan says.",
+    ),
     "EVENT_AMENDED": Code(
         409,
         "A usage event that is to be voided or amended was amended before: another one stands in its place.",
@@ -160,6 +165,12 @@ CODES: Final[Mapping[str, Code]] = {
         404,
         "remove_plan_feature names a feature that the plan does not have, or create_usage_alert one that has no limit.",
         "hint names those that there are.",
+    ),
+    "FEATURE_REQUIRED": Code(
+        403,
+        "The plan of the organization does not have what this needs, or its subscription gives no access. details has "
+        "feature, plan and status.",
+        "Ask for the plan that hint names, or pay what is due. GET /api/v1/entitlements shows what there is.",
     ),
     "HEADERS_TOO_LARGE": Code(
         431,
@@ -236,6 +247,11 @@ CODES: Final[Mapping[str, Code]] = {
         "A header of a request to the gateway, or what its query encodes with percent signs, is not UTF-8.",
         "Encode it as UTF-8, as in %C3%A9 for é.",
     ),
+    "INVALID_ENTITLEMENT": Code(
+        400,
+        "A feature that is set for one organization contradicts itself: see the message.",
+        "Mend what the message names. GET /api/v1/entitlements shows what counts now.",
+    ),
     "INVALID_EVENT": Code(
         400,
         "An event lacks a field or has one of the wrong type or range. An outcome says so beside the event, and the "
@@ -288,6 +304,11 @@ CODES: Final[Mapping[str, Code]] = {
         "A price would make no sense by itself or beside the others, or would change what has been used already. "
         "message says what is wrong with it.",
         "Do what hint says, then make it again. Nothing was made.",
+    ),
+    "INVALID_QUANTITY": Code(
+        400,
+        "So much of a quota cannot be reserved or given back: see the message.",
+        "Send a number above 0; of a reservation at most what it was for.",
     ),
     "INVALID_RANGE": Code(
         400,
@@ -566,6 +587,16 @@ CODES: Final[Mapping[str, Code]] = {
         409,
         "A rejected event is resolved once: this one was replayed or dismissed before.",
         "Nothing needs doing. The audit log says who did it.",
+    ),
+    "RESERVATION_CONFLICT": Code(
+        409,
+        "Under this reference something else was reserved, or some of it was given back since.",
+        "A retry repeats what it asked for. Ask for something else under another reference.",
+    ),
+    "RESERVATION_NOT_FOUND": Code(
+        404,
+        "Nothing of this feature was reserved under the reference.",
+        "Send the reference that reserve_quota was given, for the same feature and organization.",
     ),
     "ROLE_REQUIRED": Code(
         403,

@@ -456,6 +456,18 @@ def correcting(world: World, function: str, **arguments: object) -> httpx.Respon
     return world.ask("POST", f"/api/v1/rpc/{function}", token, headers=headers, json=arguments)
 
 
+def from_more_than_is_left(world: World) -> httpx.Response:
+    limit = {"feature": "scans", "kind": "limit_per_period", "limit_value": 9, "enforcement": "hard"}
+    correcting(world, "set_entitlement", **limit).raise_for_status()
+    return correcting(world, "reserve_quota", feature="scans", n=10)
+
+
+def from_another_reservation(world: World) -> httpx.Response:
+    correcting(world, "set_entitlement", feature="pages", limit_value=9, kind="limit_per_period").raise_for_status()
+    correcting(world, "reserve_quota", feature="pages", n=1, reference="book").raise_for_status()
+    return correcting(world, "reserve_quota", feature="pages", n=2, reference="book")
+
+
 # An invoice of 25 by hand, and what it takes to ask about it.
 INVOICE = (
     "select billing.ensure_periods(%(org)s, now(), now())",
@@ -595,6 +607,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: refusal_in_sql(world, "update tenancy.organizations set currency = 'abc' where id = %(org)s"),
     ),
     "INVALID_EMAIL": (400, lambda world: invite(world, "nobody")),
+    "INVALID_ENTITLEMENT": (400, lambda world: correcting(world, "set_entitlement", feature="No", limit_value=1)),
     "INVALID_EVENT": (400, partial(amending, quantity=-1)),
     "INVALID_EXPIRY": (400, lambda world: making_a_key(world, expires_at="2000-01-01")),
     "INVALID_FILTER": (400, lambda world: usage(world, filter='{"meter": "nothing"}')),
@@ -608,6 +621,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_PAYMENT": (400, lambda world: of_nothing(world, "write_off_invoice", reason="")),
     "INVALID_PLAN": (400, lambda world: by_staff(world, "create_plan", code="No", name="n")),
     "INVALID_PRICE": (400, lambda world: by_staff(world, "create_price", meter="api.request")),
+    "INVALID_QUANTITY": (400, lambda world: correcting(world, "reserve_quota", feature="members", n=0)),
     "INVALID_RANGE": (400, lambda world: report(world, "yesterday", "2026-01-02")),
     "INVALID_REPLAY": (400, lambda world: by_staff(world, "replay_webhooks", status="sent")),
     "INVALID_SCOPE": (400, lambda world: making_a_key(world, scopes=["events:write"])),
@@ -700,6 +714,13 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         ),
     ),
     "PRICE_FIXED": (409, lambda world: refusal_in_sql(world, "update billing.prices set unit_amount_cents = 0")),
+    "ENTITLEMENT_NOT_FOUND": (404, lambda world: correcting(world, "remove_entitlement", feature="none")),
+    "FEATURE_REQUIRED": (403, lambda world: correcting(world, "reserve_quota", feature="none")),
+    "RESERVATION_CONFLICT": (409, from_another_reservation),
+    "RESERVATION_NOT_FOUND": (
+        404,
+        lambda world: correcting(world, "release_quota", feature="members", reference="none"),
+    ),
     "FEATURE_NOT_FOUND": (404, lambda world: by_staff(world, "remove_plan_feature", plan="pro", feature="none")),
     "CURRENCY_FIXED": (
         409,
@@ -712,6 +733,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
             world, ("rpc/create_invitation", {"email": "heir@example.com", "role": "owner"})
         ),
     ),
+    "QUOTA_EXCEEDED": (402, from_more_than_is_left),
     "REFERENCE_TAKEN": (
         409,
         lambda world: refusal_in_sql(world, *INVOICE, PAYMENT, PAYMENT.replace("20", "21")),

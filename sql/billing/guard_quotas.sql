@@ -44,7 +44,7 @@ begin
       and (m.event_name = any (p_event_names) or m.event_name is null)
     order by o.organization_id, e.feature
   loop
-    select case v_quota.aggregation when 'count' then sum(e.events) else sum(e.value) / v_quota.unit_size end into v_added
+    select case v_quota.aggregation when 'count' then sum(e.events) else round(sum(e.value) / v_quota.unit_size, 12) end into v_added
     from metering.counted_by_time(
       v_quota.organization_id, p_occurred_at, p_occurred_at + interval '1 microsecond', null, null, array[v_quota.meter_code]
     ) e

@@ -50,7 +50,7 @@ begin
         and m.metered
     )
     when p_meter_code is not null then (
-      select greatest(metering.recorded_level(p_organization_id, p_meter_code, clock_timestamp()), 0) / k.unit_size
+      select round(greatest(metering.recorded_level(p_organization_id, p_meter_code, clock_timestamp()), 0) / k.unit_size, 12)
       from metering.meters k
       where k.code = p_meter_code
     )
@@ -244,6 +244,8 @@ begin
       where c.organization_id = p_organization_id
         and c.feature = p_feature
         and c.period_start = v_period.period_start;
+      -- It may never be metered, and then nothing else says that it is used.
+      perform billing.queue_alerts(p_organization_id);
     end if;
   end if;
   used := trim_scale(used);
