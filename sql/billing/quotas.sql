@@ -323,6 +323,14 @@ begin
 end;
 $$;
 
+-- Null without a limit, as greatest() alone would not say.
+create or replace function billing.remaining_of(p_limit numeric, p_used numeric)
+returns numeric
+language sql
+immutable
+parallel safe
+as $$ select case when p_limit is not null then greatest(p_limit - p_used, 0) end $$;
+
 -- What the current organization may use, for everybody in it.
 create or replace function billing.shown_entitlements()
 returns table (
@@ -345,7 +353,7 @@ begin
         (select min(f.description) from billing.plan_features f where f.feature = u.feature),
         ''
       ),
-      u.kind, u.limit_value, u.used, greatest(u.limit_value - u.used, 0), case when isfinite(u.period_end) then u.period_end end, u.enforcement,
+      u.kind, u.limit_value, u.used, billing.remaining_of(u.limit_value, u.used), case when isfinite(u.period_end) then u.period_end end, u.enforcement,
       u.meter_code, u.is_granted, u.source, u.expires_at
     from billing.quota_usage(tenancy.current_org()) u
     order by u.feature;
@@ -356,6 +364,6 @@ alter function billing.shown_entitlements() owner to goldleaves_kernel;
 grant execute on function billing.shown_entitlements() to member, platform_admin;
 grant execute on function
   billing.quota_period(uuid, text, timestamptz), billing.counted_of_quota(uuid, text, text, text, timestamptz, timestamptz),
-  billing.quota_usage(uuid), billing.lock_quota(uuid, text, timestamptz),
+  billing.quota_usage(uuid), billing.lock_quota(uuid, text, timestamptz), billing.remaining_of(numeric, numeric),
   billing.raise_quota_exceeded(text, numeric, numeric, numeric, timestamptz), billing.raise_invalid_quantity(text),
   billing.grant_quota(uuid, text, numeric, text), billing.release_quota(uuid, text, numeric, text) to goldleaves_kernel;

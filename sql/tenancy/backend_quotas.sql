@@ -9,7 +9,7 @@ set search_path = ''
 as $$
 begin
   perform tenancy.require_organization();
-  select g.limit_value, g.used, greatest(g.limit_value - g.used, 0), g.resets_at into limit_value, used, remaining, resets_at
+  select g.limit_value, g.used, billing.remaining_of(g.limit_value, g.used), g.resets_at into limit_value, used, remaining, resets_at
   from billing.grant_quota(tenancy.current_org(), p_feature, p_amount, p_reference) g;
 end;
 $$;
@@ -25,7 +25,7 @@ as $$
 begin
   perform tenancy.require_organization();
   perform billing.release_quota(tenancy.current_org(), p_feature, p_amount, p_reference);
-  select u.limit_value, u.used, greatest(u.limit_value - u.used, 0), case when isfinite(u.period_end) then u.period_end end
+  select u.limit_value, u.used, billing.remaining_of(u.limit_value, u.used), case when isfinite(u.period_end) then u.period_end end
   into limit_value, used, remaining, resets_at
   from billing.quota_usage(tenancy.current_org()) u
   where u.feature = p_feature;
