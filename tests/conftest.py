@@ -63,7 +63,7 @@ def pytest_configure() -> None:
         binaries(MAJOR)  # the tests need its client tools also where the server is a container
     except StackError as error:
         pytest.exit(f"PG={MAJOR}: {error}", 2)
-    if os.environ.get(ONLY_CONTAINERS) and not _docker_answers():
+    if os.environ.get(ONLY_CONTAINERS) and not docker_answers():
         pytest.exit("No Docker engine answers. Start one, or name it by DOCKER_HOST.", 2)
 
 
@@ -81,7 +81,7 @@ def cluster() -> Iterator[Cluster]:
     """The Postgres of this run, with the role that migrates and nothing else."""
     with state_dir() as state:
         secrets = state.ensure_secrets()
-        serve = _container(secrets) if _docker_answers() else embedded_postgres(state, secrets, **UNSYNCED)
+        serve = _container(secrets) if docker_answers() else embedded_postgres(state, secrets, **UNSYNCED)
         with serve as (host, port):
             made = Cluster(host, port, secrets)
             bootstrap.create_migrator(made.server_url, secrets.goldleaves_migrator)
@@ -251,7 +251,7 @@ def _container(secrets: Secrets) -> Iterator[tuple[str, int]]:
         container.stop()
 
 
-def _docker_answers() -> bool:
+def docker_answers() -> bool:
     import docker  # type: ignore[import-untyped]
 
     with warnings.catch_warnings():

@@ -22,7 +22,7 @@ from api.rate_limits.counters import WINDOW_SECONDS, LocalCounters
 
 log = structlog.get_logger(__name__)
 
-ANSWER_SECONDS: Final = 0.2
+ANSWER_SECONDS: Final = 0.5
 LOOK_SECONDS: Final = 1.0
 PREFIX: Final = "goldleaves:rate_limits"
 _LOOKED: Final = "looked"  # the key that is counted to find out whether counting works
