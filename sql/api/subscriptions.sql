@@ -53,7 +53,7 @@ comment on column api.subscription_phases.plan is 'Code of the plan.';
 comment on column api.subscription_phases.status is 'trialing, active, past_due, paused, incomplete or canceled: see billing_subscriptions.';
 comment on column api.subscription_phases.grace_ends_at is 'Until when who is past_due keeps access (UTC).';
 comment on column api.subscription_phases.reason is 'Why it began; null when nobody said.';
-comment on column api.subscription_phases.made_by is 'Who brought it about: the subject of the token, or the role of the database session.';
+comment on column api.subscription_phases.made_by is 'Who brought it about: the id of the user, the subject of a token of staff, or the role of the database session.';
 comment on column api.subscription_phases.made_at is 'When it was written (UTC).';
 
 grant select on api.billing_subscriptions, api.subscription_phases to member, platform_admin;
@@ -79,7 +79,7 @@ $$;
 comment on function api.start_subscription(text, integer, boolean, timestamptz) is $$Start a subscription
 
 For platform_admin, of the organization that X-Organization-ID names. It begins with a trial of trial_days (0 to 365, 0 is none); without
-trial_days of TRIAL_DAYS, or none where the organization had a trial before. With has_payment_method there is something to charge, and the
+trial_days of TRIAL_DAYS, or none where the organization had a subscription before. With has_payment_method there is something to charge, and the
 trial ends as active; without, it is paused then, and what has no trial is incomplete until set_payment_method. Without at it begins now;
 a moment that is past is for subscriptions that you bring along: it comes after all that there was, and nothing of it is finalized.
 Called again, it is refused with SUBSCRIPTION_EXISTS, and changes nothing. Returns the subscription as billing_subscriptions shows it.

@@ -41,11 +41,11 @@ begin
       hint = 'Change it with change_subscription, or cancel it first.';
   end if;
 
-  -- Who had a trial has no second one, unless staff says so.
+  -- A second subscription has none, unless staff says so.
   v_trial_days := coalesce(
     p_trial_days,
     case
-      when exists (select from billing.subscriptions s where s.organization_id = p_organization_id and s.trial_end is not null) then 0
+      when exists (select from billing.subscriptions s where s.organization_id = p_organization_id) then 0
       else (select d.trial_days from billing.defaults d)
     end
   );
