@@ -463,7 +463,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "ORGANIZATION_BILLED": Code(
         409,
-        "An organization was to be deleted that has a billing period, since it has used something.",
+        "An organization was to be deleted that has a billing period, since it has used something, or a subscription.",
         "Keep it. Remove its people and revoke its API keys, or hand it over with transfer_ownership.",
     ),
     "ORGANIZATION_NOT_FOUND": Code(

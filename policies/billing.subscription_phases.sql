@@ -4,7 +4,7 @@
 -- may insert: goldleaves_kernel everywhere
 -- may update: goldleaves_kernel everywhere
 -- may delete: goldleaves_kernel everywhere
--- a row: (starts_at, status, plan_code, made_by, announced_at) values (now(), 'active', 'starter', 'isolation', now())
+-- a row: (starts_at, status, plan_code, made_by, announced_at) values (now() + '1 year', 'active', 'starter', 'isolation', now())
 alter table billing.subscription_phases enable row level security;
 alter table billing.subscription_phases force row level security;
 

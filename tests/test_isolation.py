@@ -111,7 +111,9 @@ ROWS: Mapping[str, str] = {
         insert into billing.usage_alerts (organization_id, id, threshold_kind, threshold)
         values (%(org)s, %(id)s, 'absolute', 12345)""",
     "billing.budgets": "insert into billing.budgets (organization_id, amount_cents) values (%(org)s, 12345)",
-    "billing.alert_queue": "insert into billing.alert_queue (organization_id, id) values (%(org)s, %(id)s)",
+    # Not due yet, else the sidecar takes it.
+    "billing.alert_queue": """
+        insert into billing.alert_queue (organization_id, id, due_at) values (%(org)s, %(id)s, '2099-01-01Z')""",
     "notifications.notification_log": """
         insert into notifications.notification_log (organization_id, id, kind, threshold_kind, threshold, period_start,
           value)

@@ -1,5 +1,5 @@
 -- What has begun of a subscription never changes: usage was priced by it. Only what is planned is taken back, and what is added comes after what has
--- begun, outside periods that are finalized. Whoever writes a phase holds the period lock alone, so no period is closed meanwhile.
+-- begun, outside periods that are finalized. Whoever writes one that begins holds the period lock alone, so no period is closed meanwhile.
 create or replace function billing.guard_subscription_phases()
 returns trigger
 language plpgsql
@@ -22,7 +22,10 @@ begin
     return old;
   end if;
 
-  perform billing.take_period_lock(new.organization_id);
+  -- Whoever changes a subscription holds it already. A period that runs is not closed, so what is planned for later needs none.
+  if new.starts_at < clock_timestamp() + interval '1 hour' then
+    perform billing.take_period_lock(new.organization_id);
+  end if;
   v_closed_until := billing.finalized_until(new.organization_id);
   if new.starts_at < v_closed_until then
     perform billing.raise_locked(format('periods are finalized until %s, and a subscription cannot change before', v_closed_until));
