@@ -20,9 +20,8 @@ from api.demo.month import (
 )
 from api.demo.people import Cast, DemoError, Person
 from api.demo.stage import clip, copyable, scene, short, table_of
+from api.demo.subscription import KAURI_TIMEZONE, subscribe
 from api.demo.venue import Venue
-
-KAURI_TIMEZONE = "Pacific/Auckland"
 
 
 def play(console: Console, venue: Venue) -> None:
@@ -36,6 +35,7 @@ def play(console: Console, venue: Venue) -> None:
         invoice = close_last_month(console, cast, venue, late=batch[0])
         mend_mistake(console, cast, invoice)
         prove(console, cast, venue, invoice, batch[0])
+        subscribe(console, cast, venue)
         _where_next(console, cast, venue)
 
 
@@ -185,7 +185,7 @@ def _send_three_times(console: Console, cast: Cast) -> list[dict[str, Any]]:
 
 
 def _where_next(console: Console, cast: Cast, venue: Venue) -> None:
-    scene(console, 9, "Where to go next")
+    scene(console, 10, "Where to go next")
     gateway = venue.gateway_url
     slug = cast.aurora["slug"]
     console.print(venue.afterwards, markup=False, highlight=False, soft_wrap=True)
