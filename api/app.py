@@ -46,6 +46,7 @@ from api.scheduler import Rollups, every_hour
 from api.sender import Sender
 from api.settings import Settings, SettingsError
 from api.spool import Spool
+from api.subscriptions import Subscriptions
 from api.tenants import Tenants
 from api.tokens import Exchange
 from api.upstream import Upstream
@@ -75,6 +76,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     postgrest = Upstream(settings.require("postgrest_url"))
     rollups = Rollups(database)
     alerts = Alerts(database)
+    subscriptions = Subscriptions(database)
     closing = Closing(database, settings.billing_grace) if settings.close_periods else None
     allowances, quotas = Allowances(database), Quotas(database)
     local_counters = LocalCounters()
@@ -103,6 +105,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             tasks.start("storage-snapshots", lambda: every_hour("storage_snapshots", database.take_storage_snapshots)),
             tasks.start("rollups", rollups.run),
             tasks.start("alerts", alerts.run),
+            tasks.start("subscriptions", subscriptions.run),
             tasks.start("allowances", allowances.run),
             tasks.start("quotas", quotas.run),
             tasks.start("webhook-backlog", webhook_backlog.keep_read),

@@ -437,6 +437,11 @@ class Database:
         failed = [(str(one["organization_id"]), str(one["error"])) for one in report["failed"]]
         return FiredAlerts(int(report["fired"]), failed, bool(report["more"]))
 
+    async def advance_subscriptions(self, most: int) -> int:
+        """Tell of what has begun of the subscriptions of so many organizations at most. Returns of how many it was."""
+        row = await self._first(select(func.billing.advance_subscriptions(most)))
+        return int(row[0]) if row is not None else 0
+
     async def due_periods(self, grace: timedelta, most: int, without: Collection[UUID]) -> list[DuePeriod]:
         """The billing periods that are to be closed now, one an organization, those that waited longest first."""
         rows = await self._rows(_DUE_PERIODS, grace, most, list(without))
