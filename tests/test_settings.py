@@ -83,6 +83,25 @@ def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None
         ("WEBHOOK_SECRET", f"{SIGNING} whsec_hunter2!", f"secret 2 is not whsec_ and base64; {MAKE_A_SECRET}"),
         ("WEBHOOK_SECRET", "whsec_aHVudGVyMg==", "secret 1 has 7 bytes, expected 24 to 64"),
         ("WEBHOOK_SECRET", " ", f"expected whsec_ and base64, got nothing; {MAKE_A_SECRET}"),
+        ("TIER_RATE_LIMITS", "starter: 60", 'it is not JSON; write {"starter": {"api": 60}}'),
+        ("TIER_RATE_LIMITS", "[60]", 'expected an object of plans; write {"starter": {"api": 60}}'),
+        (
+            "TIER_RATE_LIMITS",
+            '{"starter": {"api": 60, "events": 9}}',
+            'of \'starter\' expected one limit, of the class api; write {"starter": {"api": 60}}',
+        ),
+        ("TIER_RATE_LIMITS", '{"pro": {"api": 0}}', "api of 'pro' is 0; expected requests a minute, from 1 to 1000000"),
+        ("TIER_RATE_LIMITS", '{"pro": {"api": 1}, "pro": {"api": 2}}', "'pro' is there twice"),
+        (
+            "REDIS_URL",
+            "redis:/x:hunter2@",
+            "expected a URL such as redis://:password@host:6379/0, or rediss:// for TLS",
+        ),
+        (
+            "REDIS_URL",
+            "redis://:hunter2@h:x",
+            "expected a URL such as redis://:password@host:6379/0, or rediss:// for TLS",
+        ),
         ("DATABASE_URL", "postgres:/x:hunter2@", "expected a URL such as postgresql://role@host:5432/database"),
     ],
 )
