@@ -1,8 +1,8 @@
 """`python -m bench.gateway`: the metering gateway against bare PostgREST, with wrk.
 
 A page of ten rows is read, and rows are written one by one, over kept-alive connections; then the page is read with an
-API key and with a person's token. wrk, Postgres, PostgREST and the sidecar share the machine. At the end the usage
-events are counted: each answered request has to be one.
+API key and with a person's token, and with rate limits and without. wrk, Postgres, PostgREST and the sidecar share the
+machine. At the end the usage events are counted: each answered request has to be one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from api.rate_limits.tiers import TierRateLimits
 from bench.figures import Figure, at_least, print_figures
 from bench.rounds import compare, show
 from bench.stack import BenchStack, bench_stack
@@ -20,6 +21,9 @@ from bench.wrk import CONNECTIONS, Wrk, require_wrk
 ROUNDS: Final = 5
 SECONDS: Final = 3
 BUDGET: Final = 0.80
+RATE_LIMIT_ROUNDS: Final = 10  # small differences need many
+RATE_LIMIT_BUDGET: Final = 0.97
+NEVER_REACHED: Final = 1_000_000  # requests a minute
 DELIVERY_SECONDS: Final = 60
 PAGE: Final = "/cases?select=id,title,status&order=id&limit=10"
 POST_SCRIPT: Final = Path(__file__).with_name("post_case.lua")
@@ -34,7 +38,7 @@ def measure() -> list[Figure]:
         bench = _Gateway(stack)
         figures = list(bench.figures())
         recorded = _delivered(stack, bench.metered)
-    cut = 4 * (ROUNDS + 1) * CONNECTIONS  # wrk hangs up in the middle of as many
+    cut = (4 * (ROUNDS + 1) + 2 * (RATE_LIMIT_ROUNDS + 1)) * CONNECTIONS  # wrk hangs up in the middle of as many
     said = f"{bench.metered:,} requests were answered through the gateway, {recorded:,} usage events recorded"
     if not bench.metered <= recorded <= bench.metered + cut:
         raise RuntimeError(f"{said}: that is not every one of them")
@@ -64,6 +68,7 @@ class _Gateway:
         yield self._against_postgrest("GET", "GET of ten rows")
         yield self._against_postgrest("POST", "POST of a row", POST_SCRIPT)
         yield self._with_a_key()
+        yield self._with_rate_limits()
 
     def _against_postgrest(self, method: str, what: str, script: Path | None = None) -> Figure:
         path = PAGE if method == "GET" else "/cases"
@@ -106,6 +111,22 @@ class _Gateway:
             f"{comparison.our_median:,.0f}/s",
             f"with a token, {comparison.reference_median:,.0f}/s",
             comparison.ratio,
+        )
+
+    def _with_rate_limits(self) -> Figure:
+        """What counting requests costs, where nobody comes to the limit."""
+        with self._stack.another_sidecar(tier_rate_limits=TierRateLimits({"starter": NEVER_REACHED})) as url:
+            limited = Wrk("rate limits", f"{url}/api/v1{PAGE}", self._headers, seconds=SECONDS)
+            unlimited = Wrk("none", f"{self._stack.gateway_url}/api/v1{PAGE}", self._headers, seconds=SECONDS)
+            comparison = compare(RATE_LIMIT_ROUNDS, limited.run, unlimited.run)
+        show(f"GET {PAGE}", comparison, "requests/s", (limited.name, unlimited.name))
+        self.metered += limited.answered + unlimited.answered
+        return Figure(
+            "gateway, with rate limits",
+            f"{comparison.our_median:,.0f}/s",
+            f"without, {comparison.reference_median:,.0f}/s",
+            comparison.ratio,
+            (at_least("", comparison.median_ratio, RATE_LIMIT_BUDGET),),
         )
 
 

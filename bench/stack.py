@@ -7,7 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -18,8 +18,10 @@ from psycopg import sql
 from rich.console import Console
 
 from api.settings import Settings
+from api.stack.endpoints import http_url
 from api.stack.processes import find, start, stop, wait_until_ready
 from api.stack.progress import Progress
+from api.stack.services import sidecar_part
 from api.stack.stack import Stack
 from api.tokens import Role, mint_token
 
@@ -70,6 +72,19 @@ class BenchStack:
 
     def stop(self, part: str) -> None:
         stop(part, self.stack.state)
+
+    @contextmanager
+    def another_sidecar(self, **settings: object) -> Iterator[str]:
+        """Beside the stack's own, with settings of its own, until the end of the block. Returns its URL."""
+        [port] = _free_ports(1)
+        known = self.stack.settings.model_copy(update={"gateway_port": port, **settings})
+        spool = self.stack.state.root / "another-spool"
+        part = replace(sidecar_part(known, self.sidecar_database_url, self.jwt_secret, spool), name="another-sidecar")
+        wait_until_ready(part, start(part, self.stack.state), self.stack.state)
+        try:
+            yield http_url(known.host, port)
+        finally:
+            stop(part.name, self.stack.state)
 
     def processor_seconds(self, part: str) -> float:
         """What the part has used so far, with everything it started."""
