@@ -28,6 +28,7 @@ GUIDES = (
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")))
 ELSEWHERE = {
     "docs/restore.md",  # by test_restore.py, since it needs two clusters
+    "docs/webhooks.md",  # by test_outbound_webhooks.py, since it needs messages
     "docs/performance.md",  # by people, since it takes minutes
 }
 # Why snippets are not run, and how many of each guide. A snippet that breaks does not get away by being marked.

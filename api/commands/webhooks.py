@@ -107,8 +107,8 @@ def test() -> None:
 
 def _why_not(message: Message) -> str:
     if message.attempts:
-        at = f"{message.next_attempt_at:%H:%M:%S} UTC"
-        return f"Not delivered: {_plain(message.last_error or '')}. It is tried again at {at}."
+        error = _plain(message.last_error or "")
+        return f"Not delivered, and tried again at {message.next_attempt_at:%H:%M:%S} UTC: {error}"
     return f"Nobody has sent {message.id} yet. Is WEBHOOK_URL set, and does a sidecar run?"
 
 

@@ -30,9 +30,10 @@ as $$
   )
   select
     c.organization_id, c.id, c.type, c.attempts,
-    json_build_object(
-      'type', c.type, 'timestamp', to_char(c.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), 'data', c.payload
-    )::text
+    format(
+      '{"type":%s,"timestamp":"%s","data":%s}',
+      to_json(c.type), to_char(c.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), c.payload
+    )
   from claimed c
   order by c.created_at, c.id
 $$;
