@@ -111,9 +111,10 @@ ROWS: Mapping[str, str] = {
         insert into billing.usage_alerts (organization_id, id, threshold_kind, threshold)
         values (%(org)s, %(id)s, 'absolute', 12345)""",
     "billing.budgets": "insert into billing.budgets (organization_id, amount_cents) values (%(org)s, 12345)",
-    # Not due yet, else the sidecar takes it.
+    # It has failed before and is tried again later, else the sidecar removes it.
     "billing.alert_queue": """
-        insert into billing.alert_queue (organization_id, id, due_at) values (%(org)s, %(id)s, '2099-01-01Z')""",
+        insert into billing.alert_queue (organization_id, id, attempts, due_at)
+        values (%(org)s, %(id)s, 1, '2099-01-01Z')""",
     "notifications.notification_log": """
         insert into notifications.notification_log (organization_id, id, kind, threshold_kind, threshold, period_start,
           value)
