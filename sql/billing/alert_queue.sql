@@ -66,7 +66,8 @@ as $$
   insert into billing.alert_queue (organization_id, due_at)
   select o.id, clock_timestamp() + random() * interval '1 hour'
   from tenancy.organizations o
-  where (
+  where o.kind <> 'platform'
+    and (
       exists (select from billing.budgets b where b.organization_id = o.id)
       or exists (select from billing.usage_alerts a where a.organization_id = o.id and a.threshold_kind = 'absolute')
       or exists (select from billing.entitlement_overrides v where v.organization_id = o.id)
