@@ -9,13 +9,13 @@ from typing import Annotated, Final
 from uuid import UUID
 
 import typer
-from rich.table import Table
 
-from api.command_line import console, errors, explain_errors, migration_url, say
+from api.command_line import errors, explain_errors, migration_url, say
 from api.settings import load_settings
 from api.webhooks.outbox import Message, OutboxError, messages, replay, replay_dead, send_test
 
 WAIT_SECONDS: Final = 20.0  # an attempt takes at most 15
+HEADINGS: Final = ("written at", "id", "type", "organization", "status", "attempts", "last error")
 DATES: Final = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
 commands = typer.Typer()
@@ -47,20 +47,10 @@ def list_messages(
     if not found:
         say("No messages.")
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("created at", "id", "type", "organization", "status", "attempts", "last error"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("id", "created at"))
-    for message in found:
-        table.add_row(
-            f"{message.created_at:%Y-%m-%d %H:%M:%S}Z",
-            str(message.id),
-            message.type,
-            message.organization,
-            message.status,
-            str(message.attempts),
-            _plain(message.last_error or ""),
-        )
-    console.print(table, markup=False, highlight=False)
+    rows = [HEADINGS, *(_row(message) for message in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    for row in rows:
+        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 @webhooks_app.command(name="replay")
@@ -103,6 +93,18 @@ def test() -> None:
         return
     errors.print(_why_not(message), style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1)
+
+
+def _row(message: Message) -> tuple[str, ...]:
+    return (
+        f"{message.created_at:%Y-%m-%d %H:%M:%S}Z",
+        str(message.id),
+        message.type,
+        message.organization,
+        message.status,
+        str(message.attempts),
+        _plain(message.last_error or ""),
+    )
 
 
 def _why_not(message: Message) -> str:
