@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.conftest import MakeOrganization
 from tests.harness import RunningStack
-from tests.observe import database_away, eventually
+from tests.observe import eventually
 
 TRIAL_DAYS = 14
 LEFT = timedelta(seconds=4)
