@@ -50,7 +50,7 @@ declare
 begin
   perform tenancy.require_organization();
   v_granted := billing.grant_quota(tenancy.current_org(), p_feature, p_amount, null);
-  return greatest(v_granted.limit_value - v_granted.used, 0);
+  return billing.remaining_of(v_granted.limit_value, v_granted.used);
 end;
 $$;
 
