@@ -46,15 +46,15 @@ class Ledger:
         self.superuser.execute("update tenancy.organizations set plan = %s where id = %s", [self.plan, made])
         return made
 
-    def meter(self, terms: Terms, aggregation: str = "sum") -> str:
+    def meter(self, terms: Terms, aggregation: str = "sum", reads: str = "quantity") -> str:
         """A meter with that price in the plan."""
         code = next(_names)
         self.superuser.execute(
             """
-            insert into metering.meters (code, event_name, aggregation, unit, description)
-            values (%s, %s, %s, 'unit', 'Units')
+            insert into metering.meters (code, event_name, aggregation, value, unit, description)
+            values (%s, %s, %s, %s, 'unit', 'Units')
             """,
-            [code, code, aggregation],
+            [code, code, aggregation, reads],
         )
         self.superuser.execute(
             """

@@ -410,7 +410,7 @@ def agree_on_prices(superuser: Connection) -> Iterator[Any]:
                 ],
             )  # fmt: skip
         of_prices = {price.plan for price in example.prices if price.plan} - {"true"}
-        of_subscription = {change.start or change.change for change in example.subscription} - {None}
+        of_subscription = {change.start or change.change or "plan" for change in example.subscription}
         for name in sorted({"plan"} | of_prices | of_subscription):
             superuser.execute(
                 "insert into billing.plans (code, name) values (%s, %s)", [f"{prefix}.{name}", name.capitalize()]

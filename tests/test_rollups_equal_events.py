@@ -131,7 +131,7 @@ def expected(rows: Sequence[Row], bounds: Sequence[datetime], *, by_k: bool) -> 
                 events = len([row for row in left if row.user is not None]) if code == "unique" else len(left)
                 result[number, f"t.{code}", k] = [events, quantity]
         before = sum((row.quantity for row in rows if row.name == "s" and row.at < start), ZERO)
-        seconds = Decimal(int((end - start).total_seconds()))
+        seconds = Decimal((end - start) // timedelta(microseconds=1)) / 1_000_000
         area = before * seconds + sum(
             (
                 row.quantity * (Decimal((end - row.at) // timedelta(microseconds=1)) / 1_000_000)

@@ -322,12 +322,14 @@ begin
       select
         p.bucket, p.meter_code, p.meter_version > 0 as metered,
         case when not p_together then p.billing_entity_id end as billing_entity_id,
-        metering.project(p.groups, v_group_by) as groups,
+        -- Said here, too: the function is not inlined, and hours have thousands of groups.
+        case when v_group_by = '{}' then '{}' else metering.project(p.groups, v_group_by) end as groups,
         sum(p.events)::bigint as events,
         sum(p.value) as value,
         max(p.max_value) as max_value,
         min(p.min_value) as min_value,
-        (array_agg(p.latest_value order by p.latest_at desc, p.latest_id desc) filter (where p.latest_at is not null))[1] as latest_value
+        -- Not the first of them in order: thousands of hours would be sorted for it.
+        substr(max(metering.latest_of(p.latest_at, p.latest_id, p.latest_value)) filter (where p.latest_at is not null), 57)::numeric as latest_value
       from partials p
       group by 1, 2, 3, 4, 5
     )
@@ -473,7 +475,7 @@ as $$
   ),
   kept as (
     select
-      width_bucket(u.bucket_start, p_bounds) as bucket, u.meter_code, u.billing_entity_id, metering.project(u.groups, p_group_by) as groups,
+      width_bucket(u.bucket_start, p_bounds) as bucket, u.meter_code, u.billing_entity_id, case when p_group_by = '{}' then '{}' else metering.project(u.groups, p_group_by) end as groups,
       u.value_hash, u.events
     from metering.unique_values u
     where u.organization_id = p_organization_id

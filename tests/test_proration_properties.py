@@ -1,0 +1,278 @@
+"""What holds of months in which the plan changes, whatever the prices, the usage and the moments are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from itertools import count, pairwise
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import MakeOrganization
+from tests.harness import Database
+from tests.ledger import LONG_AGO, Ledger, Terms, as_json
+from tests.meters import roll_up_all
+from tests.test_rating_properties import prices
+from tests.usage import Connection, event, finalize, ingest, moment, month
+
+MICROSECOND = timedelta(microseconds=1)
+MONTH = moment(0) - moment(1)
+
+seconds = st.integers(0, int(MONTH.total_seconds()) - 1)
+moments = st.lists(seconds, min_size=1, max_size=4, unique=True).map(
+    lambda several: [moment(1, seconds=one) + timedelta(microseconds=one % 7) for one in sorted(several)]
+)
+uses = st.lists(st.tuples(st.integers(0, 40).map(Decimal), seconds), min_size=1, max_size=6)
+
+_numbers = count(1)
+
+
+class Subscribed(Ledger):
+    """Plans of one property, and organizations that change between them."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.plans = [self.plan]
+
+    def other_plan(self) -> str:
+        self.plans.append(f"{self.plan}.{len(self.plans)}")
+        self.superuser.execute("insert into billing.plans (code, name) values (%s, 'Plan')", [self.plans[-1]])
+        return self.plans[-1]
+
+    def price(self, code: str | None, plan: str | None, terms: Terms) -> None:
+        self.superuser.execute(
+            """
+            insert into billing.prices (
+              meter_code, plan_code, currency, model, unit_amount_cents, package_size, tiers, included_quantity,
+              minimum_cents, maximum_cents, effective_from
+            )
+            values (%s, %s, 'usd', %s, %s, %s, %s, %s, %s, %s, %s)
+            """,
+            [
+                code, plan, terms["model"], terms.get("unit_amount_cents"), terms.get("package_size"),
+                as_json(terms["tiers"]) if "tiers" in terms else None, terms.get("included_quantity", 0),
+                terms.get("minimum_cents"), terms.get("maximum_cents"), LONG_AGO,
+            ],
+        )  # fmt: skip
+
+    def subscribed(self, changes: list[tuple[datetime, str]], before: str | None = None) -> UUID:
+        """On `before`, or its first plan, when the month begins."""
+        organization = self.organization()
+        changes = [(moment(1), before or changes[0][1]), *changes] if changes[0][0] > moment(1) else changes
+        for number, (at, plan) in enumerate(changes):
+            function = "change_subscription(%s, %s, false, %s)" if number else "start_subscription(%s, %s, 0, true, %s)"
+            self.superuser.execute(f"select billing.{function}", [organization, plan, at])
+        return organization
+
+    def bill(self, organization: UUID) -> list[dict[str, Any]]:
+        """The lines that last month would have."""
+        return [
+            {"kind": kind, "meter": meter, "plan": plan, "quantity": quantity, "amount": amount, "exact": exact}
+            for kind, meter, plan, quantity, amount, exact in self.superuser.execute(
+                """
+                select l.kind, l.meter_code, l.price ->> 'plan', l.quantity, l.amount_cents, l.exact_cents
+                from billing.draft_invoices(%s, %s, %s, 'UTC') d, unnest(d.lines) l
+                order by l.line_number
+                """,
+                [organization, moment(1), moment(0)],
+            )
+        ]
+
+    def use(self, organization: UUID, code: str, used: list[tuple[Decimal, int]]) -> None:
+        self.send(organization, [(code, quantity, moment(1, seconds=second)) for quantity, second in used])
+
+
+@pytest.fixture(scope="module")
+def ledger(
+    superuser: Connection, shared_database: Database, make_organization: MakeOrganization
+) -> Iterator[Subscribed]:
+    yield Subscribed(superuser, shared_database, make_organization)
+
+
+def total(lines: list[dict[str, Any]]) -> Decimal:
+    return sum((line["amount"] for line in lines), Decimal())
+
+
+@settings(max_examples=6, deadline=None)
+@given(changes=moments, fee=st.integers(0, 10**6))
+def test_parts_of_a_fee_add_up_to_it(ledger: Subscribed, changes: list[datetime], fee: int) -> None:
+    """Of plans that cost the same: within half a cent a plan, and exactly before they are rounded."""
+    ledger.begin()
+    plans = [ledger.plan, ledger.other_plan(), ledger.other_plan()]
+    for plan in plans:
+        ledger.price(None, plan, {"model": "flat", "unit_amount_cents": fee})
+    lines = ledger.bill(ledger.subscribed([(at, plans[n % 3]) for n, at in enumerate(changes)], plans[2]))
+    assert abs(total(lines) - fee) <= Decimal(len(lines)) / 2
+    assert round(sum(line["exact"] for line in lines), 9) == fee
+    assert len({line["plan"] for line in lines}) == len(lines), "a plan that comes back is one line"
+
+
+@settings(max_examples=5, deadline=None)
+@given(changes=moments, unit=st.decimals(0, 50, places=6), used=uses)
+def test_a_change_to_a_plan_that_costs_the_same_changes_no_total(
+    ledger: Subscribed, sidecar: Connection, changes: list[datetime], unit: Decimal, used: list[tuple[Decimal, int]]
+) -> None:
+    """But for what rounding of more lines makes."""
+    ledger.begin()
+    terms = {"model": "per_unit", "unit_amount_cents": unit, "included_quantity": 0}
+    code = ledger.meter(terms)
+    other = ledger.other_plan()
+    ledger.price(code, other, terms)
+    bills: list[list[dict[str, Any]]] = []
+    for plans in ([ledger.plan] * len(changes), [(other, ledger.plan)[n % 2] for n in range(len(changes))]):
+        organization = ledger.subscribed(list(zip(changes, plans, strict=True)), ledger.plan)
+        ledger.use(organization, code, used)
+        if len(bills) == 1:
+            roll_up_all(sidecar)
+        bills.append(ledger.bill(organization))
+    one, cut = bills
+    assert sum(line["quantity"] for line in one) == sum(line["quantity"] for line in cut)
+    assert sum(line["exact"] for line in one) == sum(line["exact"] for line in cut)
+    assert abs(total(one) - total(cut)) <= Decimal(len(one) + len(cut)) / 2
+
+
+@settings(max_examples=5, deadline=None)
+@given(at=st.integers(1, int(MONTH.total_seconds()) - 2), terms=prices(), used=uses)
+def test_a_plan_that_was_left_at_once_costs_nothing(
+    ledger: Subscribed, at: int, terms: Terms, used: list[tuple[Decimal, int]]
+) -> None:
+    ledger.begin()
+    code = ledger.meter(terms)
+    other = ledger.other_plan()
+    ledger.price(None, other, {"model": "flat", "unit_amount_cents": 5000})
+    ledger.price(code, other, {"model": "per_unit", "unit_amount_cents": 1000, "minimum_cents": 5000})
+    changed = moment(1, seconds=at) + 3 * MICROSECOND  # where nothing is used
+    bills = []
+    for changes in ([(moment(1), ledger.plan)], [(changed, other), (changed + MICROSECOND, ledger.plan)]):
+        organization = ledger.subscribed(changes, ledger.plan)
+        ledger.use(organization, code, used)
+        bills.append(ledger.bill(organization))
+    one, cut = bills
+    assert {line["plan"] for line in cut} <= {ledger.plan}
+    assert [line["quantity"] for line in one] == [line["quantity"] for line in cut]
+    # A microsecond of what is included, or due at least, may be missing of it.
+    assert abs(total(one) - total(cut)) <= 1
+
+
+@settings(max_examples=5, deadline=None)
+@given(changes=moments, used=uses, data=st.data())
+def test_usage_is_in_one_part_whatever_is_rolled_up_and_in_whatever_order_it_comes(
+    ledger: Subscribed,
+    sidecar: Connection,
+    changes: list[datetime],
+    used: list[tuple[Decimal, int]],
+    data: st.DataObject,
+) -> None:
+    ledger.begin()
+    code = ledger.meter({"model": "per_unit", "unit_amount_cents": 1, "included_quantity": 0})
+    plans = [ledger.plan, ledger.other_plan(), ledger.other_plan()]
+    for number, plan in enumerate(plans[1:], 2):
+        ledger.price(code, plan, {"model": "per_unit", "unit_amount_cents": number})
+    timeline = [(at, plans[n % 3]) for n, at in enumerate(changes)]
+    # At the very moments of the changes, and just before them.
+    edges = [(Decimal(1), at) for at in changes] + [(Decimal(1), at - MICROSECOND) for at in changes if at > moment(1)]
+    everything = [(quantity, moment(1, seconds=second)) for quantity, second in used] + edges
+    expected: dict[str, Decimal] = {}
+    for quantity, at in everything:
+        plan = next((plan for since, plan in reversed(timeline) if since <= at), plans[2])
+        expected[plan] = expected.get(plan, Decimal()) + quantity
+    for _ in range(2):
+        organization = ledger.subscribed(timeline, plans[2])
+        for quantity, at in data.draw(st.permutations(everything)):
+            ledger.send(organization, [(code, quantity, at)])
+            if data.draw(st.integers(0, 3)) == 0:
+                roll_up_all(sidecar)
+        found = {line["plan"]: line["quantity"] for line in ledger.bill(organization)}
+        assert {plan: quantity for plan, quantity in found.items() if quantity} == {
+            plan: quantity for plan, quantity in expected.items() if quantity
+        }
+        costs = ledger.superuser.execute(
+            """
+            select
+              sum(billing.cost_cents(e)),
+              (select sum((d.invoice).total_cents) from billing.draft_invoices(%s, %s, %s, 'UTC') d)
+            from metering.usage_events e where e.organization_id = %s
+            """,
+            [organization, moment(1), moment(0), organization],
+        ).fetchone()
+        assert costs and costs[0] == costs[1], "what each event costs adds up to the invoice"
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    changes=moments,
+    aggregation=st.sampled_from(["max", "min", "latest", "unique", "sum", "count"]),
+    used=st.lists(st.tuples(st.integers(1, 9).map(Decimal), seconds), min_size=1, max_size=8, unique_by=lambda u: u[1]),
+)
+def test_what_does_not_add_up_is_one_value_for_all_plans(
+    ledger: Subscribed, sidecar: Connection, changes: list[datetime], aggregation: str, used: list[tuple[Decimal, int]]
+) -> None:
+    ledger.begin()
+    terms = {"model": "per_unit", "unit_amount_cents": 1, "included_quantity": 0}
+    code = ledger.meter(terms, aggregation, "user_id" if aggregation == "unique" else "quantity")
+    plans = [ledger.plan, ledger.other_plan()]
+    ledger.price(code, plans[1], terms)
+    organization = ledger.subscribed([(at, plans[n % 2]) for n, at in enumerate(changes)], plans[1])
+    events = [
+        event(f"{n}", moment(1, seconds=second), name=code, quantity=int(quantity), user_id=f"user-{quantity}")
+        for n, (quantity, second) in enumerate(used)
+    ]
+    assert ingest(ledger.superuser, events, organization).accepted == len(used)
+    values = [quantity for quantity, _ in used]
+    whole = {
+        "max": max(values),
+        "min": min(values),
+        "latest": max(used, key=lambda one: one[1])[0],
+        "unique": Decimal(len(set(values))),
+        "sum": sum(values),
+        "count": Decimal(len(values)),
+    }[aggregation]
+    for _ in range(2):
+        lines = ledger.bill(organization)
+        assert sum(line["quantity"] for line in lines) == whole == total(lines)
+        assert all(line["quantity"] >= 0 for line in lines)
+        roll_up_all(sidecar)
+
+
+@settings(max_examples=5, deadline=None)
+@given(terms=prices(), other_terms=prices(), changes=moments, in_time=uses, late=uses)
+def test_late_usage_of_a_changed_month_costs_what_it_would_have_cost_in_time(
+    ledger: Subscribed, terms: Terms, other_terms: Terms, changes: list[datetime], in_time: Any, late: Any
+) -> None:
+    ledger.begin()
+    code = ledger.meter(terms)
+    plans = [ledger.plan, ledger.other_plan()]
+    ledger.price(code, plans[1], other_terms)
+    timeline = [(at, plans[n % 2]) for n, at in enumerate(changes)]
+    whole, parts = ledger.subscribed(timeline, plans[1]), ledger.subscribed(timeline, plans[1])
+    ledger.use(whole, code, in_time + late)
+    ledger.use(parts, code, in_time)
+    expected = total(ledger.bill(whole))
+    billed = finalize(ledger.superuser, parts, month(1)).total_cents
+    events = ", ".join(
+        f'{{"id": "late-{next(_numbers)}", "event": "{code}", "quantity": {quantity:f}, '
+        f'"time": "{moment(1, seconds=second).isoformat()}"}}'
+        for quantity, second in late
+    )
+    assert ingest(ledger.superuser, f"[{events}]", parts, late="adjust").accepted == len(late)
+    adjusted = sum(ledger.lines(parts, 0).get(("adjustment", code), []), Decimal())
+    assert billed + adjusted == expected
+
+
+def test_a_month_is_cut_without_gaps(ledger: Subscribed) -> None:
+    ledger.begin()
+    other = ledger.other_plan()
+    at = [moment(1, days=day, minutes=7, seconds=11) for day in (3, 3.5, 9, 20)]
+    organization = ledger.subscribed(list(zip(at, [other, ledger.plan] * 2, strict=True)), ledger.plan)
+    slices = ledger.superuser.execute(
+        "select slice_start, slice_end, plan_code from billing.plan_slices(%s, %s, %s, 'starter') order by n",
+        [organization, moment(1), moment(0)],
+    ).fetchall()
+    assert [slices[0][0], slices[-1][1]] == [moment(1), moment(0)]
+    assert all(one[1] == other[0] and one[2] != other[2] for one, other in pairwise(slices))
+    assert [one[0] for one in slices[1:]] == at
