@@ -1,5 +1,5 @@
 -- What is beside invoices, compared with what the audit log told of it when it was written: payments, refunds, credit notes and the balance;
--- and what the next invoices will be made by: terms, plans, prices, periods, and who has which.
+-- and what the next invoices will be made by: terms, plans, prices, periods, subscriptions, and who has which.
 
 create or replace function billing.ledger_names()
 returns text[]
@@ -105,9 +105,11 @@ as $$
   from chains c
   cross join lateral audit.differences(
     billing.ledger_names() || array[
-      'invoice', 'billing_period', 'organization', 'billing_terms', 'billing_profile', 'plan', 'plan_feature', 'price', 'meter', 'operation_weight'
+      'invoice', 'billing_period', 'organization', 'billing_terms', 'billing_profile', 'plan', 'plan_feature', 'price', 'meter', 'operation_weight',
+      'subscription', 'subscription_phase', 'entitlement_override'
     ],
-    c.organization_id, billing.ledger_names() || array['invoice'], billing.ledger_names() || array['billing_terms']
+    c.organization_id, billing.ledger_names() || array['invoice'],
+    billing.ledger_names() || array['billing_terms', 'subscription', 'subscription_phase', 'entitlement_override']
   ) d
   union all
   select o.id, f.what, f.expected, f.found, f.detail
