@@ -273,7 +273,7 @@ def test_an_invoice_of_before_shows_what_it_has(stack: RunningStack, make_organi
     }
     assert {name: shown[name] for name in expected} == expected
     assert (shown["period"]["start_date"], shown["period"]["end_date"]) == ("2024-01-01", "2024-02-01")
-    assert as_csv.text.splitlines()[1].endswith(",Requests,request,2,2,25,50,0.50")
+    assert ",Requests,request,2,2,25,50,0.50," in as_csv.text.splitlines()[1]
     assert "Requests · request 2 0.25 0.50 Total 0.50 Amount due XTS 0.50" in Page(as_html.text).text
 
 
@@ -455,3 +455,58 @@ def test_totals_of_any_size_are_printed_exactly() -> None:
 )
 def test_quantities_are_printed_exactly(number: str, text: str) -> None:
     assert quantity(Decimal(number)) == text
+
+
+PRORATED: dict[str, Any] = {
+    "model": "per_unit",
+    "plan": "small",
+    "in_force": [
+        {"from": "2026-01-01T00:00:00.000000Z", "until": "2026-01-11T00:00:00.000000Z"},
+        {"from": "2026-01-31T00:00:00.000000Z", "until": "2026-02-01T00:00:00.000000Z"},
+    ],
+}
+
+
+def in_berlin(*spans: tuple[str, str]) -> dict[str, Any]:
+    period = {"start_date": "2026-03-01", "end_date": "2026-04-01", "timezone": "Europe/Berlin"}
+    price = PRORATED | {"in_force": [{"from": start, "until": end} for start, end in spans]}
+    return {"period": period, "lines": [LINE | {"price": price}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"lines": [LINE | {"price": PRORATED}]}, "small: 1 Jan 2026 – 10 Jan 2026 and 31 Jan 2026, 11 of 31 days"),  # noqa: RUF001
+        (
+            {"lines": [LINE | {"kind": "fee", "quantity": 0.354839, "price": PRORATED | {"model": "flat"}}]},
+            "For 35.4839 % of the period 1 Jan 2026 – 10 Jan 2026 and 31 Jan 2026, 11 of 31 days",  # noqa: RUF001
+        ),
+        ({"lines": [LINE | {"price": PRORATED | {"trial": True}}]}, "Trial of small: 1 Jan 2026 – 10 Jan 2026 and"),  # noqa: RUF001
+        ({"lines": [LINE | {"price": {"model": "per_unit", "plan": "small", "trial": True}}]}, "Trial of small"),
+        (
+            in_berlin(("2026-02-28T23:00:00.000000Z", "2026-03-29T22:00:00.000000Z")),
+            "small: 1 Mar 2026 – 29 Mar 2026, 29 of 31 days",  # noqa: RUF001
+        ),
+        (
+            in_berlin(("2026-03-11T06:13:20.000000Z", "2026-03-31T10:30:00.000000Z")),
+            "small: 11 Mar 2026 07:13:20 – 31 Mar 2026 12:30",  # noqa: RUF001
+        ),
+    ],
+)
+def test_a_price_that_was_in_force_for_a_part_says_when(fields: dict[str, Any], text: str) -> None:
+    assert text in Page(page(document(**fields))).text
+
+
+def test_a_price_that_was_in_force_all_the_time_says_nothing_of_it() -> None:
+    text = Page(page(document(lines=[LINE | {"price": {"model": "per_unit", "plan": "small"}}]))).text
+    assert "small" not in text
+
+
+def test_csv_says_of_which_plan_a_price_is_and_when_it_was_in_force() -> None:
+    lines = [LINE | {"price": PRORATED | {"trial": True}}, LINE | {"line_number": 2}]
+    one, other = csv.DictReader(io.StringIO(lines_csv(document(lines=lines)), newline=""))
+    assert [one["plan"], one["trial"]] == ["small", "true"]
+    assert one["in_force"] == (
+        "2026-01-01T00:00:00+00:00/2026-01-11T00:00:00+00:00; 2026-01-31T00:00:00+00:00/2026-02-01T00:00:00+00:00"
+    )
+    assert [other["plan"], other["trial"], other["in_force"]] == ["", "", ""]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Self
 
@@ -53,8 +53,16 @@ class Tier(Part):
     included: bool = False
 
 
+class Span(Part):
+    starts: datetime = Field(alias="from")
+    ends: datetime = Field(alias="until")
+
+
 class Price(Part):
     model: str = "per_unit"
+    plan: str | None = None
+    trial: bool = False
+    in_force: tuple[Span, ...] = ()  # empty: for all of the period
     package_size: Decimal | None = None
     minimum_cents: Decimal | None = None
     maximum_cents: Decimal | None = None

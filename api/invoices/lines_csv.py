@@ -7,7 +7,8 @@ import io
 from decimal import Decimal
 from typing import Final
 
-from api.invoices.document import Document, Line
+from api.invoices.document import Document, Line, Price
+from api.invoices.in_force import intervals_in_force
 from api.invoices.numbers import money
 
 # Columns are added behind these, never between or instead.
@@ -27,6 +28,9 @@ COLUMNS: Final = (
     "unit_amount_cents",
     "amount_cents",
     "amount",
+    "plan",
+    "trial",
+    "in_force",
 )
 # A spreadsheet takes a cell that begins so for a formula, and runs it. Numbers of ours are none of those.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
@@ -46,6 +50,7 @@ def lines_csv(document: Document) -> str:
 
 def _row(document: Document, line: Line) -> list[str]:
     period = line.belongs_to or document.period
+    price = line.price or Price()
     return [
         document.number or "",
         document.currency,
@@ -62,6 +67,9 @@ def _row(document: Document, line: Line) -> list[str]:
         f"{line.unit_amount_cents:f}" if line.unit_amount_cents is not None else "",
         f"{line.amount_cents:f}",
         money(line.amount_cents, document.minor_units, thousands=""),
+        _harmless(price.plan or ""),
+        "true" if price.trial else "",
+        intervals_in_force(price, period),
     ]
 
 
@@ -86,6 +94,9 @@ def _tax_row(document: Document) -> list[str]:
         "",
         f"{added:f}",
         money(added, document.minor_units, thousands=""),
+        "",
+        "",
+        "",
     ]
 
 

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined, pass_context
 from jinja2.runtime import Context
 
 from api.invoices.document import Document, Line, Price, Tier
+from api.invoices.in_force import days_in_force
 from api.invoices.numbers import money, quantity
 
 _CSS: Final = files("api.invoices").joinpath("page.css").read_text(encoding="utf-8")
@@ -51,6 +52,15 @@ def _money(context: Context, cents: Decimal | int) -> str:
 
 def _day(day: date) -> str:
     return f"{day.day} {day:%b %Y}"
+
+
+@pass_context
+def _in_force(context: Context, line: Line) -> str:
+    """Of which plan its price is, and when that was in force, where that was not all the time."""
+    price = line.price or Price()
+    days = days_in_force(price, line.belongs_to or context["it"].period)
+    plan = f"Trial of {price.plan}" if price.trial else price.plan if days and line.kind != "fee" else None
+    return ": ".join(part for part in (plan, days) if part)
 
 
 @pass_context
@@ -102,7 +112,7 @@ def _label(tier: Tier, price: Price, minor_units: int) -> Iterator[str]:
 
 def _template_environment() -> Environment:
     made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters.update(money=_money, quantity=quantity, day=_day, parts=_parts)
+    made.filters.update(money=_money, quantity=quantity, day=_day, in_force=_in_force, parts=_parts)
     return made
 
 
