@@ -269,10 +269,10 @@ def test_a_feature_that_means_nothing_is_refused(
         """
     )
     with refused("INVALID_ENTITLEMENT") as of_one:
-        call(api, organization, "platform_admin", f"select api.set_entitlement({arguments})")  # type: ignore[arg-type]
+        call(api, organization, "platform_admin", f"select api.set_entitlement({arguments})")
     assert problem in of_one["message"]
     with refused("INVALID_PLAN") as of_a_plan:
-        call(api, organization, "platform_admin", f"select api.set_plan_feature('pro', {arguments})")  # type: ignore[arg-type]
+        call(api, organization, "platform_admin", f"select api.set_plan_feature('pro', {arguments})")
     assert problem in of_a_plan["message"]
 
 

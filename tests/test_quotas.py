@@ -249,7 +249,7 @@ def test_no_tenant_asks_for_the_backend(
 ) -> None:
     set_limit(superuser, organization.id, "pages", 10)
     with refused("ROLE_REQUIRED"):
-        call(api, organization, "owner", f"select api.{function}('pages', 1)")  # type: ignore[arg-type]
+        call(api, organization, "owner", f"select api.{function}('pages', 1)")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         call(api, organization, "owner", "select tenancy.release_for_backend('pages', 1, null)")
 

@@ -5,8 +5,9 @@
 -- is granted, and each grant goes on from the greater one, so nothing counts twice and nothing twice over is let through. A limit at any time
 -- is what there is now: rows of members, workspaces and API keys, what a meter of levels stores, else what was granted and not released.
 --
--- Whoever grants locks the counter first and reads in later statements: those who waited see what was granted before them. The period lock is
--- shared before that, as everybody does who will meter in the same transaction: else the two would be taken in both orders.
+-- Whoever grants locks the counter first and reads in later statements: those who waited see what was granted before them. Before that the period
+-- lock is shared, and the period made if there is none, as everybody does who meters in the same transaction: else they would be taken in
+-- both orders.
 
 -- The period that a quota counts in; of a limit at any time all of time.
 create or replace function billing.quota_period(
@@ -184,6 +185,7 @@ begin
     perform billing.raise_invalid_quantity('a reference has 1 to 200 characters');
   end if;
   perform billing.share_period_locks(array[p_organization_id]);
+  perform billing.ensure_periods(p_organization_id, v_now, v_now);
   select * into v_entitlement from billing.entitlements_of(p_organization_id, v_now) e where e.feature = p_feature and e.is_granted;
   -- Again where the plan was changed, or the period ended, while it waited for the lock.
   loop
