@@ -105,8 +105,8 @@ ROWS: Mapping[str, str] = {
         insert into billing.subscriptions (organization_id, id, created_by) values (%(org)s, %(id)s, 'test')""",
     "billing.subscription_phases": """
         insert into billing.subscription_phases (organization_id, starts_at, subscription_id, status, plan_code,
-          made_by)
-        values (%(org)s, now(), %(id)s, 'active', 'pro', 'test')""",
+          made_by, announced_at)
+        values (%(org)s, now(), %(id)s, 'active', 'pro', 'test', now())""",
     "billing.usage_alerts": """
         insert into billing.usage_alerts (organization_id, id, threshold_kind, threshold)
         values (%(org)s, %(id)s, 'absolute', 12345)""",

@@ -154,6 +154,7 @@ AREAS: Mapping[str, tuple[Table, ...]] = {
         Table("billing.subscription_phases", update="plan_code = 'firm'"),
         Table("api.billing_subscriptions", update="plan = 'firm'"),
         Table("api.subscription_phases", update="plan = 'firm'"),
+        *(Table(f"{schema}.entitlement_overrides", update="limit_value = 1e9") for schema in ("billing", "api")),
         *(
             Table(f"{schema}.{name}", update=f"{column} = 0")
             for schema in ("billing", "api")
@@ -220,8 +221,8 @@ def fill(superuser: Connection, organization: Organization) -> None:
         "insert into billing.subscriptions (organization_id, id, created_by) values (%(org)s, %(id)s, 'test')",
         """
         insert into billing.subscription_phases (organization_id, starts_at, subscription_id, status, plan_code,
-          made_by)
-        values (%(org)s, now(), %(id)s, 'active', 'pro', 'test')""",
+          made_by, announced_at)
+        values (%(org)s, now(), %(id)s, 'active', 'pro', 'test', now())""",
         "insert into tenancy.workspaces (organization_id, name) values (%(org)s, 'A workspace')",
         """
         insert into tenancy.invitations (organization_id, email, role, code_sha256, invited_by, expires_at)
