@@ -97,7 +97,7 @@ begin
       coalesce(left(p_feature, 80), 'null'), coalesce(v_standing.plan_code, 'null'),
       coalesce(
         case
-          when v_standing.status = 'past_due' and not v_standing.has_access then format('past_due since before %s', v_standing.grace_ends_at)
+          when v_standing.status = 'past_due' and not v_standing.has_access then format('past_due, and its grace ended at %s', v_standing.grace_ends_at)
           else v_standing.status
         end,
         'unknown'
