@@ -460,10 +460,13 @@ def test_a_quota_that_is_used_up_is_told_of_as_the_guide_shows(
     )
     ingest(sidecar, [event("a", name="doc.upload"), event("b", name="doc.upload")], organization.id)
     sidecar.execute("select metering.roll_up(1000)")
+    sidecar.execute("set timezone = 'Asia/Tokyo'")
     sidecar.execute("select billing.fire_alerts()")
+    sidecar.execute("reset timezone")
     [message] = sent(superuser, organization.id, "quota.reached")
     assert_shown(message)
     assert (message["data"]["feature"], message["data"]["limit"], message["data"]["used"]) == ("uploads", 2, 2)
+    assert message["data"]["period_start"] == f"{month()}T00:00:00+00:00"
 
 
 def test_the_receiver_of_the_guide_takes_what_is_signed_and_nothing_else(

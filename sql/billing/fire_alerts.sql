@@ -128,6 +128,7 @@ returns void
 language sql
 volatile
 set search_path = ''
+set timezone = 'UTC'
 as $$
   select notifications.enqueue_webhook(
     p_reached.organization_id, 'quota.reached',
