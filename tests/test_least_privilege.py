@@ -105,6 +105,16 @@ _OF_SUBSCRIPTIONS = (
 )
 _SUBSCRIPTIONS = {f"api.{name}" for name in _OF_SUBSCRIPTIONS}
 _OWN_SUBSCRIPTION = {"billing.cancel_own_subscription", "billing.resume_own_subscription"}
+_ENTITLEMENTS = {"api.set_entitlement", "api.remove_entitlement"}
+_BACKEND = {"api.reserve_quota", "api.release_quota", "tenancy.require_backend"}
+_FOR_BACKEND = {"tenancy.reserve_for_backend", "tenancy.release_for_backend"}
+_FEATURES = {
+    "api.has_feature",
+    "billing.shown_entitlements",
+    "tenancy.has_feature",
+    "tenancy.require_feature",
+    "tenancy.reserve_quota",
+}
 _SHOWN = {"billing.shown_plans", "billing.shown_currencies"}
 _SUMMARY = {
     "api.usage_summary",
@@ -164,6 +174,9 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _TERMS
     | _READ_OF_VIEWS
     | _OWN_SUBSCRIPTION
+    | _ENTITLEMENTS
+    | _BACKEND
+    | _FEATURES
     | _KEYS,
     "service": {"api.health", "tenancy.pre_request"}
     | _PERSONAL
@@ -176,6 +189,9 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _STORAGE
     | _WEBHOOKS
     | _TERMS
+    | _ENTITLEMENTS
+    | _BACKEND
+    | _FOR_BACKEND
     | _KEYS,
     "platform_admin": {
         "api.health",
@@ -212,6 +228,11 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _TERMS
     | {"billing.set_billing_terms"}
     | _READ_OF_VIEWS
+    | _ENTITLEMENTS
+    | {name.replace("api.", "billing.") for name in _ENTITLEMENTS}
+    | _BACKEND
+    | _FOR_BACKEND
+    | _FEATURES
     | _KEYS,
     "sidecar": {
         "audit.record_refusals",
@@ -219,6 +240,9 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "billing.close_period",
         "billing.due_periods",
         "billing.fire_alerts",
+        "billing.gateway_limits",
+        "billing.give_back_request",
+        "billing.take_request",
         "tenancy.find_api_key",
         "tenancy.identify",
         "tenancy.note_key_use",
@@ -338,6 +362,8 @@ _READ_BY_MEMBERS = {
         "api.billing_subscriptions",
         "api.subscription_phases",
         "billing.entitlement_overrides",
+        "api.entitlement_overrides",
+        "api.entitlements",
         "stripe.report_marks",
         "audit.log",
         "api.audit_log",

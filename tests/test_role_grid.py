@@ -236,6 +236,9 @@ def fill(superuser: Connection, organization: Organization) -> None:
         values (%(org)s, 'doc.upload', 1, '3')""",
         "insert into billing.budgets (organization_id, amount_cents) values (%(org)s, 100)",
         """
+        insert into billing.entitlement_overrides (organization_id, feature, kind, created_by)
+        values (%(org)s, 'audit_log', 'boolean', 'test')""",
+        """
         insert into notifications.notification_log (organization_id, kind, threshold_kind, threshold, period_start,
           value)
         values (%(org)s, 'usage_alert', 'absolute', 1, '2026-01-01Z', 1)""",
