@@ -139,7 +139,6 @@ AREAS: Mapping[str, tuple[Table, ...]] = {
             for name, column in (("usage_alerts", "threshold"), ("budgets", "amount_cents"))
         ),
         *(Table(f"{schema}.notification_log", update="value = 1") for schema in ("notifications", "api")),
-        Table("billing.alert_queue", update="attempts = 1"),
     ),
     "invoices": (
         Table("billing.billing_periods", update="status = 'open'"),
