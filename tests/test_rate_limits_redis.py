@@ -76,9 +76,11 @@ class Pair:
 
     def exactly_as_one(self) -> None:
         with ExitStack() as stack:
-            answers = at_once(self.clients(stack, self.organization()), 12)
+            answers = at_once(self.clients(stack, self.organization(), each=5), 5)
         statuses = [answer.status_code for answer in answers]
         assert (statuses.count(200), statuses.count(429)) == (LIMIT, len(answers) - LIMIT)
+        left = [int(answer.headers["RateLimit-Remaining"]) for answer in answers if answer.status_code == 200]
+        assert sorted(left) == list(range(LIMIT)), "two have the same place in the count"
 
 
 @pytest.fixture(scope="module")
