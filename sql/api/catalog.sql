@@ -223,10 +223,11 @@ $$;
 
 comment on function api.set_plan(text) is $$Give an organization a plan
 
-For platform_admin, of the organization that X-Organization-ID names. It counts for the periods that are not finalized yet, as a whole.
-Returns the organization as organizations shows it.
+For platform_admin, of the organization that X-Organization-ID names. Where there never was a subscription, it counts for the periods that are
+not finalized yet, as a whole; else from now on: the subscription changes (change_subscription), and where that was canceled the
+organization has the plan without one. Returns the organization as organizations shows it.
 
-Errors: ORGANIZATION_REQUIRED (400), ROLE_REQUIRED (403), ORGANIZATION_NOT_FOUND, PLAN_NOT_FOUND (404).$$;
+Errors: ORGANIZATION_REQUIRED (400), ROLE_REQUIRED (403), ORGANIZATION_NOT_FOUND, PLAN_NOT_FOUND (404), PERIOD_BUSY (503).$$;
 
 grant execute on function
   api.create_plan(text, text, text, boolean, integer), api.change_plan(text, text, text, boolean, integer),

@@ -67,9 +67,10 @@ begin
   );
   select * into strict v_phase from billing.phase_at(p_organization_id, v_at);
   perform billing.plan_ahead(v_phase, null, null, null, null);
+  -- The organization's row before its periods, as whoever changes its schedule locks them.
+  perform billing.announce_phases(p_organization_id);
   -- So that it is billed although nothing is ever used.
   perform billing.ensure_periods(p_organization_id, v_at, v_at);
-  perform billing.announce_phases(p_organization_id);
   return v_subscription_id;
 end;
 $$;
