@@ -205,6 +205,10 @@ def test_real_rows_are_as_described(
         check(document, "post", "/api/v1/rpc/set_billing_terms", terms)
         staff.headers["X-Organization-ID"] = organization.slug
         settle(document, staff, closed.json())
+        call(document, staff, "start_subscription", plan="pro")
+        call(document, staff, "set_entitlement", feature="pages", kind="limit_per_period", limit_value=9)
+        call(document, staff, "reserve_quota", n=3, feature="pages", reference="book")
+        call(document, staff, "release_quota", n=1, feature="pages", reference="book")
         del staff.headers["X-Organization-ID"]
         for view in ROWS:
             answer = (staff if view in FOR_STAFF else owner).get(f"/api/v1/{view}")

@@ -96,20 +96,27 @@ subscription does not give. Returns it as entitlement_overrides shows it.
 Errors: INVALID_ENTITLEMENT, INVALID_EXPIRY, ORGANIZATION_REQUIRED (400), ROLE_REQUIRED (403), ORGANIZATION_NOT_FOUND (404).$$;
 
 create function api.remove_entitlement(feature text)
-returns void
+returns api.entitlement_overrides
 language plpgsql
 volatile
 set search_path = ''
 as $$
+declare
+  v_removed api.entitlement_overrides;
 begin
   perform tenancy.require_staff('removes entitlements', 'GET /entitlements shows what the organization has.');
-  perform billing.remove_entitlement(remove_entitlement.feature);
+  select
+    v.organization_id, v.feature, v.is_granted, v.kind, v.limit_value, v.enforcement, v.meter_code, v.expires_at, v.reason, v.created_by, v.created_at
+  into v_removed
+  from billing.remove_entitlement(remove_entitlement.feature) v;
+  return v_removed;
 end;
 $$;
 
 comment on function api.remove_entitlement(text) is $$Take back what was set for one organization
 
 For platform_admin, of the organization that X-Organization-ID names. What its plan says of the feature counts again.
+Returns what was removed, as entitlement_overrides showed it.
 
 Errors: ORGANIZATION_REQUIRED (400), ROLE_REQUIRED (403), ENTITLEMENT_NOT_FOUND, ORGANIZATION_NOT_FOUND (404).$$;
 

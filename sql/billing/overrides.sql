@@ -56,21 +56,27 @@ end;
 $$;
 
 create or replace function billing.remove_entitlement(p_feature text)
-returns void
+returns billing.entitlement_overrides
 language plpgsql
 volatile
 security definer
 set search_path = ''
 as $$
+declare
+  v_removed billing.entitlement_overrides;
 begin
   perform tenancy.require_organization();
-  delete from billing.entitlement_overrides v where v.organization_id = tenancy.current_org() and v.feature = p_feature;
+  delete from billing.entitlement_overrides v
+  where v.organization_id = tenancy.current_org()
+    and v.feature = p_feature
+  returning * into v_removed;
   if not found then
     raise exception using
       errcode = 'PT404',
       message = format('ENTITLEMENT_NOT_FOUND: nothing is set for the feature %s of this organization alone', coalesce(left(p_feature, 80), 'null')),
       hint = 'GET /entitlement_overrides lists what is. What its plan says is changed with set_plan_feature.';
   end if;
+  return v_removed;
 end;
 $$;
 

@@ -77,7 +77,16 @@ _PLAN: Final = {
     "description": "For teams.",
     "is_public": True,
     "position": 2,
-    "features": [{"feature": "members", "kind": "limit", "limit_value": 25, "description": "Members"}],
+    "features": [
+        {
+            "feature": "members",
+            "kind": "limit",
+            "limit_value": 25,
+            "enforcement": "soft",
+            "meter": None,
+            "description": "Members",
+        }
+    ],
     "prices": [_PLAN_PRICE],
 }
 
@@ -124,7 +133,36 @@ _BILLING_SUBSCRIPTION: Final = {
     "created_at": "2026-01-05T17:20:00.500321+00:00",
 }
 
+_OVERRIDE: Final = {
+    "organization_id": _ORGANIZATION,
+    "feature": "pages",
+    "is_granted": True,
+    "kind": "limit_per_period",
+    "limit_value": 5000,
+    "enforcement": "hard",
+    "meter": "scans.pages",
+    "expires_at": "2026-04-01T00:00:00+00:00",
+    "reason": "Agreed for the first quarter",
+    "created_by": "staff",
+    "created_at": "2026-01-05T17:20:00.500321+00:00",
+}
+
 ROWS: Final[dict[str, dict[str, Any]]] = {
+    "entitlements": {
+        "feature": "pages",
+        "description": "Pages scanned",
+        "kind": "limit_per_period",
+        "limit_value": 5000,
+        "used": 1250,
+        "remaining": 3750,
+        "resets_at": "2026-02-01T08:00:00+00:00",
+        "enforcement": "hard",
+        "meter": "scans.pages",
+        "is_granted": True,
+        "source": "override",
+        "expires_at": "2026-04-01T00:00:00+00:00",
+    },
+    "entitlement_overrides": _OVERRIDE,
     "billing_subscriptions": _BILLING_SUBSCRIPTION,
     "subscription_phases": {
         "organization_id": _ORGANIZATION,
@@ -578,7 +616,20 @@ _TRIAL: Final = _BILLING_SUBSCRIPTION | {
     "reason": "started",
 }
 
+_RESERVED: Final = {
+    "feature": "pages",
+    "limit_value": 5000,
+    "used": 1250,
+    "remaining": 3750,
+    "resets_at": "2026-02-01T08:00:00+00:00",
+}
+
 RESULTS: Final[dict[str, Any]] = {
+    "has_feature": True,
+    "set_entitlement": _OVERRIDE,
+    "remove_entitlement": _OVERRIDE,
+    "reserve_quota": _RESERVED,
+    "release_quota": _RESERVED | {"used": 1200, "remaining": 3800},
     "start_subscription": _TRIAL,
     "set_payment_method": _TRIAL,
     "change_subscription": _BILLING_SUBSCRIPTION
