@@ -29,6 +29,7 @@ TAIL: Final = 1_000  # events of each that are not rolled up
 CHUNK: Final = 250_000
 STATEMENTS: Final = 10  # a transaction
 TIMES: Final = 1.5
+CHANGED: Final = 20.0  # milliseconds, where the plan changes in the month
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def measure() -> list[Figure]:
         rollup = _roll_up(stack)
         stack.vacuum()
         many, few = organizations
-        at_rest = _read(stack, many, few, 0)
+        at_rest = [*_read(stack, many, few, 0), *_read_changed(stack, few)]
         for organization in organizations:
             _fill(stack, organization, TAIL)
         _require_total(stack, many, MANY + TAIL)
@@ -85,6 +86,38 @@ def _read(stack: BenchStack, many: UUID, few: UUID, tail: int) -> list[Figure]:
     return [
         measure(stack, read, many, few, tail) for read in (SUMMARY, PREVIEW) for measure in (_over_sql, _over_postgrest)
     ]
+
+
+def _read_changed(stack: BenchStack, few: UUID) -> list[Figure]:
+    """A month that is cut by a change of plan, against one that is not."""
+    changed = _organization(stack, "changed")
+    _fill(stack, changed, FEW)
+    _roll_up(stack, FEW)
+    stack.value("select billing.start_subscription(%s, 'starter', 0, true, date_trunc('month', now(), 'UTC'))", changed)
+    stack.value(
+        "select billing.change_subscription(%s, 'pro', false, date_bin('1 hour', "
+        "date_trunc('month', now(), 'UTC') + (now() - date_trunc('month', now(), 'UTC')) / 2, '2000-01-01') "
+        "+ interval '7 minutes')",
+        changed,
+    )
+    stack.vacuum()
+    figures = []
+    for read in (SUMMARY, PREVIEW):
+        comparison = compare(ROUNDS, _calling(stack, read, changed).run, _calling(stack, read, few).run)
+        cut, whole = (1000 / rate for rate in (comparison.our_median, comparison.reference_median))
+        times = sorted(1 / ratio for ratio in comparison.ratios)
+        title = f"{read.name} of {FEW:,} events in a month in which the plan changes, over SQL"
+        show(title, comparison, f"{read.name}/s", ("changed", "not changed"))
+        figures.append(
+            Figure(
+                title,
+                f"{cut:.2f} ms",
+                f"of a month of one plan, {whole:.2f} ms",
+                f"{median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})",
+                (at_most(" ms", cut, CHANGED),),
+            )
+        )
+    return figures
 
 
 def _pause_rollups(stack: BenchStack) -> None:
@@ -119,7 +152,7 @@ def _fill(stack: BenchStack, organization: UUID, events: int) -> None:
             connection.execute(_FILL, values)
 
 
-def _roll_up(stack: BenchStack) -> Figure:
+def _roll_up(stack: BenchStack, events: int = MANY + FEW) -> Figure:
     """Everything that was written, in as many runs as it takes."""
     taken, started = 0, perf_counter()
     with psycopg.connect(stack.sidecar_database_url, autocommit=True) as connection:
@@ -129,8 +162,8 @@ def _roll_up(stack: BenchStack) -> Figure:
             behind = bool(report["behind"])
             taken += report["events"]
     seconds = perf_counter() - started
-    if taken < MANY + FEW:
-        raise RuntimeError(f"{taken:,} events were rolled up of {MANY + FEW:,}")
+    if taken < events:
+        raise RuntimeError(f"{taken:,} events were rolled up of {events:,}")
     print(f"\nRollup: {taken:,} events in {seconds:.0f} s, {taken / seconds:,.0f}/s")
     return Figure(f"rollup of {taken:,} events", f"{taken / seconds:,.0f} events/s")
 
@@ -143,11 +176,13 @@ def _require_total(stack: BenchStack, organization: UUID, expected: int) -> None
 
 
 def _over_sql(stack: BenchStack, read: Read, many: UUID, few: UUID, tail: int) -> Figure:
-    def calling(organization: UUID) -> Pgbench:
-        major = stack.stack.settings.postgres_version
-        return Pgbench(major, stack.database_url, _script(read, organization), STATEMENTS, SECONDS, connections=1)
+    ours, reference = (_calling(stack, read, organization).run for organization in (many, few))
+    return _figure(read, "over SQL", tail, compare(ROUNDS, ours, reference))
 
-    return _figure(read, "over SQL", tail, compare(ROUNDS, calling(many).run, calling(few).run))
+
+def _calling(stack: BenchStack, read: Read, organization: UUID) -> Pgbench:
+    major = stack.stack.settings.postgres_version
+    return Pgbench(major, stack.database_url, _script(read, organization), STATEMENTS, SECONDS, connections=1)
 
 
 def _over_postgrest(stack: BenchStack, read: Read, many: UUID, few: UUID, tail: int) -> Figure:
