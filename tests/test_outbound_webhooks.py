@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Lock, Thread
 from typing import Any
 from uuid import UUID
 
@@ -62,15 +63,17 @@ def receiver() -> Iterator[Application]:
         yield made
 
 
-def enqueue(superuser: Connection, organization: Organization, number: int = 1, **payload: object) -> list[str]:
-    """Write messages one after the other. Returns their ids."""
+def enqueue(
+    superuser: Connection, organization: Organization, number: int = 1, *, attempts: int = 0, **payload: object
+) -> list[str]:
+    """Write messages one after the other. Returns their ids. `attempts`: those that they have behind them."""
     rows = superuser.execute(
         """
-        insert into notifications.webhook_messages (organization_id, type, payload)
-        select %s, 'test.happened', %s::jsonb || jsonb_build_object('number', n) from generate_series(1, %s) n
+        insert into notifications.webhook_messages (organization_id, type, payload, attempts)
+        select %s, 'test.happened', %s::jsonb || jsonb_build_object('number', n), %s from generate_series(1, %s) n
         returning id::text
         """,
-        [organization.id, json.dumps(payload), number],
+        [organization.id, json.dumps(payload), attempts, number],
     ).fetchall()
     return [row[0] for row in rows]
 
@@ -168,33 +171,49 @@ def test_what_fails_is_tried_again_under_its_id(
         (302, "302 Found"),
         (404, "404 Not Found"),
     ]
-    waits = [timedelta(seconds=5), timedelta(minutes=5), timedelta(minutes=30), timedelta(hours=2)]
-    [message] = enqueue(superuser, organization)
+    [message] = enqueue(superuser, organization, attempts=1)
     with application(replies) as receiver, sending(shared_database, receiver.url):
-        for attempt, ((status, error), wait) in enumerate(zip(said, waits, strict=True), 1):
-            before = datetime.now(UTC)
+        for attempt, (status, error) in enumerate(said, 2):
             await_attempts(superuser, message, attempt)
-            assert of(superuser, "(status, last_status)", message) == (
-                "pending",
-                None if status is None else str(status),
-            )
-            assert len(of(superuser, "last_error", message)) < 300
+            assert of(superuser, "status", message) == "pending"
+            assert of(superuser, "last_status", message) == status
             assert of(superuser, "last_error", message).startswith(error)
-            due = of(superuser, "next_attempt_at", message)
-            assert before - timedelta(minutes=1) + wait < due < datetime.now(UTC) + wait * 1.2
+            assert len(of(superuser, "last_error", message)) < 300
             make_due(superuser)
         await_status(superuser, message, "delivered")
         assert receiver.ids == [message] * 5
         assert {delivery.path for delivery in receiver.came} == {"/webhooks"}
         assert len({delivery.body for delivery in receiver.came}) == 1
-    assert of(superuser, "(attempts, last_status, last_error)", message) == ("5", "200", None)
+    assert of(superuser, "(attempts, last_status, last_error)", message) == ("6", "200", None)
+
+
+def test_attempts_are_further_and_further_apart(
+    superuser: Connection, sidecar: Connection, organization: Organization
+) -> None:
+    """Source: the schedule of the specification, up to 14 hours."""
+    waits = [
+        timedelta(seconds=5),
+        timedelta(minutes=5),
+        timedelta(minutes=30),
+        *(timedelta(hours=number) for number in (2, 5, 10, 14)),
+    ]
+    [message] = enqueue(superuser, organization)
+    found = []
+    for attempts in range(8):
+        before = value(superuser, "select clock_timestamp()")
+        failed = "select notifications.mark_webhook_failed(%s, %s, %s, 500, 'no', '0')"
+        is_last = value(sidecar, failed, organization.id, message, attempts)
+        found.append(of(superuser, "next_attempt_at", message) - before)
+        assert is_last == (attempts == 7)
+    for wait, least in zip(found, waits, strict=False):
+        assert least <= wait <= least * 1.2 + timedelta(minutes=1)
+    assert of(superuser, "(status, attempts)", message) == ("dead", "8")
 
 
 def test_after_the_last_attempt_it_is_dead_until_staff_replays_it(
     shared_database: Database, superuser: Connection, api: Connection, organization: Organization
 ) -> None:
-    [message] = enqueue(superuser, organization)
-    superuser.execute("update notifications.webhook_messages set attempts = 6")
+    [message] = enqueue(superuser, organization, attempts=6)
     with application(answers(Reply(500), Reply(500), Reply())) as receiver, sending(shared_database, receiver.url):
         await_attempts(superuser, message, 7)
         assert of(superuser, "status", message) == "pending"
@@ -244,10 +263,10 @@ def test_who_wants_to_be_left_alone_is(
 def test_a_pause_that_nobody_understands_is_none(
     shared_database: Database, superuser: Connection, organization: Organization, header: str
 ) -> None:
-    messages = enqueue(superuser, organization, 2)
+    messages = enqueue(superuser, organization, 2, attempts=1)
     reply = Reply(503, {"Retry-After": header})
     with application(answers(reply)) as receiver, sending(shared_database, receiver.url):
-        await_attempts(superuser, messages[-1], 1)
+        await_attempts(superuser, messages[-1], 2)
         assert receiver.ids == messages
 
 
@@ -300,8 +319,7 @@ def test_who_comes_back_after_the_lease_changes_nothing(
 def test_no_secret_and_no_answer_is_logged(
     shared_database: Database, superuser: Connection, organization: Organization
 ) -> None:
-    [message] = enqueue(superuser, organization)
-    superuser.execute("update notifications.webhook_messages set attempts = 7")
+    [message] = enqueue(superuser, organization, attempts=7)
     with capture_logs() as lines, application(answers(Reply(401, body=b"hunter2"))) as receiver:
         with sending(shared_database, receiver.url.replace("//", "//ann:hunter2@") + "?key=hunter2"):
             await_status(superuser, message, "dead")
@@ -319,6 +337,54 @@ def test_nobody_answers(shared_database: Database, superuser: Connection, organi
         await_attempts(superuser, message, 1)
     assert of(superuser, "(last_status, last_error)", message) == (None, "All connection attempts failed")
     assert [(line["event"], line["error"]) for line in lines] == [("webhook_failed", "All connection attempts failed")]
+
+
+def test_while_nobody_answers_one_is_sent_at_a_time(
+    shared_database: Database, superuser: Connection, make_organization: MakeOrganization
+) -> None:
+    """The others keep their attempts, and go out at once when somebody does."""
+    organizations = [make_organization(shared_database, roles=("owner",)) for _ in range(4)]
+    under_way, most = 0, 0
+    counting, all_at_once = Lock(), Barrier(len(organizations))
+
+    def hang_up(_: Delivery) -> Reply:
+        nonlocal under_way, most
+        with counting:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.02)
+        with counting:
+            under_way -= 1
+        return Reply(None)
+
+    def wait_for_the_others(_: Delivery) -> Reply:
+        all_at_once.wait(60)
+        return Reply()
+
+    [probe] = enqueue(superuser, organizations[0], attempts=2)
+    with application(hang_up) as receiver, sending(shared_database, receiver.url):
+        await_attempts(superuser, probe, 3)
+        messages = [message for each in organizations for message in enqueue(superuser, each, 2, attempts=2)]
+        for message in messages:
+            await_attempts(superuser, message, 3)
+        assert most == 1
+        receiver.reply = lambda _: Reply()
+        run(superuser, "update notifications.webhook_messages set next_attempt_at = now() where id = %s", [probe])
+        await_status(superuser, probe, "delivered")
+        receiver.reply = wait_for_the_others
+        make_due(superuser)
+        for message in messages:
+            await_status(superuser, message, "delivered")
+
+
+def test_an_answer_that_breaks_off_is_one(
+    shared_database: Database, superuser: Connection, organization: Organization
+) -> None:
+    [message] = enqueue(superuser, organization)
+    cut = Reply(200, {"Content-Length": "1000", "Connection": "close"}, b"tha")
+    with application(answers(cut)) as receiver, sending(shared_database, receiver.url):
+        await_status(superuser, message, "delivered")
+    assert receiver.ids == [message]
 
 
 def test_delivered_ones_go_after_a_month_and_dead_ones_stay(
