@@ -130,8 +130,27 @@ def _organization(conn: Connection, slug: str, owner: str) -> Organization:
         "insert into tenancy.organizations (id, name, slug, owner_user_id) values (%s, %s, %s, %s)",
         [made.id, slug, slug, owner],
     )
+    _offer_everything(conn, made)
     _membership(conn, made, owner, "owner")
     return made
+
+
+def _offer_everything(conn: Connection, organization: Organization) -> None:
+    """Each feature that a plan has or a policy asks for, without a limit: rights are tried, not plans."""
+    conn.execute("set local role goldleaves_kernel")
+    conn.execute(
+        r"""
+        insert into billing.entitlement_overrides (organization_id, feature, kind, created_by)
+        select %s, f.feature, 'limit', 'matrix'
+        from (
+          select feature from billing.plan_features
+          union
+          select (regexp_matches(concat(qual, with_check), '_feature\(''([a-z0-9_.]{1,64})''', 'g'))[1] from pg_policies
+        ) as f
+        """,
+        [organization.id],
+    )
+    conn.execute("reset role")
 
 
 def _membership(conn: Connection, organization: Organization, user: str, role: str) -> None:
