@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from api.codes import CODES, PASSED_ON, Code
@@ -15,6 +15,8 @@ EVERYWHERE: Final = ("AMBIGUOUS_HEADER", "INVALID_API_KEY", "INVALID_TOKEN", "HE
 # Naming the organization is no security, but so the Authorize dialog of the page asks for it once and for all requests.
 SECURED: Final[list[Json]] = [{"bearer": []}, {"bearer": [], "organization": []}]
 
+RATE_LIMIT: Final = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+HEADERS_OF: Final[Mapping[int, Iterable[str]]] = {429: ("Retry-After", *RATE_LIMIT), 503: ("Retry-After",)}
 REQUEST_ID: Final[Json] = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
 
 COMPONENTS: Final[Json] = {
@@ -55,6 +57,12 @@ COMPONENTS: Final[Json] = {
             "schema": {"type": "string"},
         },
         "Retry-After": {"description": "Seconds to wait before you try again.", "schema": {"type": "integer"}},
+        "RateLimit-Limit": {
+            "description": "Requests a minute of your organization. No answer has it where there is no limit.",
+            "schema": {"type": "integer"},
+        },
+        "RateLimit-Remaining": {"description": "Those left in this minute.", "schema": {"type": "integer"}},
+        "RateLimit-Reset": {"description": "Seconds until the next minute begins.", "schema": {"type": "integer"}},
     },
     "parameters": {
         "RequestId": {
@@ -82,8 +90,8 @@ def known(code: str) -> Code:
 
 def _refusal(status: int, codes: list[str]) -> Json:
     headers = dict(REQUEST_ID)
-    if status == 503:
-        headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
+    for name in HEADERS_OF.get(status, ()):
+        headers[name] = {"$ref": f"#/components/headers/{name}"}
     return {
         "description": ", ".join(f"`{code}`" for code in codes),
         "headers": headers,
