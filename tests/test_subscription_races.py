@@ -132,6 +132,7 @@ def test_everything_at_once_leaves_one_timeline(
         ("set_plan", {"plan": "pro"}),
         ("cancel_subscription", {"at_period_end": number % 2 == 0}),
         ("start_subscription", {"plan": "firm"}),
+        ("set_billing_schedule", {"billing_anchor_day": 15}),
     ]
     asked = [asking(staff, function, **arguments) for function, arguments in of_staff]
     asked += [asking(owner, "cancel_subscription"), asking(owner, "resume_subscription")]
@@ -219,6 +220,25 @@ def test_a_change_in_a_period_that_is_closed_counts_in_it_or_is_refused(
     assert (("active", "firm", at) in phases_of(superuser, organization)) is (refused == "ok")
     assert_well_formed(superuser, organization)
     assert verified(superuser, organization) == []
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_a_conversion_meanwhile(
+    shared_database: Database, superuser: Connection, make_organization: MakeOrganization, number: int
+) -> None:
+    personal = make_organization(shared_database, kind="personal", roles=("owner",))
+    staff, owner = staff_of(personal), Caller("member", personal["owner"].subject, str(personal.id))
+    changing = [
+        asking(staff, "start_subscription", plan="pro", trial_days=0, has_payment_method=True),
+        asking(staff, "change_subscription", plan="firm"),
+        asking(staff, "set_plan", plan="starter"),
+        asking(owner, "cancel_subscription"),
+    ]
+    convert = asking(owner, "convert_to_organization", name="Firm", slug=f"{personal.slug}-firm")
+    converted, *others = race(shared_database, [convert, *changing, writing_usage(personal)], "postgres")
+    assert converted == "ok"
+    assert set(others) <= {"ok", "NO_SUBSCRIPTION"}
+    assert_well_formed(superuser, personal)
 
 
 def test_each_beginning_is_told_once_by_many_sidecars(
