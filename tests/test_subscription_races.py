@@ -114,7 +114,7 @@ def advancing(connection: Connection) -> str:
     return "ok"
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(3))
 def test_everything_at_once_leaves_one_timeline(
     shared_database: Database, superuser: Connection, organization: Organization, number: int
 ) -> None:
@@ -323,7 +323,7 @@ def subscriber(shared_database: Database, make_organization: MakeOrganization) -
     return make_organization(shared_database, roles=("owner",))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(calls=st.lists(CALLS, min_size=2, max_size=9))
 def test_whatever_is_called_leaves_one_timeline(
     superuser: Connection, subscriber: Organization, calls: list[tuple[str, Row]]
