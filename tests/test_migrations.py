@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,23 @@ from tests.harness import Cluster, Database
 from tests.usage import event, ingest
 
 MIGRATIONS = sorted(path for path in (PROJECT / "migrations").glob("*.sql") if not path.name.endswith(".rollback.sql"))
+POLICIES = sorted((PROJECT / "policies").glob("*.sql"))
 IDS = [path.stem for path in MIGRATIONS]
 OUR_SCHEMAS = "select oid from pg_namespace where nspname !~ '^(pg_|information_schema$|public$|yoyo$)'"
 
-# What `migrate` calls at its end, and things that no later release has.
-OLD_BEHAVIOUR = {
+# What `migrate` calls at its end.
+LEAST_BEHAVIOUR = {
     "sql/billing/seed.sql": """
         create function billing.seed_prices(p numeric) returns void language sql as 'select';
         create function billing.set_defaults(p int, q int) returns void language sql as 'select';
     """,
     "sql/metering/begin.sql": "create function metering.begin_generation() returns int language sql as 'select 0';",
+    "sql/ops/maintain.sql": "create function ops.maintain() returns void language sql as 'select';",
+}
+# And things that no later release has.
+OLD_BEHAVIOUR = {
+    **LEAST_BEHAVIOUR,
     "sql/ops/old.sql": """
-        create function ops.maintain() returns void language sql as 'select';
         create function ops.old() returns int language sql as 'select 1';
         alter function ops.old() owner to goldleaves_kernel;
         grant execute on function ops.old() to sidecar;
@@ -61,6 +66,35 @@ def catalog_from_empty(cluster: Cluster) -> Iterator[str]:
     migrate(database.migrator, Settings())
     yield catalog_of(database)
     cluster.drop(database)
+
+
+@pytest.fixture(scope="module")
+def least(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All migrations, with hardly any behaviour on top: what one does to tables shows without loading everything."""
+    switches = re.compile(r"^alter table .*row level security;$", re.MULTILINE)
+    policies = {f"policies/{path.name}": "\n".join(switches.findall(path.read_text())) for path in POLICIES}
+    return checkout(tmp_path_factory.mktemp("least") / "checkout", {**LEAST_BEHAVIOUR, **policies})
+
+
+@pytest.fixture(scope="module")
+def least_catalog_from_empty(cluster: Cluster, least: Path) -> Iterator[str]:
+    database = cluster.database("goldleaves_least_from_empty")
+    bootstrap.create_database(cluster.server_url, database.name)
+    migrate(database.migrator, Settings(), least)
+    yield catalog_of(database)
+    cluster.drop(database)
+
+
+def checkout(root: Path, behaviour: Mapping[str, str], last: str = IDS[-1]) -> Path:
+    """The migrations up to one, and other files than ours."""
+    (root / "migrations").mkdir(parents=True)
+    for path in (PROJECT / "migrations").glob("[0-9]*.sql"):
+        if path.name[:4] <= last[:4]:
+            shutil.copy(path, root / "migrations")
+    for name, text in behaviour.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
 
 
 def schemas_of(database: Database) -> list[str]:
@@ -95,7 +129,6 @@ def test_up_down_to_zero_and_up_again_end_in_the_same_catalog(
 ) -> None:
     before = schemas_of(empty_database)
     assert migrate(empty_database.migrator, Settings()).applied == tuple(IDS)
-    assert catalog_of(empty_database) == catalog_from_empty
 
     assert rollback(empty_database.migrator, None).rolled_back == tuple(reversed(IDS))
     assert schemas_of(empty_database) == sorted([*before, "yoyo"])
@@ -105,36 +138,48 @@ def test_up_down_to_zero_and_up_again_end_in_the_same_catalog(
     assert catalog_of(empty_database) == catalog_from_empty
 
 
-def test_each_migration_goes_down_and_up_again(database: Database) -> None:
-    first = catalog_of(database)
+def test_each_migration_goes_down_and_up_again(
+    least_catalog_from_empty: str, least: Path, empty_database: Database
+) -> None:
+    migrate(empty_database.migrator, Settings(), least)
     for name in reversed(IDS[:-1]):
-        assert rollback(database.migrator, name).head == name
-        assert status(database.migrator).applied[-1] == name
-        migrate(database.migrator, Settings())
-        assert catalog_of(database) == first, f"down to {name} and up again"
+        assert rollback(empty_database.migrator, name, least).head == name
+        assert status(empty_database.migrator).applied[-1] == name
+        migrate(empty_database.migrator, Settings(), least)
+        assert catalog_of(empty_database) == least_catalog_from_empty, f"down to {name} and up again"
+
+
+def test_what_is_loaded_goes_with_the_last_migration_and_comes_again(database: Database) -> None:
+    first = catalog_of(database)
+    assert rollback(database.migrator, IDS[-2]).head == IDS[-2]
+    migrate(database.migrator, Settings())
+    assert catalog_of(database) == first
 
 
 @pytest.mark.parametrize("earlier", IDS[:-1])
 def test_from_each_earlier_migration_the_rest_ends_in_the_same_catalog(
-    catalog_from_empty: str, empty_database: Database, tmp_path: Path, earlier: str
+    least_catalog_from_empty: str, least: Path, empty_database: Database, tmp_path: Path, earlier: str
 ) -> None:
     """As when these had been a release of their own, whose sql/ and policies/ spoke of nothing later."""
-    for path in (PROJECT / "migrations").glob("[0-9]*.sql"):
-        if path.name[:4] <= earlier[:4]:
-            (tmp_path / "migrations").mkdir(exist_ok=True)
-            shutil.copy(path, tmp_path / "migrations")
-    for name, text in OLD_BEHAVIOUR.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert migrate(empty_database.migrator, Settings(), tmp_path).head == earlier
-    report = migrate(empty_database.migrator, Settings())
+    old = checkout(tmp_path / "old", OLD_BEHAVIOUR, earlier)
+    assert migrate(empty_database.migrator, Settings(), old).head == earlier
+    report = migrate(empty_database.migrator, Settings(), least)
     assert report.applied == tuple(name for name in IDS if name > earlier)
     assert set(report.dropped) == {"function ops.old()", "view ops.old_view"}
+    assert catalog_of(empty_database) == least_catalog_from_empty
+
+
+@pytest.mark.parametrize("earlier", [IDS[0], IDS[-2]])
+def test_from_an_earlier_release_all_that_is_loaded_ends_in_the_same_catalog(
+    catalog_from_empty: str, empty_database: Database, tmp_path: Path, earlier: str
+) -> None:
+    migrate(empty_database.migrator, Settings(), checkout(tmp_path / "old", OLD_BEHAVIOUR, earlier))
+    migrate(empty_database.migrator, Settings())
     assert catalog_of(empty_database) == catalog_from_empty
 
 
 def test_rows_of_tables_that_stay_survive_going_down_and_up_again(
-    database: Database, make_organization: MakeOrganization
+    database: Database, make_organization: MakeOrganization, least: Path
 ) -> None:
     organization = make_organization(database)
     kept = {
@@ -155,18 +200,23 @@ def test_rows_of_tables_that_stay_survive_going_down_and_up_again(
     with database.connect("sidecar") as sidecar:
         assert ingest(sidecar, [event("kept")], organization.id).accepted == 1
 
-    for earlier, schemas in (("0004", kept), ("0003", ("tenancy", "app")), ("0002", ("tenancy",))):
+    for earlier, schemas, files in (
+        ("0004", kept, PROJECT),
+        ("0003", ("tenancy", "app"), least),
+        ("0002", ("tenancy",), PROJECT),
+    ):
         queries = [query for schema in schemas for query in kept[schema]]
         before = [read(database, query) for query in queries]
         assert all(before)
         rollback(database.migrator, earlier)
         left = [read(database, query) for query in queries]
         assert left == [without_newer_columns(*rows) for rows in zip(before, left, strict=True)]
-        migrate(database.migrator, Settings())
+        migrate(database.migrator, Settings(), files)
         after = [read(database, query) for query in queries]
         assert left == [without_newer_columns(*rows) for rows in zip(after, left, strict=True)]
-        with database.connect("sidecar") as sidecar:
-            assert ingest(sidecar, [event("new")], organization.id).accepted == (earlier != "0004" or 1)
+        if files == PROJECT:
+            with database.connect("sidecar") as sidecar:
+                assert ingest(sidecar, [event("new")], organization.id).accepted == 1
 
 
 Rows = list[dict[str, Any]]
@@ -235,9 +285,9 @@ def test_an_unreachable_database_is_one_line(empty_database: Database) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_status_before_and_after(empty_database: Database) -> None:
+def test_status_before_and_after(empty_database: Database, least: Path) -> None:
     assert (status(empty_database.migrator).applied, status(empty_database.migrator).pending) == ((), tuple(IDS))
-    migrate(empty_database.migrator, Settings())
+    migrate(empty_database.migrator, Settings(), least)
     assert (status(empty_database.migrator).applied, status(empty_database.migrator).pending) == (tuple(IDS), ())
 
 
