@@ -191,7 +191,7 @@ create table notifications.webhook_messages (
   primary key (organization_id, id),
   check ((status = 'delivered') = (delivered_at is not null))
 );
-create index webhook_messages_due on notifications.webhook_messages (next_attempt_at) where status = 'pending';
+create index webhook_messages_due on notifications.webhook_messages (next_attempt_at, created_at) where status = 'pending';
 comment on index notifications.webhook_messages_due is
   'goldleaves lint key_without_organization: the sidecar sends messages of all organizations';
 create index webhook_messages_delivered on notifications.webhook_messages (delivered_at) where status = 'delivered';

@@ -29,6 +29,7 @@ from api.cli import app
 from api.settings import PROJECT, Settings, SettingsError
 from api.spool import Spool
 from api.webhooks.signing import Signer
+from tests.audit_log import entries, length
 from tests.conftest import MakeOrganization
 from tests.harness import Database, Organization
 from tests.observe import eventually
@@ -431,6 +432,20 @@ def test_replaying_many_takes_those_that_are_asked_for(
         with request(api, caller):
             found = run(api, f"select api.replay_webhooks({arguments})", {"since": since}).fetchone()
             assert found == (number,), arguments
+    so_far = {one.id: length(superuser, one.id) for one in (organization, other)}
+    with api.transaction():
+        enter(api, STAFF)
+        api.execute("select api.replay_webhooks()")
+    # In the order in which they were written, whatever comes between; and told of once an organization.
+    due = superuser.execute("select id::text from notifications.claim_webhooks(3, '1 h')").fetchall()
+    assert [id for (id,) in due] == messages
+    for one, number in ((organization, 2), (other, 1)):
+        (told,) = entries(superuser, one.id, so_far[one.id])
+        assert (told.action, told.before, told.after) == (
+            "webhook_message.replayed",
+            {"status": "dead"},
+            {"messages": number},
+        )
     with request(api, STAFF), pytest.raises(psycopg.Error, match="INVALID_REPLAY: since is needed"):
         api.execute("select api.replay_webhooks('delivered')")
     with request(api, mine), pytest.raises(psycopg.Error, match="WEBHOOK_NOT_FOUND: "):

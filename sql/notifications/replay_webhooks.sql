@@ -23,7 +23,14 @@ begin
       message = format('WEBHOOK_NOT_FOUND: there is no message %s', p_id),
       hint = 'GET /webhook_messages lists them. What was delivered is deleted after 30 days.';
   end if;
-  perform notifications.send_again(v_message);
+  update notifications.webhook_messages m
+  set status = 'pending', attempts = 0, next_attempt_at = now(), delivered_at = null
+  where m.organization_id = v_message.organization_id
+    and m.id = v_message.id;
+  perform audit.append(
+    v_message.organization_id, 'webhook_message.replayed', 'webhook_message', v_message.id::text,
+    jsonb_build_object('type', v_message.type, 'status', v_message.status, 'attempts', v_message.attempts), null, null
+  );
 end;
 $$;
 
@@ -36,8 +43,8 @@ security definer
 set search_path = ''
 as $$
 declare
-  v_message notifications.webhook_messages;
-  v_sent integer := 0;
+  v_replayed record;
+  v_messages integer := 0;
 begin
   if p_status is null or p_status not in ('dead', 'delivered', 'pending') then
     raise exception using
@@ -49,37 +56,29 @@ begin
       message = 'INVALID_REPLAY: since is needed where messages were delivered',
       hint = 'Say from when on they are to be sent again, such as {"status": "delivered", "since": "2026-01-31T08:00:00Z"}.';
   end if;
-  for v_message in
-    select m.*
-    from notifications.webhook_messages m
-    where m.status = p_status
-      and (p_since is null or m.created_at >= p_since)
-      and (p_organization_id is null or m.organization_id = p_organization_id)
-    order by m.created_at
-    for update
+  -- An entry of the audit log an organization: there may be very many messages.
+  for v_replayed in
+    with again as (
+      update notifications.webhook_messages m
+      set status = 'pending', attempts = 0, next_attempt_at = now(), delivered_at = null
+      where m.status = p_status
+        and (p_since is null or m.created_at >= p_since)
+        and (p_organization_id is null or m.organization_id = p_organization_id)
+      returning m.organization_id
+    )
+    select a.organization_id, count(*)::integer as messages
+    from again a
+    group by a.organization_id
+    order by a.organization_id
   loop
-    perform notifications.send_again(v_message);
-    v_sent := v_sent + 1;
+    perform audit.append(
+      v_replayed.organization_id, 'webhook_message.replayed', 'webhook_message', null,
+      jsonb_strip_nulls(jsonb_build_object('status', p_status, 'since', metering.time_text(p_since))),
+      jsonb_build_object('messages', v_replayed.messages), null
+    );
+    v_messages := v_messages + v_replayed.messages;
   end loop;
-  return v_sent;
-end;
-$$;
-
-create or replace function notifications.send_again(p_message notifications.webhook_messages)
-returns void
-language plpgsql
-volatile
-set search_path = ''
-as $$
-begin
-  update notifications.webhook_messages m
-  set status = 'pending', attempts = 0, next_attempt_at = clock_timestamp(), delivered_at = null
-  where m.organization_id = p_message.organization_id
-    and m.id = p_message.id;
-  perform audit.append(
-    p_message.organization_id, 'webhook_message.replayed', 'webhook_message', p_message.id::text,
-    jsonb_build_object('type', p_message.type, 'status', p_message.status, 'attempts', p_message.attempts), null, null
-  );
+  return v_messages;
 end;
 $$;
 
@@ -97,6 +96,5 @@ $$;
 alter function notifications.replay_webhook(uuid, uuid) owner to goldleaves_kernel;
 alter function notifications.replay_webhooks(uuid, text, timestamptz) owner to goldleaves_kernel;
 alter function notifications.send_test_webhook() owner to goldleaves_kernel;
-grant execute on function notifications.send_again(notifications.webhook_messages) to goldleaves_kernel;
 grant execute on function notifications.replay_webhook(uuid, uuid), notifications.replay_webhooks(uuid, text, timestamptz),
   notifications.send_test_webhook() to platform_admin;

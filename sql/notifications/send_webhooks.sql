@@ -17,7 +17,7 @@ as $$
     from notifications.webhook_messages m
     where m.status = 'pending'
       and m.next_attempt_at <= now()
-    order by m.next_attempt_at
+    order by m.next_attempt_at, m.created_at
     limit p_most
     for update skip locked
   ), claimed as (
