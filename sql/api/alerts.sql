@@ -22,7 +22,7 @@ from billing.budgets b;
 
 comment on view api.budgets is 'What the organization wants to spend in a billing period, before tax. Nothing stops there: usage alerts tell of it. Without a row there is none.';
 comment on column api.budgets.organization_id is 'Whose budget it is.';
-comment on column api.budgets.amount_cents is 'In whole minor units of currency; null only as the answer of set_budget that took it away.';
+comment on column api.budgets.amount_cents is 'In whole minor units of currency.';
 comment on column api.budgets.currency is 'ISO 4217, lowercase, such as usd. Never null.';
 comment on column api.budgets.updated_at is 'When it was set (UTC).';
 
@@ -87,21 +87,20 @@ in its period when the same alert is made anew. Returns the alert that was.
 
 Errors: ORGANIZATION_REQUIRED (400), ROLE_REQUIRED, NOT_A_MEMBER (403), ALERT_NOT_FOUND (404).$$;
 
-create function api.set_budget(amount_cents numeric)
-returns api.budgets
+create function api.set_budget(
+  inout amount_cents numeric, out organization_id uuid, out currency text, out updated_at timestamptz
+)
 language plpgsql
 volatile
 set search_path = ''
 as $$
-declare
-  v_budget api.budgets;
 begin
   perform billing.set_budget(set_budget.amount_cents);
-  select b.* into v_budget from api.budgets b where b.organization_id = tenancy.current_org();
-  if not found then
-    select o.id, null, o.currency, null into v_budget from tenancy.organizations o where o.id = tenancy.current_org();
-  end if;
-  return v_budget;
+  select b.amount_cents, o.id, o.currency, b.updated_at
+  into set_budget.amount_cents, set_budget.organization_id, set_budget.currency, set_budget.updated_at
+  from tenancy.organizations o
+  left join billing.budgets b on b.organization_id = o.id
+  where o.id = tenancy.current_org();
 end;
 $$;
 
@@ -109,7 +108,12 @@ comment on function api.set_budget(numeric) is $$Say what is to be spent in a bi
 
 For owners, admins and billing users of the organization, and platform_admin. In whole minor units of the organization's currency, before tax;
 null takes the budget away. Nothing stops when it is spent: usage alerts of percent_of_budget tell of it, and of another budget
-they tell anew. Returns the budget as budgets shows it.
+they tell anew.
+
+- amount_cents: In whole minor units of currency; null: there is no budget.
+- organization_id: Whose budget it is. Never null.
+- currency: ISO 4217, lowercase, such as usd. Never null.
+- updated_at: When it was set (UTC); null without a budget.
 
 Errors: INVALID_BUDGET, ORGANIZATION_REQUIRED (400), ROLE_REQUIRED, NOT_A_MEMBER (403).$$;
 
