@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.conftest import MakeOrganization
@@ -421,12 +422,22 @@ def test_the_plan_of_staff_follows_the_subscription(staff: Desk) -> None:
     assert staff.call("start_subscription", plan="pro", has_payment_method=True)["status"] == "active"
 
 
-def test_what_is_planned_keeps_its_moment_when_the_schedule_changes(staff: Desk) -> None:
-    staff.call("start_subscription", plan="pro", trial_days=0, has_payment_method=True)
+@pytest.mark.parametrize("at", [None, moment(2)])
+def test_what_is_planned_keeps_its_moment_when_the_schedule_changes(staff: Desk, at: datetime | None) -> None:
+    """Also where nobody has needed the period of now before."""
+    staff.call("start_subscription", plan="pro", trial_days=0, has_payment_method=True, at=at)
     staff.call("change_subscription", plan="starter", at_period_end=True)
     staff.call("set_billing_schedule", billing_timezone="Asia/Tokyo", billing_anchor_day=15)
     row = staff.call("cancel_subscription")
     assert row["cancel_at"] == row["current_period_end"] == moment(-1)
+
+
+def test_an_organization_that_had_one_stays(staff: Desk) -> None:
+    staff.call("start_subscription", plan="pro")
+    staff.call("cancel_subscription", at_period_end=False)
+    staff.as_owner()
+    with pytest.raises(psycopg.Error, match="ORGANIZATION_BILLED: "), staff.connection.transaction():
+        staff.connection.execute("delete from api.organizations where id = tenancy.current_org()")
 
 
 def test_a_conversion_leaves_it_as_it_is(
