@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -276,3 +277,57 @@ def test_a_month_is_cut_without_gaps(ledger: Subscribed) -> None:
     assert [slices[0][0], slices[-1][1]] == [moment(1), moment(0)]
     assert all(one[1] == other[0] and one[2] != other[2] for one, other in pairwise(slices))
     assert [one[0] for one in slices[1:]] == at
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["running", "closed"])
+def test_a_summary_by_group_has_each_group_at_the_price_of_its_time(
+    ledger: Subscribed, superuser: Connection, closed: bool
+) -> None:
+    """Also where only one of the plans has a price of its own for a group, or none at all."""
+    ledger.begin()
+    organization = ledger.organization()
+    plans = [ledger.other_plan(), ledger.other_plan()]
+    code = f"{ledger.plan}.pages"
+    superuser.execute(
+        """
+        insert into metering.meters (code, event_name, unit, description, group_by)
+        values (%s, %s, 'page', 'Pages', '{team,kind}')
+        """,
+        [code, code],
+    )
+    for plan, dimension, unit, included in (
+        (plans[0], None, 10, 0),
+        (plans[1], "photo", 7, 0),
+        (plans[1], None, 2, 310),
+    ):
+        superuser.execute(
+            """
+            insert into billing.prices (meter_code, plan_code, currency, model, unit_amount_cents, included_quantity,
+              dimension, dimension_value, effective_from)
+            values (%s, %s, 'usd', 'per_unit', %s, %s, %s, %s, %s)
+            """,
+            [code, plan, unit, included, dimension and "kind", dimension, LONG_AGO],
+        )
+    start, half, end = moment(1), moment(1) + MONTH / 2, moment(0)
+    superuser.execute("select billing.start_subscription(%s, %s, 0, true, %s)", [organization, plans[0], start])
+    superuser.execute("select billing.change_subscription(%s, %s, false, %s)", [organization, plans[1], half])
+    used = (
+        ("red", "photo", 30, start),
+        ("red", "text", 5, start),
+        ("red", "photo", 20, half),
+        ("blue", "text", 200, half),
+    )
+    events = [
+        event(f"{n}", at + timedelta(hours=1), name=code, quantity=quantity, dimensions={"team": team, "kind": kind})
+        for n, (team, kind, quantity, at) in enumerate(used)
+    ]
+    assert ingest(superuser, events, organization).accepted == len(used)
+    if closed:
+        finalize(superuser, organization, month(1))
+    asked = "select groups ->> 'team', quantity, amount_cents from billing.usage_by_group(%s, %s, %s, %s, '{team}', %s)"
+    where = json.dumps({"meter": code})
+    found = superuser.execute(asked, [organization, start, end, closed, where]).fetchall()
+    # 30 + 5 cost 10 each before, and 20 photos 7 after; of 200 texts after the change 155 are included.
+    assert found == [("blue", 200, 90), ("red", 55, 350 + 140)]
+    only = json.dumps({"meter": code, "kind": "photo"})
+    assert superuser.execute(asked, [organization, start, end, closed, only]).fetchall() == [("red", 50, 300 + 140)]

@@ -83,6 +83,8 @@ $$;
 
 -- A part of a period: its amounts are not rounded, so that parts add up. What has a price of its own costs that, as it is rated; of what has
 -- no price nothing is due. Where units of one price cost differently, a part has its share, by quantity, of what they cost together.
+-- Where a meter has several prices, one after the other, as the plan changes, each has the usage of its time: but of meters that do not add
+-- up, and of those with late usage, whose prices were in force at another time, a part has its share of all.
 -- Of a finalized period by its invoices. Of what two pay for, who the filter names has what is on their invoice.
 create or replace function billing.usage_by_group(
   p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz, p_is_finalized boolean, p_group_by text[], p_filter jsonb
@@ -94,66 +96,133 @@ language sql
 stable
 set search_path = ''
 as $$
-  with used as materialized (
-    select u.meter_code, u.metered, u.groups, sum(u.events)::bigint as events, sum(u.quantity) as quantity
+  with charged as materialized (
+    select
+      l.kind, l.meter_code, l.groups, l.quantity, l.amount_cents, l.price -> 'in_force' as in_force,
+      case when l.price is null then l.unit_amount_cents else billing.unit_amount_of(l.price) end as unit_amount_cents
+    from billing.invoices i
+    join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
+    where p_is_finalized
+      and i.organization_id = p_organization_id
+      and i.period_start = p_period_start
+      and l.kind in ('usage', 'adjustment')
+      and billing.payer_passes(p_filter, p_organization_id, i.payer_user_id)
+    union all
+    select r.kind, r.meter_code, r.groups, r.quantity, r.amount_cents, r.terms -> 'in_force', billing.unit_amount_of(r.terms)
+    from billing.rate_period(p_organization_id, p_period_start, p_period_end) r
+    where not p_is_finalized
+      and r.kind in ('usage', 'adjustment')
+      and billing.payer_passes(p_filter, p_organization_id, r.payer_user_id)
+  ),
+  cut as materialized (
+    select c.meter_code
+    from charged c
+    join metering.meters m on m.code = c.meter_code
+    where m.aggregation in ('sum', 'count', 'weighted_sum')
+    group by 1
+    having bool_or(c.in_force is not null) and bool_and(c.kind = 'usage')
+  ),
+  charges as materialized (
+    select
+      row_number() over (order by c.meter_code, c.groups, c.in_force) as id, c.meter_code, c.groups, c.in_force,
+      sum(c.quantity) as quantity, sum(c.amount_cents) as amount_cents,
+      case when count(*) = count(c.unit_amount_cents) and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents) end
+        as unit_amount_cents
+    from (
+      select
+        d.meter_code, d.groups, d.quantity, d.amount_cents, d.unit_amount_cents,
+        case when d.meter_code in (select k.meter_code from cut k) then d.in_force end as in_force
+      from charged d
+    ) as c
+    group by c.meter_code, c.groups, c.in_force
+  ),
+  bounds as materialized (
+    select array_agg(b.at order by b.at) as bounds
+    from (
+      select p_period_start as at
+      union
+      select p_period_end
+      union
+      select e.at
+      from charges c
+      cross join lateral jsonb_array_elements(c.in_force) as f (span)
+      cross join lateral (values ((f.span ->> 'from')::timestamptz), ((f.span ->> 'until')::timestamptz)) as e (at)
+    ) as b
+  ),
+  -- since: of a meter that is cut, the part of the period; else null.
+  used as materialized (
+    select u.meter_code, u.metered, u.groups, null::timestamptz as since, sum(u.events)::bigint as events, sum(u.quantity) as quantity
     from metering.measure(
       p_organization_id, array[p_period_start, p_period_end], p_group_by, p_filter,
       -- As it is rated, unless it is asked what one payer has used.
       p_together => not p_filter ?| array['billing_entity_id', 'billing_entity_type']
     ) u
+    where not (u.metered and u.meter_code in (select k.meter_code from cut k))
     group by 1, 2, 3
-  ),
-  charges as materialized (
-    select
-      c.meter_code, c.groups, sum(c.quantity) as quantity, sum(c.amount_cents) as amount_cents,
-      case when count(*) = count(c.unit_amount_cents) and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents) end
-        as unit_amount_cents
-    from (
-      select
-        l.meter_code, l.groups, l.quantity, l.amount_cents,
-        case when l.price is null then l.unit_amount_cents else billing.unit_amount_of(l.price) end as unit_amount_cents
-      from billing.invoices i
-      join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
-      where p_is_finalized
-        and i.organization_id = p_organization_id
-        and i.period_start = p_period_start
-        and l.kind in ('usage', 'adjustment')
-        and billing.payer_passes(p_filter, p_organization_id, i.payer_user_id)
-      union all
-      select r.meter_code, r.groups, r.quantity, r.amount_cents, billing.unit_amount_of(r.terms)
-      from billing.rate_period(p_organization_id, p_period_start, p_period_end) r
-      where not p_is_finalized
-        and r.kind in ('usage', 'adjustment')
-        and billing.payer_passes(p_filter, p_organization_id, r.payer_user_id)
-    ) as c
-    group by 1, 2
+    union all
+    select u.meter_code, true, u.groups, b.bounds[u.bucket], sum(u.events)::bigint, sum(u.quantity)
+    from bounds b
+    cross join (
+      select jsonb_agg(k.meter_code) as codes
+      from cut k
+      where not p_filter ? 'meter' or k.meter_code = any (metering.filter_values(p_filter, 'meter'))
+      having count(*) > 0
+    ) as k
+    cross join lateral metering.measure(
+      p_organization_id, b.bounds, p_group_by, p_filter || jsonb_build_object('meter', k.codes),
+      p_together => not p_filter ?| array['billing_entity_id', 'billing_entity_type']
+    ) u
+    where u.metered
+    group by u.meter_code, u.groups, b.bounds[u.bucket]
   ),
   -- Of each part what has a price of its own: only values that the filter asks for, where it names that dimension.
   named as materialized (
-    select c.meter_code, c.groups as price_groups, n.groups, sum(n.events)::bigint as events, sum(n.quantity) as quantity
-    from charges c
+    select
+      c.meter_code, c.groups as price_groups, n.groups, case when c.is_cut then c.bounds[n.bucket] end as since,
+      sum(n.events)::bigint as events, sum(n.quantity) as quantity
+    from (
+      select
+        h.meter_code, h.groups, h.meter_code in (select k.meter_code from cut k) as is_cut,
+        case when h.meter_code in (select k.meter_code from cut k) then b.bounds else array[p_period_start, p_period_end] end as bounds
+      from (select distinct d.meter_code, d.groups from charges d) as h
+      cross join bounds b
+    ) as c
     cross join lateral jsonb_each_text(c.groups) as g (name, value)
     cross join lateral metering.measure(
-      p_organization_id, array[p_period_start, p_period_end], p_group_by,
-      p_filter || jsonb_build_object('meter', c.meter_code) || c.groups
+      p_organization_id, c.bounds, p_group_by, p_filter || jsonb_build_object('meter', c.meter_code) || c.groups
     ) as n
     where c.meter_code in (select u.meter_code from used u where u.metered)
       and (not p_filter ? g.name or g.value = any (metering.filter_values(p_filter, g.name)))
-    group by 1, 2, 3
+      -- Another plan may have no price of its own for them.
+      and (
+        not c.is_cut
+        or exists (
+          select
+          from charges d
+          where d.meter_code = c.meter_code
+            and d.groups = c.groups
+            and billing.was_in_force(d.in_force, c.bounds[n.bucket])
+        )
+      )
+    group by 1, 2, 3, 4
   ),
   parts as (
-    select n.meter_code, true as metered, n.groups, n.price_groups, n.events, n.quantity, 0::numeric as without_usage_cents from named n
+    select
+      n.meter_code, true as metered, n.groups, n.price_groups, n.since, n.events, n.quantity, null::bigint as charge_id,
+      0::numeric as without_usage_cents
+    from named n
     union all
-    select u.meter_code, u.metered, u.groups, '{}', u.events - coalesce(n.events, 0), u.quantity - coalesce(n.quantity, 0), 0
+    select
+      u.meter_code, u.metered, u.groups, '{}', u.since, u.events - coalesce(n.events, 0), u.quantity - coalesce(n.quantity, 0), null, 0
     from used u
     left join (
-      select a.meter_code, a.groups, sum(a.events)::bigint as events, sum(a.quantity) as quantity from named a group by 1, 2
+      select a.meter_code, a.groups, a.since, sum(a.events)::bigint as events, sum(a.quantity) as quantity from named a group by 1, 2, 3
     ) as n
-      on u.metered and n.meter_code = u.meter_code and n.groups = u.groups
+      on u.metered and n.meter_code = u.meter_code and n.groups = u.groups and n.since is not distinct from u.since
     where n.meter_code is null or u.events <> n.events or u.quantity <> n.quantity
     union all
     -- What is due for nothing, as a minimum.
-    select c.meter_code, true, metering.project(c.groups, p_group_by), c.groups, 0, 0, c.amount_cents
+    select c.meter_code, true, metering.project(c.groups, p_group_by), c.groups, null, 0, 0, c.id, c.amount_cents
     from charges c
     where c.quantity = 0
       and c.amount_cents <> 0
@@ -174,9 +243,27 @@ as $$
     p.groups
   from parts p
   left join metering.meters m on p.metered and m.code = p.meter_code
-  left join charges c on c.meter_code = m.code and c.groups = p.price_groups
+  left join charges c
+    on c.meter_code = m.code
+    and c.groups = p.price_groups
+    and case when p.charge_id is null then billing.was_in_force(c.in_force, p.since) else c.id = p.charge_id end
   group by p.meter_code, m.code, m.unit, p.groups
   order by m.code is null, p.meter_code, p.groups
+$$;
+
+-- p_in_force: of a price, [{"from", "until"}, …]; null: all the time.
+create or replace function billing.was_in_force(p_in_force jsonb, p_at timestamptz)
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+  select p_in_force is null or exists (
+    select
+    from jsonb_array_elements(p_in_force) as f (span)
+    where (f.span ->> 'from')::timestamptz <= p_at
+      and (f.span ->> 'until')::timestamptz > p_at
+  )
 $$;
 
 -- Whether a filter of usage leaves room for what this one pays.
@@ -199,5 +286,5 @@ $$;
 
 alter function billing.usage_summary(date, text[], jsonb) owner to goldleaves_kernel;
 grant execute on function billing.usage_by_group(uuid, timestamptz, timestamptz, boolean, text[], jsonb),
-  billing.payer_passes(jsonb, uuid, uuid) to goldleaves_kernel;
+  billing.was_in_force(jsonb, timestamptz), billing.payer_passes(jsonb, uuid, uuid) to goldleaves_kernel;
 grant execute on function billing.usage_summary(date, text[], jsonb) to member, platform_admin;
