@@ -30,6 +30,7 @@ PAST = datetime(2026, 1, 1, tzinfo=UTC)
 LAST_YEAR = datetime.now(UTC) - 365 * DAY
 NEXT_YEAR = datetime.now(UTC) + 365 * DAY
 PUBLIC = ["starter", "pro", "firm"]
+SOFT = {"enforcement": "soft", "meter": None}
 ONE_TIER = [{"unit_amount_cents": 1}]
 
 _number = count(1)
@@ -108,9 +109,15 @@ def test_everybody_sees_public_plans_and_nobody_those_agreed_with_one(
     seen = plans(api, caller)
     assert [code for code in seen if code in PUBLIC] == PUBLIC
     assert seen["firm"]["features"] == [
-        {"feature": "audit_log", "kind": "boolean", "limit_value": None, "description": "Audit log"},
-        {"feature": "members", "kind": "limit", "limit_value": None, "description": "Members"},
-        {"feature": "priority_support", "kind": "boolean", "limit_value": None, "description": "Priority support"},
+        {"feature": "audit_log", "kind": "boolean", "limit_value": None, **SOFT, "description": "Audit log"},
+        {"feature": "members", "kind": "limit", "limit_value": None, **SOFT, "description": "Members"},
+        {
+            "feature": "priority_support",
+            "kind": "boolean",
+            "limit_value": None,
+            **SOFT,
+            "description": "Priority support",
+        },
     ]
     assert plan not in seen
     assert plan in plans(api, Caller("platform_admin", "staff"))
@@ -132,7 +139,7 @@ def test_a_plan_is_changed_by_what_is_sent_alone(api: Connection, plan: str) -> 
     by_staff(api, "set_plan_feature", plan=plan, feature="members", kind="limit", limit_value=3, description="People")
     made = by_staff(api, "set_plan_feature", plan=plan, feature="members", kind="limit_per_period", limit_value=None)
     assert made["features"] == [
-        {"feature": "members", "kind": "limit_per_period", "limit_value": None, "description": "People"}
+        {"feature": "members", "kind": "limit_per_period", "limit_value": None, **SOFT, "description": "People"}
     ]
     assert by_staff(api, "remove_plan_feature", plan=plan, feature="members")["features"] == []
 
