@@ -72,7 +72,7 @@ def test_exactly_so_many_go_through_whoever_asks(limited: RunningStack, make_org
 
 
 def test_who_waits_as_told_gets_through(limited: RunningStack, make_organization: MakeOrganization) -> None:
-    firm = make_limited(make_organization, limited.database, "pro", least=0.5, most=4)
+    firm = make_limited(make_organization, limited.database, "pro", least=2, most=5)
     with limited.client(firm["owner"].subject, org=firm.id) as client:
         while (answer := client.get(FREE)).status_code == 200:
             pass

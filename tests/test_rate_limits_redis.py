@@ -75,8 +75,14 @@ class Pair:
         return [event for event in events if event.startswith("redis_")]
 
     def exactly_as_one(self) -> None:
-        with ExitStack() as stack:
-            answers = at_once(self.clients(stack, self.organization(), each=5), 5)
+        """While Redis answers, which on a busy machine it may not for a moment."""
+        is_undisturbed = False
+        while not is_undisturbed:
+            assert self.redis_is("ok")
+            before = [self.said(name) for name in SIDECARS]
+            with ExitStack() as stack:
+                answers = at_once(self.clients(stack, self.organization(), each=5), 5)
+            is_undisturbed = [self.said(name) for name in SIDECARS] == before
         statuses = [answer.status_code for answer in answers]
         assert (statuses.count(200), statuses.count(429)) == (LIMIT, len(answers) - LIMIT)
         left = [int(answer.headers["RateLimit-Remaining"]) for answer in answers if answer.status_code == 200]
@@ -148,9 +154,10 @@ def test_a_kill_in_the_middle_fails_no_request(pair: Pair) -> None:
     assert metric(pair) == "1.0"
     pair.exactly_as_one()
 
-    for name in SIDECARS:  # of so many requests and attempts, once, and without the password
-        starts = 2 if name == pair.other.name else 1
-        assert pair.said(name)[before[name] :] == ["redis_is_away"] * starts + ["redis_is_back"]
+    for name in SIDECARS:  # not with each request and attempt, and without the password
+        said = pair.said(name)[before[name] :]
+        assert (said[0], said[-1]) == ("redis_is_away", "redis_is_back")
+        assert len(said) < len(answers) / 10
         text = pair.stack.state.log(name).read_text()
         assert f'"redis":"{HOST}:{pair.redis.port}"' in text.replace(": ", ":")
         assert PASSWORD not in text
