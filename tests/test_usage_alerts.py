@@ -350,6 +350,25 @@ def test_one_that_takes_too_long_is_put_back(book: Book, make_organization: Make
     book.change("delete from billing.alert_queue where organization_id = %(org)s")
 
 
+def test_neither_the_platform_nor_who_is_gone_is_told_of(book: Book) -> None:
+    """The platform has usage of its own, and no plan that it would keep to."""
+    platform = "(select id from tenancy.organizations where kind = 'platform')"
+    gone = uuid4()
+    book.change(
+        f"update tenancy.organizations set plan = 'alerting' where id = {platform}",
+        f"insert into billing.alert_queue (organization_id) values ({platform}), ('{gone}')",
+    )
+    usage = [event(str(uuid4()), name=METER, quantity=20)]
+    assert ingest(book.sidecar, usage, value(book.superuser, f"select {platform}")).accepted == 1
+    book.look()
+    left = "select count(*) from billing.alert_queue where organization_id in (%s, {})"
+    assert value(book.superuser, left.format(platform), gone) == 0
+    assert (
+        value(book.superuser, f"select count(*) from notifications.notification_log where organization_id = {platform}")
+        == 0
+    )
+
+
 def test_what_time_alone_changes_is_looked_at_each_hour(book: Book) -> None:
     count = "select count(*) from billing.alert_queue where organization_id = %s"
     book.look()

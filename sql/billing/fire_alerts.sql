@@ -5,7 +5,7 @@
 -- Usage is read as everybody reads it, with what is not rolled up yet.
 
 -- The period that is to be looked at, p_period_start null: the current one. None where nobody is to be told: it is finalized, or long past, as an
--- import brings it. at: the moment whose plan and limits count.
+-- import brings it, or the platform's, or of an organization that is gone. at: the moment whose plan and limits count.
 create or replace function billing.period_of_alerts(
   p_organization_id uuid, p_period_start timestamptz, p_now timestamptz,
   out period_start timestamptz, out period_end timestamptz, out at timestamptz, out has_ended boolean
@@ -18,7 +18,10 @@ declare
   v_period record;
 begin
   select f.* into v_period from billing.find_period(p_organization_id, coalesce(p_period_start, p_now)) f;
-  if v_period.status is distinct from 'finalized' and v_period.period_end > p_now - interval '1 month' then
+  if p_organization_id <> audit.platform()
+    and v_period.status is distinct from 'finalized'
+    and v_period.period_end > p_now - interval '1 month'
+  then
     period_start := v_period.period_start;
     period_end := v_period.period_end;
     has_ended := v_period.period_end <= p_now;
