@@ -487,12 +487,17 @@ STAFF |= {
     "replay_webhook": (f"select api.replay_webhook({_MESSAGE})", {"webhook_message.replayed"}),
     "replay_webhooks": ("select api.replay_webhooks('pending')", {"webhook_message.replayed"}),
 }
+_GRANT = "select api.set_entitlement('pages', 'boolean')"
+STAFF |= {
+    "set_entitlement": (_GRANT, {"entitlement_override.created"}),
+    "remove_entitlement": ("select api.remove_entitlement('pages')", {"entitlement_override.removed"}),
+}
 _START = "select api.start_subscription('pro', 0, true)"
 _CHANGED = {"subscription_phase.created"}
 STAFF |= {
     "start_subscription": (
         _START,
-        _CHANGED | {"subscription.created", "billing_period.created", "organization.changed"},
+        _CHANGED | {"subscription.created", "organization.changed"},
     ),
     "change_subscription": ("select api.change_subscription('firm')", _CHANGED | {"organization.changed"}),
     "cancel_subscription": ("select api.cancel_subscription()", _CHANGED),
@@ -510,6 +515,7 @@ BEFORE = {
     ),
     "resume_subscription": (_START, "select api.pause_subscription()"),
     "mark_paid": (_START, "select api.mark_past_due()"),
+    "remove_entitlement": (_GRANT,),
     "replay_webhook": (_ISSUE,),
     "replay_webhooks": (_ISSUE,),
     "create_credit_note": (_ISSUE, _PAY),
@@ -518,10 +524,18 @@ BEFORE = {
     "write_off_invoice": (_ISSUE,),
 }
 # They change only what is not watched.
-UNTOLD = {"remake_storage_snapshots"}
+UNTOLD = {
+    "remake_storage_snapshots",
+    "create_usage_alert",
+    "delete_usage_alert",
+    "set_budget",
+    "reserve_quota",
+    "release_quota",
+}
 VALUES = {
     "text": "'viewer'",
     "uuid": "gen_random_uuid()",
+    "boolean": "true",
     "text[]": "'{data:read}'",
     "date": "'2020-01-01'",
     "numeric": "1",
