@@ -73,6 +73,7 @@ class Change(Strict):
     pause: bool = False
     resume: bool = False
     past_due: bool = False
+    paid: bool = False
 
 
 class Tax(Strict):
@@ -203,22 +204,22 @@ class Books:
 
     def _change(self, change: Change) -> None:
         started = change.start and f"{self.prefix}.{change.start}"
-        name, arguments = next(
-            (name, arguments)
-            for asked, name, arguments in (
-                (change.start, "start", [started, change.trial_days, change.payment_method]),
-                (change.change, "change", [f"{self.prefix}.{change.change}", False]),
-                (change.cancel, "cancel", [False, None]),
-                (change.pause, "pause", []),
-                (change.resume, "resume", []),
-                (change.past_due, "past_due", [None]),
+        function, arguments = next(
+            (function, arguments)
+            for asked, function, arguments in (
+                (change.start, "start_subscription", [started, change.trial_days, change.payment_method]),
+                (change.change, "change_subscription", [f"{self.prefix}.{change.change}", False]),
+                (change.cancel, "cancel_subscription", [False, None]),
+                (change.pause, "pause_subscription", []),
+                (change.resume, "resume_subscription", []),
+                (change.past_due, "mark_past_due", [None]),
+                (change.paid, "mark_paid", []),
             )
             if asked
         )
-        function = "billing.mark_past_due" if name == "past_due" else f"billing.{name}_subscription"
         parameters = [self.organization, *arguments, moment(change.on)]
         self.superuser.execute(
-            f"select {function}({', '.join(['%s'] * len(parameters))})",
+            f"select billing.{function}({', '.join(['%s'] * len(parameters))})",
             parameters,
         )
 
