@@ -23,13 +23,12 @@ NOT_WATCHED = {
     "app.clients": "the same",
     "app.documents": "the same; what counts of it is usage",
     "billing.alert_queue": "whose alerts are to be looked at; who has looked removes it",
-    "billing.budgets": "what somebody wants to be told of; it changes nothing that is due",
     "billing.currencies": "ISO 4217, the same for everybody, and written by migrations alone",
     "billing.defaults": "settings of the deployment, written by each migration run",
     "billing.invoice_lines": "written with their invoice, and never again",
     "billing.quota_counters": "counts with each act that is granted, and locks nobody else out",
     "billing.quota_reservations": "the same",
-    "billing.usage_alerts": "what somebody wants to be told of; it changes nothing that is due",
+    "billing.usage_alerts": "each organization is given some; who adds or removes one is in the log",
     "metering.event_keys": "facts, not changes: they only grow",
     "metering.generations": "the same",
     "metering.meter_versions": "written with each change of a meter, which is told",
@@ -158,6 +157,11 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
         "changed": "update billing.billing_terms set tax_percent = 20 where organization_id = %(org)s",
         "removed": "delete from billing.billing_terms where organization_id = %(org)s",
     },
+    "billing.budgets": {
+        "created": "insert into billing.budgets (organization_id, amount_cents) values (%(org)s, 100)",
+        "changed": "update billing.budgets set amount_cents = 200 where organization_id = %(org)s",
+        "removed": "delete from billing.budgets where organization_id = %(org)s",
+    },
     "billing.subscriptions": {
         "created": "insert into billing.subscriptions (organization_id, created_by) values (%(org)s, 'test')",
         "changed": "update billing.subscriptions set has_payment_method = true where organization_id = %(org)s",
@@ -209,6 +213,7 @@ TARGETS = {
     "billing.plan_features": "plan_feature",
     "billing.billing_profiles": "billing_profile",
     "billing.billing_terms": "billing_terms",
+    "billing.budgets": "budget",
     "billing.subscriptions": "subscription",
     "billing.subscription_phases": "subscription_phase",
     "billing.entitlement_overrides": "entitlement_override",
@@ -236,6 +241,7 @@ OF_THEIR_OWN = (
     "billing.plans",
     "billing.billing_profiles",
     "billing.billing_terms",
+    "billing.budgets",
     "billing.subscriptions",
     "billing.subscription_phases",
     "billing.entitlement_overrides",
@@ -507,6 +513,12 @@ STAFF |= {
     "mark_paid": ("select api.mark_paid()", _CHANGED),
     "set_payment_method": ("select api.set_payment_method(false)", {"subscription.changed"}),
 }
+_ALERT = "(select id from api.usage_alerts where organization_id = tenancy.current_org() limit 1)"
+STAFF |= {
+    "create_usage_alert": ("select api.create_usage_alert('percent_of_limit', 90)", {"usage_alert.created"}),
+    "delete_usage_alert": (f"select api.delete_usage_alert({_ALERT})", {"usage_alert.removed"}),
+    "set_budget": ("select api.set_budget(100)", {"budget.created"}),
+}
 # What has to be there for them.
 BEFORE = {
     **dict.fromkeys(
@@ -526,9 +538,6 @@ BEFORE = {
 # They change only what is not watched.
 UNTOLD = {
     "remake_storage_snapshots",
-    "create_usage_alert",
-    "delete_usage_alert",
-    "set_budget",
     "reserve_quota",
     "release_quota",
 }

@@ -20,6 +20,7 @@ begin
   perform audit.watch('billing.billing_profiles', 'billing_profile', '{billing_entity_type}',
     p_personal => '{legal_name,address,country,email,tax_id}', p_quiet => '{updated_at}');
   perform audit.watch('billing.billing_terms', 'billing_terms', '{organization_id}', p_quiet => '{updated_at}');
+  perform audit.watch('billing.budgets', 'budget', '{organization_id}', p_quiet => '{updated_at}');
   perform audit.watch('billing.subscriptions', 'subscription', '{id}');
   -- announced_at says that it was told, and changes nothing.
   perform audit.watch('billing.subscription_phases', 'subscription_phase', '{starts_at}', p_quiet => '{announced_at}');

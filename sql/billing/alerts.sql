@@ -49,6 +49,18 @@ begin
 end;
 $$;
 
+-- What the audit log keeps of an alert. Those that every organization is given are not told there.
+create or replace function billing.told_of_alert(p_alert billing.usage_alerts)
+returns jsonb
+language sql
+stable
+set search_path = ''
+as $$
+  select jsonb_strip_nulls(jsonb_build_object(
+    'threshold_kind', p_alert.threshold_kind, 'threshold', p_alert.threshold, 'meter_code', p_alert.meter_code, 'feature', p_alert.feature
+  ))
+$$;
+
 -- One that is there is returned as it is: a retry makes no second one.
 create or replace function billing.create_usage_alert(p_threshold_kind text, p_threshold numeric, p_meter_code text, p_feature text)
 returns billing.usage_alerts
@@ -102,6 +114,7 @@ begin
   insert into billing.usage_alerts (organization_id, threshold_kind, threshold, meter_code, feature)
   values (v_organization_id, p_threshold_kind, v_threshold, p_meter_code, p_feature)
   returning * into v_alert;
+  perform audit.append(v_organization_id, 'usage_alert.created', 'usage_alert', v_alert.id::text, null, billing.told_of_alert(v_alert));
   perform billing.queue_alerts(v_organization_id);
   return v_alert;
 end;
@@ -128,6 +141,7 @@ begin
       message = format('ALERT_NOT_FOUND: the organization has no usage alert %s', coalesce(p_id::text, 'null')),
       hint = 'GET /usage_alerts lists them.';
   end if;
+  perform audit.append(v_alert.organization_id, 'usage_alert.removed', 'usage_alert', p_id::text, billing.told_of_alert(v_alert), null);
   return v_alert;
 end;
 $$;
@@ -184,7 +198,8 @@ alter function billing.create_usage_alert(text, numeric, text, text) owner to go
 alter function billing.delete_usage_alert(uuid) owner to goldleaves_kernel;
 alter function billing.set_budget(numeric) owner to goldleaves_kernel;
 alter function billing.seed_usage_alerts() owner to goldleaves_kernel;
-grant execute on function billing.require_alert_writer(), billing.require_alert_feature(uuid, text) to goldleaves_kernel;
+grant execute on function billing.require_alert_writer(), billing.require_alert_feature(uuid, text), billing.told_of_alert(billing.usage_alerts)
+  to goldleaves_kernel;
 grant execute on function billing.create_usage_alert(text, numeric, text, text), billing.delete_usage_alert(uuid), billing.set_budget(numeric)
   to member, platform_admin;
 
