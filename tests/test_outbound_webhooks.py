@@ -230,11 +230,14 @@ def test_after_the_last_attempt_it_is_dead_until_staff_replays_it(
         assert receiver.ids == [message] * 3
 
 
+HALF_AN_HOUR = "in half an hour"
+
+
 @pytest.mark.parametrize(
     ("status", "header", "seconds"),
     [
         (429, "120", 120),
-        (503, format_datetime(datetime.now(UTC) + timedelta(minutes=30), usegmt=True), 1700),
+        (503, HALF_AN_HOUR, 1800),
         (503, "999999999999999999999", 3590),
         (410, None, 3590),
     ],
@@ -248,6 +251,8 @@ def test_who_wants_to_be_left_alone_is(
     seconds: int,
 ) -> None:
     first, *others = enqueue(superuser, organization, 4)
+    if header == HALF_AN_HOUR:  # from when the test runs: those who collect it agree on its name
+        header = format_datetime(datetime.now(UTC) + timedelta(minutes=30), usegmt=True)
     reply = Reply(status, {"Retry-After": header} if header is not None else {})
     with application(answers(reply)) as receiver, sending(shared_database, receiver.url):
         await_attempts(superuser, first, 1)
@@ -260,7 +265,17 @@ def test_who_wants_to_be_left_alone_is(
     assert [of(superuser, "attempts", message) for message in others] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("header", ["", "soon", "-5", "Thu, 99 Nov 2026 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 GMT"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "soon",
+        "-5",
+        "Thu, 99 Nov 2026 00:00:00 GMT",
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "Thu, 01 Jan 99999999999 00:00:00 GMT",
+    ],
+)
 def test_a_pause_that_nobody_understands_is_none(
     shared_database: Database, superuser: Connection, organization: Organization, header: str
 ) -> None:

@@ -95,7 +95,7 @@ def _seconds(retry_after: str) -> float:
         return float(retry_after[:10])
     try:
         at = parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return ((at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
 
