@@ -35,7 +35,7 @@ class Quotas:
         context = context_of(scope)
         taken_at = context.received_at
         await self._take(organization_id)
-        is_taken = True
+        is_taken, is_billed = True, False
 
         async def send_counted(message: Message) -> None:
             # Before the answer goes out, so that who reads it finds what it says.
@@ -47,8 +47,11 @@ class Quotas:
 
         try:
             await app(scope, receive, send_counted)
+        except Problem as answer:  # given further out, and billed like any other
+            is_billed = not is_free(answer.status)
+            raise
         finally:
-            if is_taken and not context.answer_began:
+            if is_taken and not is_billed and not context.answer_began:
                 await self._give_back(organization_id, taken_at)
 
     async def run(self) -> None:

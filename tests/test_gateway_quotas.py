@@ -113,6 +113,16 @@ def test_what_is_not_billed_uses_up_none(stack: RunningStack, firm: Organization
         assert owner.get(FREE).status_code == 200
 
 
+def test_what_the_gateway_refuses_and_bills_uses_up_the_quota(stack: RunningStack, firm: Organization) -> None:
+    give_quota(stack, firm, 3)
+    with client_of(stack, firm) as owner:
+        answers = [owner.get("/api/v1/cases?title=eq.%ff") for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [400] * 3 + [402] * 3
+    assert granted(stack, firm) == 3
+    wait_until_shipped(stack.state)
+    assert len(metered_ids(stack, firm.id)) == 3
+
+
 def test_what_cannot_be_answered_uses_up_none(stack: RunningStack, firm: Organization) -> None:
     give_quota(stack, firm, 1)
     with client_of(stack, firm) as owner:
