@@ -79,6 +79,8 @@ security definer
 set search_path = ''
 as $$
 declare
+  -- Not the clock itself, by which no index would be searched: what lies ahead stays unread.
+  v_now timestamptz := clock_timestamp();
   v_organization_id uuid;
   v_done integer := 0;
 begin
@@ -86,7 +88,7 @@ begin
     select f.organization_id
     from billing.subscription_phases f
     where f.announced_at is null
-      and f.starts_at <= clock_timestamp()
+      and f.starts_at <= v_now
     order by f.starts_at
     limit p_most
     for no key update skip locked
