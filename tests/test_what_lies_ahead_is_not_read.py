@@ -1,5 +1,5 @@
-"""Every few seconds the sidecar asks what has become due. What is planned for later may be as much as there are organizations,
-and is not read for that.
+"""Every few seconds the sidecar asks what has become due. What is planned for later may be as much as there are
+organizations, and is not read for that.
 """
 
 from __future__ import annotations
