@@ -385,6 +385,22 @@ def test_an_owner_resumes_nothing_else(staff: Desk, before: str) -> None:
     assert (row["status"], row["cancel_at"]) == (status, None)
 
 
+def test_an_owner_takes_back_no_cancellation_of_staff(staff: Desk) -> None:
+    staff.call("start_subscription", plan="pro", trial_days=0, has_payment_method=True)
+    staff.call("cancel_subscription", reason="Terminated")
+    staff.as_owner()
+    staff.call("cancel_subscription")
+    assert "only platform_admin takes it back" in staff.refused("ROLE_REQUIRED", "resume_subscription")
+    staff.as_staff()
+    assert staff.call("resume_subscription")["cancel_at"] is None
+    staff.as_owner()
+    staff.call("cancel_subscription")
+    staff.as_staff()
+    staff.call("change_subscription", plan="firm")  # which plans the cancellation anew
+    staff.as_owner()
+    assert staff.call("resume_subscription")["cancel_at"] is None
+
+
 @pytest.mark.parametrize("role", ["admin", "member", "viewer", "billing"])
 def test_nobody_else_in_an_organization_writes_it(staff: Desk, role: str) -> None:
     staff.call("start_subscription", plan="pro", has_payment_method=True)

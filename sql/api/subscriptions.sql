@@ -179,7 +179,7 @@ comment on function api.resume_subscription(timestamptz) is $$Have a subscriptio
 
 For platform_admin, of the organization that X-Organization-ID names: takes back a cancellation that is planned, and makes active what is
 paused, past_due or incomplete; a trial that was paused goes on until its trial_end. What was paused or is incomplete needs a payment method.
-For a payment that came use mark_paid, which takes no cancellation back. Owners take back a planned cancellation, and nothing else. Called again, it
+For a payment that came use mark_paid, which takes no cancellation back. Owners take back a cancellation that one of them planned, and nothing else. Called again, it
 changes nothing. Returns the subscription as billing_subscriptions shows it.
 
 Errors: INVALID_SUBSCRIPTION, ORGANIZATION_REQUIRED (400), ROLE_REQUIRED (403), NO_SUBSCRIPTION (404), BILLING_PERIOD_LOCKED,

@@ -1,5 +1,5 @@
--- What an owner does about the subscription of the organization: has it end with its period, and take that back. All else is the provider's,
--- whose backend knows who has paid.
+-- What an owner does about the subscription of the organization: has it end with its period, and takes that back. All else is the provider's,
+-- whose backend knows who has paid: a cancellation that staff has planned, too.
 create or replace function billing.require_subscriber()
 returns void
 language plpgsql
@@ -49,6 +49,19 @@ begin
     raise exception using
       errcode = 'PT403',
       message = format('ROLE_REQUIRED: the subscription is %s, and only platform_admin resumes that', v_now.status),
+      hint = 'Ask the provider''s staff.';
+  elsif v_agreed.cancel_at is not null
+    and not exists (
+      select
+      from billing.subscription_phases f
+      join tenancy.users u on u.id::text = f.made_by
+      where f.organization_id = v_now.organization_id
+        and f.starts_at = v_agreed.cancel_at
+    )
+  then
+    raise exception using
+      errcode = 'PT403',
+      message = 'ROLE_REQUIRED: the provider''s staff has planned the cancellation, and only platform_admin takes it back',
       hint = 'Ask the provider''s staff.';
   end if;
   if billing.plan_ahead(v_now, v_agreed.change_at, v_agreed.change_plan, null, null) then

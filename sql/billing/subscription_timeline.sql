@@ -86,9 +86,10 @@ begin
 end;
 $$;
 
+-- p_made_by: null is who asks for it.
 create or replace function billing.add_phase(
   p_organization_id uuid, p_starts_at timestamptz, p_subscription_id uuid, p_status text, p_plan_code text,
-  p_grace_ends_at timestamptz default null, p_reason text default null
+  p_grace_ends_at timestamptz default null, p_reason text default null, p_made_by text default null
 )
 returns void
 language sql
@@ -98,7 +99,9 @@ as $$
   insert into billing.subscription_phases (
     organization_id, starts_at, subscription_id, status, plan_code, grace_ends_at, reason, made_by
   )
-  values (p_organization_id, p_starts_at, p_subscription_id, p_status, p_plan_code, p_grace_ends_at, p_reason, billing.author())
+  values (
+    p_organization_id, p_starts_at, p_subscription_id, p_status, p_plan_code, p_grace_ends_at, p_reason, coalesce(p_made_by, billing.author())
+  )
 $$;
 
 -- When the time ends that a subscriber may count on: a trial with itself, else the billing period, which is made so that it stays.
@@ -199,7 +202,8 @@ as $$
   where p_cancel_at is not null
 $$;
 
--- Plans anew what follows a phase. Returns whether anything is other than before: what stays is not touched.
+-- Plans anew what follows a phase. Returns whether anything is other than before: what stays is not touched, and a cancellation stays that of
+-- whoever planned it.
 create or replace function billing.plan_ahead(
   p_phase billing.subscription_phases, p_change_at timestamptz, p_change_plan text, p_cancel_at timestamptz, p_cancel_reason text
 )
@@ -210,6 +214,13 @@ set search_path = ''
 as $$
 declare
   v_is_other boolean;
+  v_canceled_by text := (
+    select f.made_by
+    from billing.subscription_phases f
+    where f.organization_id = p_phase.organization_id
+      and f.starts_at > p_phase.starts_at
+      and f.status = 'canceled'
+  );
 begin
   delete from billing.subscription_phases f
   where f.organization_id = p_phase.organization_id
@@ -223,7 +234,8 @@ begin
     );
   v_is_other := found;
   perform billing.add_phase(
-    p_phase.organization_id, a.starts_at, p_phase.subscription_id, a.status, a.plan_code, a.grace_ends_at, a.reason
+    p_phase.organization_id, a.starts_at, p_phase.subscription_id, a.status, a.plan_code, a.grace_ends_at, a.reason,
+    case when a.status = 'canceled' then v_canceled_by end
   )
   from (
     select p.*
@@ -269,7 +281,7 @@ $$;
 
 grant execute on function
   billing.raise_no_subscription(), billing.raise_invalid_subscription(text), billing.begin_subscription_change(uuid, timestamptz),
-  billing.live_phase(uuid, timestamptz), billing.add_phase(uuid, timestamptz, uuid, text, text, timestamptz, text),
+  billing.live_phase(uuid, timestamptz), billing.add_phase(uuid, timestamptz, uuid, text, text, timestamptz, text, text),
   billing.subscription_period_end(billing.subscription_phases, timestamptz), billing.agreed_ahead(billing.subscription_phases, timestamptz),
   billing.trial_without_payment_method(), billing.phases_ahead(billing.subscription_phases, timestamptz, text, timestamptz, text),
   billing.plan_ahead(billing.subscription_phases, timestamptz, text, timestamptz, text),
