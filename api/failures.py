@@ -12,6 +12,7 @@ from api.demo.people import DemoError
 from api.exporting.errors import ExportFailed
 from api.importing.errors import ImportFailed
 from api.release.errors import MigrationError
+from api.said_by_postgres import said_by_postgres
 from api.settings import SettingsError
 from api.stack.endpoints import StackError
 from api.verification import VerificationError
@@ -36,7 +37,7 @@ def explanation(error: Exception) -> str | None:
     if isinstance(error, (DemoError, httpx.HTTPError)):
         return f"The demo stopped: {' '.join(str(error).split()) or type(error).__name__}"
     if isinstance(error, psycopg.Error):
-        return " ".join(str(error).split()) or type(error).__name__
+        return said_by_postgres(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     return None

@@ -13,6 +13,7 @@ from api.exporting.errors import ExportFailed
 from api.policies.trial import allow_roles
 from api.release.catalog import Connection
 from api.release.loader import begin
+from api.said_by_postgres import said_by_postgres
 
 _ROLE: Final = "platform_admin"
 
@@ -34,7 +35,7 @@ def staff_snapshot(url: str) -> Iterator[Connection]:
             with connection.transaction():
                 yield connection
     except psycopg.Error as error:
-        raise ExportFailed(_explained(error)) from error
+        raise ExportFailed(said_by_postgres(error)) from error
 
 
 def enter(connection: Connection, organization: str | None) -> None:
@@ -63,9 +64,3 @@ def _become_staff(connection: Connection) -> None:
         connection.execute("set local role none")
         if granted:
             connection.execute(f"revoke {_ROLE} from current_user".encode())
-
-
-def _explained(error: psycopg.Error) -> str:
-    """What Postgres says, with its hint, and without where in which function."""
-    said = (error.diag.message_primary, error.diag.message_hint)
-    return ". ".join(filter(None, said)) or " ".join(str(error).split()) or type(error).__name__
