@@ -331,3 +331,51 @@ def test_a_summary_by_group_has_each_group_at_the_price_of_its_time(
     assert found == [("blue", 200, 90), ("red", 55, 350 + 140)]
     only = json.dumps({"meter": code, "kind": "photo"})
     assert superuser.execute(asked, [organization, start, end, closed, only]).fetchall() == [("red", 50, 300 + 140)]
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["running", "closed"])
+def test_a_summary_of_one_meter_says_what_the_invoice_does(ledger: Subscribed, closed: bool) -> None:
+    """Also of a largest value that was seen in a trial, and where some of the usage came late for a time without a price."""
+    ledger.begin()
+    each: Terms = {"model": "per_unit", "unit_amount_cents": 10, "included_quantity": 0}
+    seats, calls = ledger.meter({**each, "included_quantity": 1}, aggregation="max"), ledger.meter(each)
+    organization = ledger.organization()
+    start, half, end = moment(1), moment(1) + MONTH / 2, moment(0)
+    ledger.superuser.execute(
+        "select billing.start_subscription(%s, %s, 0, false, %s)", [organization, ledger.plan, moment(2)]
+    )
+    ledger.send(organization, [(calls, Decimal(1), moment(2, days=1))])
+    finalize(ledger.superuser, organization, month(2))
+    ledger.superuser.execute("select billing.cancel_subscription(%s, false, null, %s)", [organization, start])
+    ledger.superuser.execute(
+        "select billing.start_subscription(%s, %s, 3, true, %s)",
+        [organization, ledger.plan, start + timedelta(days=1)],
+    )
+    ledger.use(organization, seats, [(Decimal(9), 2 * 86400), (Decimal(7), 20 * 86400)])
+    ledger.use(organization, calls, [(Decimal(4), 20 * 86400)])
+    # Late for the month before, in which the plan was not paid for, and recorded in this one.
+    ledger.send(organization, [(calls, Decimal(5), moment(2, days=3))], late="adjust")
+    with ledger.superuser.transaction():
+        ledger.superuser.execute("set local session_replication_role = replica")
+        for table in ("usage_events", "event_keys"):
+            ledger.superuser.execute(
+                f"update metering.{table} set occurred_at = %s where organization_id = %s and occurred_at >= %s",
+                [half, organization, end],
+            )
+    if closed:
+        finalize(ledger.superuser, organization, month(1))
+    found = {
+        code: ledger.superuser.execute(
+            "select quantity, amount_cents from billing.usage_by_group(%s, %s, %s, %s, '{}', %s)",
+            [organization, start, end, closed, json.dumps({"meter": code})],
+        ).fetchall()
+        for code in (seats, calls)
+    }
+    billed = {
+        code: sum(line["amount"] for line in ledger.bill(organization) if line["meter"] == code)
+        for code in (seats, calls)
+    }
+    assert billed[calls] == 40
+    assert {code: [amount for _, amount in rows] for code, rows in found.items()} == {
+        code: [amount] for code, amount in billed.items()
+    }

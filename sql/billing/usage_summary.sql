@@ -228,25 +228,36 @@ as $$
       and c.amount_cents <> 0
       and (not p_filter ? 'meter' or c.meter_code = any (metering.filter_values(p_filter, 'meter')))
       and metering.group_passes(metering.dimension_filter(p_filter), c.groups)
+  ),
+  shared as (
+    select
+      p.*, c.id, c.unit_amount_cents, c.amount_cents, c.quantity as charged_quantity, count(*) over (partition by c.id) as parts,
+      -- What there is of a charge altogether. Not always its quantity: the largest value of a trial is on a line of its own, and late usage of a
+      -- time without a price on none. Where only some of a dimension is asked for, its quantity is all that is known.
+      case when metering.dimension_filter(p_filter) = '{}' then sum(p.quantity) over (partition by c.id) else c.quantity end as whole_quantity
+    from parts p
+    left join charges c
+      on p.metered
+      and c.meter_code = p.meter_code
+      and c.groups = p.price_groups
+      and case when p.charge_id is null then billing.was_in_force(c.in_force, p.since) else c.id = p.charge_id end
   )
   select
     p.meter_code, m.unit, sum(p.events)::bigint, sum(p.quantity),
-    case when count(*) = count(c.unit_amount_cents) and count(distinct c.unit_amount_cents) = 1 then min(c.unit_amount_cents) end,
+    case when count(*) = count(p.unit_amount_cents) and count(distinct p.unit_amount_cents) = 1 then min(p.unit_amount_cents) end,
     trim_scale(coalesce(
       sum(case
-        when c.unit_amount_cents is not null then p.quantity * c.unit_amount_cents
-        when c.quantity <> 0 then c.amount_cents * p.quantity / c.quantity
-        else p.without_usage_cents
+        when p.charge_id is not null or p.charged_quantity = 0 then p.without_usage_cents
+        -- Both are quotients.
+        when p.unit_amount_cents is not null and round(p.whole_quantity, 9) = round(p.charged_quantity, 9) then p.quantity * p.unit_amount_cents
+        when p.whole_quantity <> 0 then p.amount_cents * p.quantity / p.whole_quantity
+        else p.amount_cents / p.parts
       end),
       0
     )),
     p.groups
-  from parts p
+  from shared p
   left join metering.meters m on p.metered and m.code = p.meter_code
-  left join charges c
-    on c.meter_code = m.code
-    and c.groups = p.price_groups
-    and case when p.charge_id is null then billing.was_in_force(c.in_force, p.since) else c.id = p.charge_id end
   group by p.meter_code, m.code, m.unit, p.groups
   order by m.code is null, p.meter_code, p.groups
 $$;
