@@ -335,7 +335,7 @@ def test_a_summary_by_group_has_each_group_at_the_price_of_its_time(
 
 @pytest.mark.parametrize("closed", [False, True], ids=["running", "closed"])
 def test_a_summary_of_one_meter_says_what_the_invoice_does(ledger: Subscribed, closed: bool) -> None:
-    """Also of a largest value that was seen in a trial, and where some of the usage came late for a time without a price."""
+    """Also of a largest value that was seen in a trial, and where usage came late for a time without a price."""
     ledger.begin()
     each: Terms = {"model": "per_unit", "unit_amount_cents": 10, "included_quantity": 0}
     seats, calls = ledger.meter({**each, "included_quantity": 1}, aggregation="max"), ledger.meter(each)
