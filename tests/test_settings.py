@@ -91,6 +91,11 @@ def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None
             'of \'starter\' expected one limit, of the class api; write {"starter": {"api": 60}}',
         ),
         ("TIER_RATE_LIMITS", '{"pro": {"api": 0}}', "api of 'pro' is 0; expected requests a minute, from 1 to 1000000"),
+        (
+            "TIER_RATE_LIMITS",
+            '{"Pro": {"api": 60}}',
+            '\'Pro\' is not the code of a plan: lowercase letters, digits, _ and -; write {"starter": {"api": 60}}',
+        ),
         ("TIER_RATE_LIMITS", '{"pro": {"api": 1}, "pro": {"api": 2}}', "'pro' is there twice"),
         (
             "REDIS_URL",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 CLASS: Final = "api"
 MOST: Final = 1_000_000
+PLAN_CODE: Final = re.compile(r"[a-z0-9_-]{1,64}")
 EXAMPLE: Final = 'write {"starter": {"api": 60}}'
 
 
@@ -46,8 +48,8 @@ def parse_tier_rate_limits(text: str) -> TierRateLimits:
 
 
 def _limit(plan: str, classes: object) -> int:
-    if not plan:
-        raise ValueError(f"a plan has no name; {EXAMPLE}")
+    if not PLAN_CODE.fullmatch(plan):  # a limit of a plan that cannot be would limit nobody, and nobody would know
+        raise ValueError(f"{plan!r} is not the code of a plan: lowercase letters, digits, _ and -; {EXAMPLE}")
     if not isinstance(classes, dict) or list(classes) != [CLASS]:
         raise ValueError(f"of {plan!r} expected one limit, of the class {CLASS}; {EXAMPLE}")
     limit = classes[CLASS]
