@@ -379,3 +379,40 @@ def test_a_summary_of_one_meter_says_what_the_invoice_does(ledger: Subscribed, c
     assert {code: [amount for _, amount in rows] for code, rows in found.items()} == {
         code: [amount] for code, amount in billed.items()
     }
+
+
+def test_a_summary_has_a_minimum_of_what_was_used_in_a_group_alone(ledger: Subscribed) -> None:
+    """Late usage of a trial, which knows no groups, is on a line beside the minimum, and now belongs to the group."""
+    ledger.begin()
+    code, organization = f"{ledger.plan}.mails", ledger.organization()
+    ledger.superuser.execute(
+        """
+        insert into metering.meters (code, event_name, unit, description, group_by)
+        values (%s, %s, 'mail', 'Mails', '{kind}')
+        """,
+        [code, code],
+    )
+    ledger.superuser.execute(
+        """
+        insert into billing.prices (
+          meter_code, plan_code, currency, model, unit_amount_cents, dimension, dimension_value, effective_from
+        )
+        values (%s, %s, 'usd', 'per_unit', 7, 'kind', 'x', %s)
+        """,
+        [code, ledger.plan, LONG_AGO],
+    )
+    ledger.price(code, ledger.plan, {"model": "per_unit", "unit_amount_cents": 10, "minimum_cents": 300})
+    ledger.superuser.execute(
+        "select billing.start_subscription(%s, %s, 10, true, %s)", [organization, ledger.plan, moment(1)]
+    )
+    ledger.superuser.execute("select billing.ensure_periods(%s, %s, %s)", [organization, moment(1), moment(0)])
+    finalize(ledger.superuser, organization, month(1))
+    now = datetime.now(moment(0).tzinfo)
+    for at in (moment(1, days=3), now):
+        told = event(f"{at}", at, name=code, quantity=4, dimensions={"kind": "x"})
+        ingest(ledger.superuser, [told], organization, late="adjust")
+    ((amount,),) = ledger.superuser.execute(
+        "select amount_cents from billing.usage_by_group(%s, %s, %s, false, '{}', %s)",
+        [organization, moment(0), moment(-1), json.dumps({"meter": code})],
+    ).fetchall()
+    assert amount == 300 + 4 * 7

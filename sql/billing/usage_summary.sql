@@ -208,48 +208,53 @@ as $$
   ),
   parts as (
     select
-      n.meter_code, true as metered, n.groups, n.price_groups, n.since, n.events, n.quantity, null::bigint as charge_id,
-      0::numeric as without_usage_cents
+      n.meter_code, true as metered, n.groups, n.price_groups, n.since, n.events, n.quantity
     from named n
     union all
     select
-      u.meter_code, u.metered, u.groups, '{}', u.since, u.events - coalesce(n.events, 0), u.quantity - coalesce(n.quantity, 0), null, 0
+      u.meter_code, u.metered, u.groups, '{}', u.since, u.events - coalesce(n.events, 0), u.quantity - coalesce(n.quantity, 0)
     from used u
     left join (
       select a.meter_code, a.groups, a.since, sum(a.events)::bigint as events, sum(a.quantity) as quantity from named a group by 1, 2, 3
     ) as n
       on u.metered and n.meter_code = u.meter_code and n.groups = u.groups and n.since is not distinct from u.since
     where n.meter_code is null or u.events <> n.events or u.quantity <> n.quantity
-    union all
-    -- What is due for nothing, as a minimum.
-    select c.meter_code, true, metering.project(c.groups, p_group_by), c.groups, null, 0, 0, c.id, c.amount_cents
-    from charges c
-    where c.quantity = 0
-      and c.amount_cents <> 0
-      and (not p_filter ? 'meter' or c.meter_code = any (metering.filter_values(p_filter, 'meter')))
-      and metering.group_passes(metering.dimension_filter(p_filter), c.groups)
+  ),
+  -- Which charge a part has a share of.
+  matched as materialized (
+    select p.*, c.id
+    from parts p
+    left join charges c
+      on p.metered and c.meter_code = p.meter_code and c.groups = p.price_groups and billing.was_in_force(c.in_force, p.since)
   ),
   shared as (
     select
-      p.*, c.id, c.unit_amount_cents, c.amount_cents, c.quantity as charged_quantity, count(*) over (partition by c.id) as parts,
+      p.meter_code, p.metered, p.groups, p.events, p.quantity, c.unit_amount_cents, c.amount_cents, c.quantity as charged_quantity,
+      case when f.is_whole or metering.group_passes(f.dimensions, p.price_groups) then count(*) over (partition by p.id) end as parts,
       -- What there is of a charge altogether. Not always its quantity: the largest value of a trial is on a line of its own, and late usage of a
       -- time without a price on none. Where only some of a dimension is asked for, its quantity is all that is known.
-      case when metering.dimension_filter(p_filter) = '{}' then sum(p.quantity) over (partition by c.id) else c.quantity end as whole_quantity
-    from parts p
-    left join charges c
-      on p.metered
-      and c.meter_code = p.meter_code
-      and c.groups = p.price_groups
-      and case when p.charge_id is null then billing.was_in_force(c.in_force, p.since) else c.id = p.charge_id end
+      case when f.is_whole then sum(p.quantity) over (partition by p.id) else c.quantity end as whole_quantity
+    from matched p
+    cross join (select d.dimensions, d.dimensions = '{}' as is_whole from metering.dimension_filter(p_filter) as d (dimensions)) as f
+    left join charges c on c.id = p.id
+    union all
+    -- What is due for nothing, as a minimum.
+    select c.meter_code, true, metering.project(c.groups, p_group_by), 0, 0, c.unit_amount_cents, c.amount_cents, 0, 1, 0
+    from charges c
+    where c.amount_cents <> 0
+      and c.id not in (select p.id from matched p where p.id is not null)
+      and (c.quantity = 0 or metering.dimension_filter(p_filter) = '{}')
+      and (not p_filter ? 'meter' or c.meter_code = any (metering.filter_values(p_filter, 'meter')))
+      and metering.group_passes(metering.dimension_filter(p_filter), c.groups)
   )
   select
     p.meter_code, m.unit, sum(p.events)::bigint, sum(p.quantity),
     case when count(*) = count(p.unit_amount_cents) and count(distinct p.unit_amount_cents) = 1 then min(p.unit_amount_cents) end,
     trim_scale(coalesce(
       sum(case
-        when p.charge_id is not null or p.charged_quantity = 0 then p.without_usage_cents
         -- Both are quotients.
-        when p.unit_amount_cents is not null and round(p.whole_quantity, 9) = round(p.charged_quantity, 9) then p.quantity * p.unit_amount_cents
+        when p.unit_amount_cents is not null and p.charged_quantity <> 0 and round(p.whole_quantity, 9) = round(p.charged_quantity, 9)
+          then p.quantity * p.unit_amount_cents
         when p.whole_quantity <> 0 then p.amount_cents * p.quantity / p.whole_quantity
         else p.amount_cents / p.parts
       end),
