@@ -412,6 +412,10 @@ def test_workspaces_and_api_keys_are_counted(
     (successor,) = call(api, organization, "owner", "select id from api.rotate_api_key(%s)", key["id"])
     assert used(superuser, organization.id, "api_keys") == 1
     call(api, organization, "owner", "select api.revoke_api_key(%s)", successor["id"])
+    assert used(superuser, organization.id, "api_keys") == 1  # the first one goes on for a day
+    with refused("QUOTA_EXCEEDED"):
+        call(api, organization, "owner", make_key)
+    call(api, organization, "owner", "select api.revoke_api_key(%s)", key["id"])
     assert used(superuser, organization.id, "api_keys") == 0
     call(api, organization, "owner", make_key)
 

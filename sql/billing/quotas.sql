@@ -28,7 +28,7 @@ end;
 $$;
 
 -- What counts by itself, without being granted; null where only grants count. A pending invitation holds a seat, and a key that was rotated and
--- its successor are one.
+-- its successor are one, while both work.
 create or replace function billing.counted_of_quota(
   p_organization_id uuid, p_feature text, p_kind text, p_meter_code text, p_period_start timestamptz, p_period_end timestamptz
 )
@@ -74,7 +74,13 @@ begin
         and k.kind = 'organization'
         and k.revoked_at is null
         and (k.expires_at is null or k.expires_at > now())
-        and not exists (select from tenancy.api_keys s where s.rotated_from = k.id)
+        and not exists (
+          select
+          from tenancy.api_keys s
+          where s.rotated_from = k.id
+            and s.revoked_at is null
+            and (s.expires_at is null or s.expires_at > now())
+        )
     )
   end;
 end;
