@@ -408,6 +408,8 @@ def test_nobody_else_in_an_organization_writes_it(staff: Desk, role: str) -> Non
     enter(staff.connection, Caller("member", person.subject, str(staff.organization.id)))
     for function, arguments in [*OWNERS, *NOT_OWNERS]:
         assert "PT403" in staff.refused("ROLE_REQUIRED", function, **arguments)
+    for function in ("cancel_subscription", "resume_subscription"):
+        assert "only an owner of the organization" in staff.refused("ROLE_REQUIRED", function)
     for function in ("cancel_own_subscription(null)", "resume_own_subscription()"):
         with pytest.raises(Exception, match="ROLE_REQUIRED: "), staff.connection.transaction():
             staff.connection.execute(f"select billing.{function}".encode())

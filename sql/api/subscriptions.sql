@@ -119,17 +119,12 @@ language plpgsql
 volatile
 set search_path = ''
 as $$
-declare
-  v_is_owner boolean := false;
 begin
-  if current_user = 'member' then
-    v_is_owner := tenancy.current_role_in('owner');
-  end if;
-  if v_is_owner and coalesce(cancel_subscription.at_period_end, true) and cancel_subscription.at is null then
+  if current_user = 'member' and coalesce(cancel_subscription.at_period_end, true) and cancel_subscription.at is null then
     perform billing.cancel_own_subscription(cancel_subscription.reason);
   else
     perform tenancy.require_staff(
-      'cancels subscriptions at once', 'An owner of the organization has it end with its period: send at_period_end true, or leave it out.'
+      'cancels subscriptions for others, or at once', 'An owner of the organization has it end with its period: send at_period_end true, or leave it out.'
     );
     perform tenancy.require_organization();
     perform billing.cancel_subscription(
@@ -156,17 +151,12 @@ language plpgsql
 volatile
 set search_path = ''
 as $$
-declare
-  v_is_owner boolean := false;
 begin
-  if current_user = 'member' then
-    v_is_owner := tenancy.current_role_in('owner');
-  end if;
-  if v_is_owner and resume_subscription.at is null then
+  if current_user = 'member' and resume_subscription.at is null then
     perform billing.resume_own_subscription();
   else
     perform tenancy.require_staff(
-      'resumes subscriptions at a moment', 'An owner of the organization takes back a cancellation that is planned: leave at out.'
+      'resumes subscriptions for others, or at a moment', 'An owner of the organization takes back a cancellation that is planned: leave at out.'
     );
     perform tenancy.require_organization();
     perform billing.resume_subscription(tenancy.current_org(), resume_subscription.at);

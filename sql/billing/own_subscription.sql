@@ -10,7 +10,7 @@ begin
   if not tenancy.current_role_in('owner') then
     raise exception using
       errcode = 'PT403',
-      message = 'ROLE_REQUIRED: only an owner of the organization, and platform_admin, cancel its subscription',
+      message = 'ROLE_REQUIRED: only an owner of the organization, and platform_admin, cancel its subscription or take that back',
       hint = 'GET /memberships says who is owner.';
   end if;
 end;
