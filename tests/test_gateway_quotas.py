@@ -5,6 +5,7 @@ without being billed uses none up, and what is refused is neither forwarded nor 
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime
 
@@ -178,7 +179,10 @@ def test_who_hangs_up_before_an_answer_uses_up_none(stack: RunningStack, firm: O
     with stack.database.connect() as superuser, client_of(stack, firm) as owner:
         with superuser.transaction():
             superuser.execute("lock table app.cases in access exclusive mode")
-            with pytest.raises(httpx.ReadTimeout):
-                owner.get(BILLED, timeout=2)
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(owner.get, BILLED, timeout=5)
+                assert eventually(lambda: granted(stack, firm), lambda taken: taken == 1) == 1
+                with pytest.raises(httpx.ReadTimeout):
+                    waiting.result(30)
             assert eventually(lambda: granted(stack, firm), lambda taken: taken == 0) == 0
         assert owner.get(BILLED).status_code == 200
