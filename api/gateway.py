@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from typing import Final
+from tempfile import SpooledTemporaryFile
+from typing import IO, Final
 from urllib.parse import unquote_to_bytes
 
 from starlette.types import Message, Receive, Scope, Send
@@ -23,6 +24,7 @@ from api.upstream import Body, Headers, Upstream, UpstreamError
 WATCH_AFTER_SECONDS: Final = 0.05  # quicker answers are not worth a task that waits for the client to hang up
 READS: Final = frozenset({"GET", "HEAD"})
 SMALL_BODY_BYTES: Final = 64 * 1024
+KEPT_IN_MEMORY_BYTES: Final = 1024 * 1024
 
 HOP_BY_HOP: Final = frozenset(
     {
@@ -164,9 +166,22 @@ class RequestBody:
     async def to_send(self) -> bytes | Body | None:
         if self.consumed.is_set():
             return None
-        if self._declared is None or self._declared > SMALL_BODY_BYTES:
+        if self._declared is None:
+            return await self._whole()
+        if self._declared > SMALL_BODY_BYTES:
             return Body(self._chunks(), self._declared)
         return b"".join([chunk async for chunk in self._chunks()])
+
+    async def _whole(self) -> bytes | Body:
+        """PostgREST takes chunks that break off for all there is, and writes it, when nobody is left to be billed.
+        So they go on once the last one is here, under their length; large ones lie on disk meanwhile.
+        """
+        kept = SpooledTemporaryFile(KEPT_IN_MEMORY_BYTES)  # noqa: SIM115 - closed by whoever reads it, or with its last reference
+        async for chunk in self._chunks():
+            kept.write(chunk)
+        length = kept.tell()
+        kept.seek(0)
+        return kept.read() if length <= SMALL_BODY_BYTES else Body(_pieces(kept), length)
 
     async def client_hangs_up(self) -> None:
         await self.consumed.wait()
@@ -185,6 +200,12 @@ class RequestBody:
             if not message.get("more_body", False):
                 self.consumed.set()
                 return
+
+
+async def _pieces(kept: IO[bytes]) -> AsyncIterator[bytes]:
+    with kept:
+        while piece := kept.read(SMALL_BODY_BYTES):
+            yield piece
 
 
 class HangUp:

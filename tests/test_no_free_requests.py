@@ -226,6 +226,19 @@ def test_an_upload_that_breaks_off_writes_nothing(firm: Firm, spaces: int) -> No
     assert cases_of(firm, firm.organization.id) == ["one"]
 
 
+@pytest.mark.parametrize("spaces", [10, 3_000_000], ids=["small", "large"])
+def test_chunks_that_break_off_write_nothing(firm: Firm, spaces: int) -> None:
+    """Without a last one. PostgREST takes what it has got for all there is."""
+    body = json.dumps({"title": "free"}).encode() + b" " * spaces
+    with connected(firm) as raw:
+        raw.sendall(head_of(firm, "POST", "/api/v1/cases", Transfer_Encoding="chunked"))
+        raw.sendall(b"%x\r\n%b\r\n" % (len(body), body))
+        time.sleep(0.3)
+    time.sleep(0.3)
+    assert firm.metered() == []
+    assert cases_of(firm, firm.organization.id) == ["one"]
+
+
 PREFERENCES = [["count=planned", "return=representation"], ["return=representation", "count=planned"]]
 
 
