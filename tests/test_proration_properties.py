@@ -416,3 +416,30 @@ def test_a_summary_has_a_minimum_of_what_was_used_in_a_group_alone(ledger: Subsc
         [organization, moment(0), moment(-1), json.dumps({"meter": code})],
     ).fetchall()
     assert amount == 300 + 4 * 7
+
+
+def test_a_summary_rates_what_no_invoice_knows_by_the_plan_that_the_preview_takes(ledger: Subscribed) -> None:
+    """Late usage of a time before the first invoice, in a month after which another plan began."""
+    ledger.begin()
+    before, after = ledger.plan, ledger.other_plan()
+    code = ledger.meter({"model": "per_unit", "unit_amount_cents": 10, "included_quantity": 0})
+    ledger.price(code, after, {"model": "per_unit", "unit_amount_cents": 3})
+    organization = ledger.organization()
+    finalize(ledger.superuser, organization, month(2))
+    ledger.superuser.execute(
+        "select billing.start_subscription(%s, %s, 0, true, %s)", [organization, before, moment(1)]
+    )
+    ledger.superuser.execute("select billing.change_subscription(%s, %s, false, %s)", [organization, after, moment(0)])
+    ledger.send(organization, [(code, Decimal(5), moment(3, days=3))], late="adjust")
+    with ledger.superuser.transaction():
+        ledger.superuser.execute("set local session_replication_role = replica")
+        for table in ("usage_events", "event_keys"):
+            ledger.superuser.execute(
+                f"update metering.{table} set occurred_at = %s where organization_id = %s",
+                [moment(1, days=9), organization],
+            )
+    summary = ledger.superuser.execute(
+        "select kind, amount_cents from billing.rate_period(%s, %s, %s) where kind <> 'unpriced'",
+        [organization, moment(1), moment(0)],
+    ).fetchall()
+    assert summary == [(line["kind"], line["amount"]) for line in ledger.bill(organization)] == [("adjustment", 50)]

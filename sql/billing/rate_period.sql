@@ -46,7 +46,12 @@ begin
     ),
     p_period_start, p_period_end
   );
-  v_plan_code := coalesce(p_plan_code, v_organization.plan);
+  v_plan_code := coalesce(
+    p_plan_code,
+    -- As the invoice takes it.
+    (select f.plan_code from billing.phase_at(p_organization_id, p_period_end - interval '1 microsecond') f),
+    v_organization.plan
+  );
   v_currency := coalesce(p_currency, v_organization.currency);
   v_bounds := array(
     select s.slice_start from billing.plan_slices(p_organization_id, p_period_start, p_period_end, v_plan_code) s order by s.n
