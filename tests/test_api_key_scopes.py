@@ -29,6 +29,7 @@ VIEWS: Mapping[str, Mapping[str, set[str]]] = {
     "usage_events": {"select": {"usage:read"}},
     "billing_events": {"select": {"usage:read"}},
     "storage_snapshots": {"select": {"usage:read"}},
+    "entitlements": {"select": {"usage:read"}},
     "operation_weights": {"select": set(SCOPES)},  # those for all organizations
     "meters": {"select": set(SCOPES)},  # the same for everybody
     "plans": {"select": set(SCOPES)},  # everybody's, also without a key
@@ -38,6 +39,7 @@ VIEWS: Mapping[str, Mapping[str, set[str]]] = {
 FUNCTIONS: Mapping[str, set[str]] = {
     "usage_summary": {"usage:read"},
     "usage_report": {"usage:read"},
+    "has_feature": set(SCOPES),  # so that an integration knows what it may use
     "health": set(SCOPES),
 }
 # What they are called with, where nothing but nulls would be no question.

@@ -90,9 +90,9 @@ def nothing_of_the_victim_changes(world: World) -> Iterator[None]:
 
 
 def everything_of(superuser: Connection, world: World) -> dict[str, list[Any]]:
-    """The victim's rows, and what there is in the database beside rows."""
+    """The victim's rows, but for the queue that the sidecar empties, and what there is in the database beside rows."""
     found = {}
-    for table in world.tables:
+    for table in (each for each in world.tables if each.name != "billing.alert_queue"):
         query = sql.SQL("select to_jsonb(t) from {} t where {} = %s order by to_jsonb(t)::text").format(
             table.identifier, sql.Identifier(table.key)
         )
