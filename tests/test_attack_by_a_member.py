@@ -152,7 +152,14 @@ def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def key(view: str) -> str:
-    own = {"organizations": "id", "usage_events": "tenant_id", "meters": "code", "plans": "code", "currencies": "code"}
+    own = {
+        "organizations": "id",
+        "usage_events": "tenant_id",
+        "meters": "code",
+        "plans": "code",
+        "currencies": "code",
+        "entitlements": "feature",
+    }
     return own.get(view, "organization_id")
 
 
