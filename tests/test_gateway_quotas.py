@@ -154,7 +154,8 @@ def test_only_hard_quotas_of_a_period_count(stack: RunningStack, firm: Organizat
 
 def test_a_quota_that_is_new_or_higher_counts_within_seconds(stack: RunningStack, firm: Organization) -> None:
     def status(wanted: int) -> int:
-        return eventually(lambda: owner.get(BILLED).status_code, lambda found: found == wanted, seconds=30)
+        found: int = eventually(lambda: owner.get(BILLED).status_code, lambda status: status == wanted, seconds=30)
+        return found
 
     with client_of(stack, firm) as owner:
         assert owner.get(BILLED).status_code == 200
