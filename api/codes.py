@@ -82,8 +82,10 @@ CODES: Final[Mapping[str, Code]] = {
     "BODY_TOO_LARGE": Code(
         413,
         "The body of POST /v1/events is larger than MAX_INGEST_BYTES, compressed or not, or a line of NDJSON longer "
-        "than 1 MB. When details say that some of it was stored, that stays.",
-        "Send smaller batches. NDJSON in chunks, without Content-Length, may be of any length.",
+        "than 1 MB. When details say that some of it was stored, that stays. Or a body in chunks below /api/v1 is "
+        "larger than 256 MiB.",
+        "Send smaller batches. NDJSON in chunks, without Content-Length, may be of any length; below /api/v1 send "
+        "Content-Length.",
     ),
     "CONVERSION_FAILED": Code(
         500,

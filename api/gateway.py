@@ -25,6 +25,7 @@ WATCH_AFTER_SECONDS: Final = 0.05  # quicker answers are not worth a task that w
 READS: Final = frozenset({"GET", "HEAD"})
 SMALL_BODY_BYTES: Final = 64 * 1024
 KEPT_IN_MEMORY_BYTES: Final = 1024 * 1024
+MOST_CHUNKED_BYTES: Final = 256 * 1024 * 1024  # kept here until the last chunk is there, so not without end
 
 HOP_BY_HOP: Final = frozenset(
     {
@@ -175,10 +176,19 @@ class RequestBody:
     async def _whole(self) -> bytes | Body:
         """PostgREST takes chunks that break off for all there is, and writes it, when nobody is left to be billed.
         So they go on once the last one is here, under their length; large ones lie on disk meanwhile.
+
+        Raises BODY_TOO_LARGE (413).
         """
         kept = SpooledTemporaryFile(KEPT_IN_MEMORY_BYTES)  # noqa: SIM115 - closed by whoever reads it, or with its last reference
         async for chunk in self._chunks():
             kept.write(chunk)
+            if kept.tell() > MOST_CHUNKED_BYTES:
+                kept.close()
+                raise problem(
+                    "BODY_TOO_LARGE",
+                    f"a body in chunks has at most {MOST_CHUNKED_BYTES} bytes",
+                    hint="Send Content-Length: then it may be of any size.",
+                )
         length = kept.tell()
         kept.seek(0)
         return kept.read() if length <= SMALL_BODY_BYTES else Body(_pieces(kept), length)

@@ -19,7 +19,10 @@ from uuid import uuid4
 import httpx
 import psutil
 import pytest
+from starlette.types import Message
 
+from api.errors import Problem
+from api.gateway import RequestBody
 from api.stack.processes import members
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Database, Organization, RunningStack
@@ -87,6 +90,18 @@ def upstream_connections(stack: RunningStack) -> list[Any]:
     port = urlsplit(stack.postgrest_url).port
     connections = sidecar_process(stack).net_connections("tcp")
     return [c for c in connections if c.raddr and c.raddr[1] == port and c.status == psutil.CONN_ESTABLISHED]
+
+
+async def test_chunks_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.gateway.MOST_CHUNKED_BYTES", 1000)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * 300, "more_body": True}
+
+    body = RequestBody({"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}, receive)
+    with pytest.raises(Problem) as refusal:
+        await body.to_send()
+    assert (refusal.value.status, refusal.value.message.partition(":")[0]) == (413, "BODY_TOO_LARGE")
 
 
 @pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "content-length"])
