@@ -94,18 +94,26 @@ def measure() -> Sequence[Figure]:
                 connection.execute(statement.encode(), [organization] if "%s" in statement else None)
         stack.vacuum()
         session = Session(connection, organization)
+        in_code = _each(session, "tenancy.has_feature('audit_log')"), _each(session, "tenancy.current_org()")
         nothing = session.milliseconds("select tenancy.current_org()", CHECKS)
         has_feature = session.milliseconds("select tenancy.has_feature('audit_log')", CHECKS)
         require_feature = session.milliseconds("select tenancy.require_feature('covers')", CHECKS)
         reserve_quota = session.milliseconds("select tenancy.reserve_quota('requests')", RESERVATIONS)
         plain, once, each_row = (session.milliseconds(f"select count(*) from app.{name}", 3) for name in _CONDITIONS)  # noqa: S608
         return [
-            _figure("has_feature", has_feature, nothing, BUDGET),
-            _figure("require_feature", require_feature, nothing, BUDGET),
-            _figure("reserve_quota of a meter", reserve_quota, nothing),
+            _figure("has_feature within a statement, as functions and policies call it", *in_code, BUDGET),
+            _figure("has_feature as a statement, to the server and back", has_feature, nothing),
+            _figure("require_feature as a statement", require_feature, nothing),
+            _figure("reserve_quota of a meter as a statement", reserve_quota, nothing),
             _figure(f"a policy that asks once, {ROWS:,} rows", once, plain),
             _figure(f"a policy that asks for each of {ROWS:,} rows", each_row, plain),
         ]
+
+
+def _each(session: Session, call: str) -> Callable[[], float]:
+    """Milliseconds a call, of as many as a round has, in one statement."""
+    all_of_them = session.milliseconds(f"select count({call}) from generate_series(1, {CHECKS})", 1)  # noqa: S608
+    return lambda: all_of_them() / CHECKS
 
 
 def _figure(
