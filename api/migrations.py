@@ -141,7 +141,10 @@ def migrate(url: str, settings: Settings, root: Path = PROJECT) -> MigrationRepo
         report = load(conn, tree)
         began = conn.execute("select metering.begin_generation()").fetchone()
         conn.execute("select billing.seed_prices(%s)", [settings.usage_rate_cents])
-        conn.execute("select billing.set_defaults(%s, %s)", [settings.trial_days, settings.past_due_grace_days])
+        conn.execute(
+            "select billing.set_defaults(%s, %s, %s)",
+            [settings.trial_days, settings.past_due_grace_days, settings.invoice_mode],
+        )
         conn.execute("select ops.maintain()")
         return MigrationReport(
             applied=tuple(migration.id for migration in pending),

@@ -13,4 +13,4 @@ create policy billing_terms_staff on billing.billing_terms for select to platfor
 create policy billing_terms_kernel on billing.billing_terms to goldleaves_kernel using (true) with check (true);
 
 grant select on billing.billing_terms to member, platform_admin;
-grant select, insert, update (tax_name, tax_percent, tax_inclusive, payment_days, updated_at) on billing.billing_terms to goldleaves_kernel;
+grant select, insert, update (tax_name, tax_percent, tax_inclusive, payment_days, invoice_mode, updated_at) on billing.billing_terms to goldleaves_kernel;

@@ -123,6 +123,19 @@ class Settings(BaseSettings):
     trial_days: int = Field(default=14, ge=0, le=365)
     past_due_grace_days: int = Field(default=7, ge=0, le=365)
 
+    # Whose invoice counts, for billing periods that begin after the next migration run: ours, or Stripe's, which is made
+    # of meter events, or of an item for each line of ours.
+    invoice_mode: Literal["local", "stripe_meters", "stripe_items"] = "local"
+
+    stripe_secret_key: SecretStr | None = None
+    stripe_publishable_key: str | None = None
+    stripe_webhook_secret: SecretStr | None = None  # several, with commas, while one follows another
+    stripe_price_starter: str | None = None  # which price at Stripe is the plan of this name
+    stripe_price_pro: str | None = None
+    stripe_price_firm: str | None = None
+    stripe_api_base: str | None = None  # of another server than Stripe's, as in tests
+    app_url: str = "http://127.0.0.1:3001"  # of your application: where Stripe's pages lead back to
+
     tier_rate_limits: Annotated[TierRateLimits, NoDecode] = TierRateLimits()  # requests a minute of an organization
     redis_url: str | None = Field(default=None, repr=False)  # where several sidecars count them together
 

@@ -1,5 +1,6 @@
 -- What has begun of a subscription never changes: usage was priced by it. Only what is planned is taken back, and what is added comes after what has
--- begun, outside periods that are finalized. Whoever writes one that begins holds the period lock alone, so no period is closed meanwhile.
+-- begun, outside periods that are finalized. Of one that Stripe manages it may change where nothing is finalized: what Stripe says comes in any
+-- order. Whoever writes one that begins holds the period lock alone, so no period is closed meanwhile.
 create or replace function billing.guard_subscription_phases()
 returns trigger
 language plpgsql
@@ -9,6 +10,7 @@ set search_path = ''
 as $$
 declare
   v_closed_until timestamptz;
+  v_is_stripes boolean;
 begin
   if tg_op = 'UPDATE' then
     if to_jsonb(new) - 'announced_at' <> to_jsonb(old) - 'announced_at' then
@@ -17,7 +19,12 @@ begin
     return new;
   elsif tg_op = 'DELETE' then
     if old.starts_at <= clock_timestamp() then
-      perform billing.raise_phase_fixed(old.starts_at);
+      perform billing.take_period_lock(old.organization_id);
+      if not billing.is_stripes(old.organization_id, old.subscription_id)
+        or old.starts_at < coalesce(billing.finalized_until(old.organization_id), '-infinity')
+      then
+        perform billing.raise_phase_fixed(old.starts_at);
+      end if;
     end if;
     return old;
   end if;
@@ -27,6 +34,7 @@ begin
     perform billing.take_period_lock(new.organization_id);
   end if;
   v_closed_until := billing.finalized_until(new.organization_id);
+  v_is_stripes := billing.is_stripes(new.organization_id, new.subscription_id);
   if new.starts_at < v_closed_until then
     perform billing.raise_locked(format('periods are finalized until %s, and a subscription cannot change before', v_closed_until));
   elsif exists (
@@ -35,11 +43,27 @@ begin
     where f.organization_id = new.organization_id
       and f.starts_at > new.starts_at
       and f.starts_at <= clock_timestamp()
+      and not (v_is_stripes and billing.is_stripes(f.organization_id, f.subscription_id))
   ) then
     perform billing.raise_phase_fixed(new.starts_at);
   end if;
   return new;
 end;
+$$;
+
+create or replace function billing.is_stripes(p_organization_id uuid, p_subscription_id uuid)
+returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+  select exists (
+    select
+    from billing.subscriptions s
+    where s.organization_id = p_organization_id
+      and s.id = p_subscription_id
+      and s.managed_by = 'stripe'
+  )
 $$;
 
 create or replace function billing.raise_phase_fixed(p_starts_at timestamptz)
@@ -102,7 +126,7 @@ $$;
 
 alter function billing.guard_subscription_phases() owner to goldleaves_kernel;
 alter function billing.keep_plan_of_subscription() owner to goldleaves_kernel;
-grant execute on function billing.raise_phase_fixed(timestamptz), billing.finalized_until(uuid) to goldleaves_kernel;
+grant execute on function billing.raise_phase_fixed(timestamptz), billing.finalized_until(uuid), billing.is_stripes(uuid, uuid) to goldleaves_kernel;
 
 create or replace trigger guard before insert or update or delete on billing.subscription_phases
   for each row execute function billing.guard_subscription_phases();

@@ -158,6 +158,7 @@ declare
   v_first timestamptz;
   v_last timestamptz;
   v_status text;
+  v_invoice_mode text;
 begin
   -- The usual case: two looks into an index. There are no gaps, so the ends of the chain say it all.
   if exists (select from billing.billing_periods where organization_id = p_organization_id and period_start <= p_from)
@@ -179,11 +180,12 @@ begin
   if not found then
     perform billing.raise_no_organization(p_organization_id);
   end if;
+  v_invoice_mode := billing.invoice_mode_now(p_organization_id);
 
   perform pg_advisory_xact_lock(hashtextextended('goldleaves.periods.' || p_organization_id, 0));
 
-  insert into billing.billing_periods (organization_id, period_start, period_end, timezone)
-  select p_organization_id, b.period_start, b.period_end, v_timezone
+  insert into billing.billing_periods (organization_id, period_start, period_end, timezone, invoice_mode)
+  select p_organization_id, b.period_start, b.period_end, v_timezone, v_invoice_mode
   from billing.period_bounds(v_timezone, v_anchor_day, p_until) b
   where not exists (select from billing.billing_periods where organization_id = p_organization_id)
   on conflict do nothing;
@@ -202,9 +204,9 @@ begin
       and previous_end is null
     returning status into v_status;
     if found then
-      insert into billing.billing_periods (organization_id, period_start, period_end, timezone, status, finalized_at)
+      insert into billing.billing_periods (organization_id, period_start, period_end, timezone, invoice_mode, status, finalized_at)
       select
-        p_organization_id, billing.period_start_before(v_timezone, v_anchor_day, v_first), v_first, v_timezone,
+        p_organization_id, billing.period_start_before(v_timezone, v_anchor_day, v_first), v_first, v_timezone, v_invoice_mode,
         case v_status when 'finalized' then v_status else 'open' end, case v_status when 'finalized' then clock_timestamp() end;
     end if;
     set constraints billing.billing_periods_organization_id_previous_end_fkey immediate;
@@ -215,8 +217,10 @@ begin
     from billing.billing_periods
     where organization_id = p_organization_id;
     exit when v_last > p_until;
-    insert into billing.billing_periods (organization_id, period_start, period_end, previous_end, timezone)
-    values (p_organization_id, v_last, billing.period_end_after(v_timezone, v_anchor_day, v_last), v_last, v_timezone)
+    insert into billing.billing_periods (organization_id, period_start, period_end, previous_end, timezone, invoice_mode)
+    values (
+      p_organization_id, v_last, billing.period_end_after(v_timezone, v_anchor_day, v_last), v_last, v_timezone, v_invoice_mode
+    )
     on conflict do nothing;
   end loop;
 end;

@@ -25,16 +25,18 @@ $$;
 -- A time, cut where another plan begins to count, or a trial ends: slices n = 1, 2, … without gaps. p_plan_code is the plan of what lies before
 -- the first phase. Phases that are priced alike are one slice.
 create or replace function billing.plan_slices(p_organization_id uuid, p_start timestamptz, p_end timestamptz, p_plan_code text)
-returns table (n integer, slice_start timestamptz, slice_end timestamptz, plan_code text, is_trial boolean)
+returns table (
+  n integer, slice_start timestamptz, slice_end timestamptz, plan_code text, is_trial boolean, fee_by_stripe boolean
+)
 language sql
 stable
 set search_path = ''
 as $$
   with begun as (
-    select p_start as at, p_plan_code as plan_code, false as is_trial
+    select p_start as at, p_plan_code as plan_code, false as is_trial, false as fee_by_stripe
     where not exists (select from billing.phase_at(p_organization_id, p_start))
     union all
-    select greatest(s.starts_at, p_start), billing.priced_plan(s), s.status = 'trialing'
+    select greatest(s.starts_at, p_start), billing.priced_plan(s), s.status = 'trialing', s.fee_by_stripe
     from billing.subscription_phases s
     where s.organization_id = p_organization_id
       and s.starts_at < p_end
@@ -43,12 +45,13 @@ as $$
   changes as (
     select
       b.*,
-      lag(b.at) over w is null or (lag(b.plan_code) over w, lag(b.is_trial) over w) is distinct from (b.plan_code, b.is_trial) as is_change
+      lag(b.at) over w is null or (lag(b.plan_code) over w, lag(b.is_trial) over w, lag(b.fee_by_stripe) over w)
+        is distinct from (b.plan_code, b.is_trial, b.fee_by_stripe) as is_change
     from begun b
     window w as (order by b.at)
   )
   select
-    (row_number() over (order by c.at))::integer, c.at, lead(c.at, 1, p_end) over (order by c.at), c.plan_code, c.is_trial
+    (row_number() over (order by c.at))::integer, c.at, lead(c.at, 1, p_end) over (order by c.at), c.plan_code, c.is_trial, c.fee_by_stripe
   from changes c
   where c.is_change
 $$;

@@ -25,6 +25,8 @@ as $$
     from slices s
     cross join lateral billing.prices_in_force(s.plan_code, p_currency, p_period_start, p_known_at) p
     where not s.is_trial
+      -- Stripe charges it already.
+      and not (p.meter_code is null and s.fee_by_stripe and billing.invoice_mode_of(p_organization_id, p_period_start) = 'local')
     union all
     select
       s.n, s.slice_start, s.slice_end, 'trial of ' || s.plan_code || ' ' || m.meter_code, m.meter_code, null, null, s.plan_code, '{}',

@@ -81,6 +81,11 @@ begin
   select * into v_phase from billing.phase_at(p_organization_id, p_at);
   if v_phase.subscription_id is null or v_phase.status = 'canceled' then
     perform billing.raise_no_subscription();
+  elsif billing.is_stripes(p_organization_id, v_phase.subscription_id) then
+    raise exception using
+      errcode = 'PT409',
+      message = 'SUBSCRIPTION_AT_STRIPE: Stripe manages this subscription, and what is changed here would be lost with its next event',
+      hint = 'Owners change it in the portal (GET /api/billing/portal_link), staff at Stripe.';
   end if;
   return v_phase;
 end;

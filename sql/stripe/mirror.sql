@@ -1,0 +1,102 @@
+-- Subscriptions and invoices as Stripe has them, made anew of all events that there are of one: the last one counts, and what it does not say
+-- is what the one before it said.
+
+create or replace function stripe.mirror_subscription(p_organization_id uuid, p_customer_id text, p_id text, p_is_live boolean)
+returns void
+language sql
+volatile
+set search_path = ''
+as $$
+  insert into stripe.subscriptions as s (
+    organization_id, id, customer_id, subscription_id, status, plan_code, price_id, current_period_start, current_period_end, trial_end, cancel_at,
+    canceled_at, ended_at, is_live, latest_event_id, latest_event_at
+  )
+  select
+    p_organization_id, p_id, p_customer_id, stripe.uuid_of(p_id), t.facts ->> 'status', p.plan_code, p.price_id,
+    stripe.time_in(t.facts -> 'current_period_start'), stripe.time_in(t.facts -> 'current_period_end'), stripe.time_in(t.facts -> 'trial_end'),
+    coalesce(
+      stripe.time_in(t.facts -> 'cancel_at'),
+      case when (t.facts ->> 'cancel_at_period_end')::boolean then stripe.time_in(t.facts -> 'current_period_end') end
+    ),
+    stripe.time_in(t.facts -> 'canceled_at'), stripe.time_in(t.facts -> 'ended_at'), p_is_live, t.event_id, t.at
+  from (select * from stripe.subscription_states(p_id) order by n desc limit 1) as t
+  cross join lateral stripe.plan_of(t.facts -> 'prices') p
+  on conflict (organization_id, id) do update
+  set
+    status = excluded.status, plan_code = excluded.plan_code, price_id = excluded.price_id,
+    current_period_start = excluded.current_period_start, current_period_end = excluded.current_period_end, trial_end = excluded.trial_end,
+    cancel_at = excluded.cancel_at, canceled_at = excluded.canceled_at, ended_at = excluded.ended_at,
+    latest_event_id = excluded.latest_event_id, latest_event_at = excluded.latest_event_at
+$$;
+
+-- Of an invoice in one second: it is finalized, then a payment fails, then it is paid, or given up.
+create or replace function stripe.invoice_events(p_id text)
+returns table (n bigint, id text, at timestamptz, facts jsonb)
+language sql
+stable
+set search_path = ''
+as $$
+  select
+    row_number() over (
+      order by
+        e.created_at,
+        case
+          when e.type = 'invoice.snapshot' then 4
+          when e.facts ->> 'status' in ('paid', 'void', 'uncollectible') then 3
+          when e.type = 'invoice.payment_failed' then 2
+          else 1
+        end,
+        e.id
+    ),
+    e.id, e.created_at, e.facts
+  from stripe.webhook_events e
+  where e.object_id = p_id
+    and e.status <> 'ignored'
+    and e.type like 'invoice.%'
+$$;
+
+create or replace function stripe.invoice_facts_now(p_id text, out facts jsonb, out event_id text, out at timestamptz)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_event record;
+begin
+  facts := '{}';
+  for v_event in select e.* from stripe.invoice_events(p_id) e order by e.n loop
+    facts := facts || v_event.facts;
+    event_id := v_event.id;
+    at := v_event.at;
+  end loop;
+end;
+$$;
+
+create or replace function stripe.mirror_invoice(p_organization_id uuid, p_customer_id text, p_id text, p_is_live boolean)
+returns jsonb
+language sql
+volatile
+set search_path = ''
+as $$
+  insert into stripe.invoices as i (
+    organization_id, id, customer_id, subscription_id, number, status, currency, total_cents, amount_due_cents, amount_paid_cents, period_start,
+    period_end, hosted_invoice_url, charge_id, payment_intent_id, is_live, latest_event_id, latest_event_at
+  )
+  select
+    p_organization_id, p_id, p_customer_id, f.facts ->> 'subscription', f.facts ->> 'number', f.facts ->> 'status', f.facts ->> 'currency',
+    (f.facts ->> 'total')::numeric, (f.facts ->> 'amount_due')::numeric, (f.facts ->> 'amount_paid')::numeric,
+    stripe.time_in(f.facts -> 'period_start'), stripe.time_in(f.facts -> 'period_end'), f.facts ->> 'hosted_invoice_url', f.facts ->> 'charge',
+    f.facts ->> 'payment_intent', p_is_live, f.event_id, f.at
+  from stripe.invoice_facts_now(p_id) f
+  on conflict (organization_id, id) do update
+  set
+    subscription_id = excluded.subscription_id, number = excluded.number, status = excluded.status, currency = excluded.currency,
+    total_cents = excluded.total_cents, amount_due_cents = excluded.amount_due_cents, amount_paid_cents = excluded.amount_paid_cents,
+    period_start = excluded.period_start, period_end = excluded.period_end, hosted_invoice_url = excluded.hosted_invoice_url,
+    charge_id = excluded.charge_id, payment_intent_id = excluded.payment_intent_id,
+    latest_event_id = excluded.latest_event_id, latest_event_at = excluded.latest_event_at
+  returning (select f.facts from stripe.invoice_facts_now(p_id) f)
+$$;
+
+grant execute on function stripe.mirror_subscription(uuid, text, text, boolean), stripe.invoice_events(text), stripe.invoice_facts_now(text),
+  stripe.mirror_invoice(uuid, text, text, boolean) to goldleaves_kernel;
