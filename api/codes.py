@@ -119,6 +119,11 @@ CODES: Final[Mapping[str, Code]] = {
         "Prefer: count=planned or count=estimated. Such counts are made from the rows of all tenants.",
         "Use Prefer: count=exact.",
     ),
+    "CUSTOMER_LINKED": Code(
+        409,
+        "A customer at Stripe was to be linked to an organization, and is another one's; or the organization has another customer.",
+        "Make another customer at Stripe. One that was deleted there frees its organization, but is never another one's.",
+    ),
     "DATABASE_BUSY": Code(
         503, "The database gave way to another change, or cancelled a statement that waited too long.", "Try again."
     ),
@@ -339,6 +344,12 @@ CODES: Final[Mapping[str, Code]] = {
         "Send what message says. A moment (at) lies in the past, and goes with no at_period_end.",
     ),
     "INVALID_TIMEZONE": Code(400, "The timezone is not known to Postgres.", "Use an IANA name, such as Europe/Vienna."),
+    "INVALID_SIGNATURE": Code(
+        400,
+        "A webhook of Stripe has no signature, or one that none of STRIPE_WEBHOOK_SECRET has made, or that is older than "
+        "five minutes.",
+        "Nothing was stored. Compare STRIPE_WEBHOOK_SECRET with the endpoint's secret at Stripe, and the clocks.",
+    ),
     "INVALID_TOKEN": Code(
         401,
         "There is no token where one is needed, or it is malformed, expired, not signed by us, for another audience, "
@@ -623,6 +634,31 @@ CODES: Final[Mapping[str, Code]] = {
         "Use a key with the scope that message names.",
     ),
     "SLUG_TAKEN": Code(409, "Another organization has this slug.", "Choose another slug."),
+    "STRIPE_NOT_CONFIGURED": Code(
+        503,
+        "A webhook of Stripe came, or usage was to be reported, and the sidecar has no STRIPE_WEBHOOK_SECRET, or no STRIPE_SECRET_KEY.",
+        "Operators: set it. Stripe sends its webhooks again for three days.",
+    ),
+    "STRIPE_REFUSED": Code(
+        502,
+        "Stripe was asked for something on somebody's behalf, and refused it; the message says why.",
+        "Mend what the message names, at Stripe or in the settings.",
+    ),
+    "STRIPE_UNAVAILABLE": Code(
+        503,
+        "Stripe was asked for something on somebody's behalf, and did not answer in time, or has not for a while.",
+        "Try again in a moment. Nothing was changed, and what is reported to Stripe waits by itself.",
+    ),
+    "STRIPE_UNKNOWN": Code(
+        409,
+        "An event of Stripe says what nothing is known of here, such as a price that is of no plan. It is kept, and tried again.",
+        "Do what hint says, then `goldleaves stripe replay`.",
+    ),
+    "SUBSCRIPTION_AT_STRIPE": Code(
+        409,
+        "A subscription was to be changed here that Stripe manages.",
+        "Owners change it in the portal, staff at Stripe. What comes of it is here a moment later.",
+    ),
     "SUBSCRIPTION_CHANGED": Code(
         409,
         "The subscription changed at or after the moment (at) of this change, which would rewrite what was.",

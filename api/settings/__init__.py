@@ -226,6 +226,27 @@ class Settings(BaseSettings):
             raise ValueError("expected a URL such as https://app.example.com/webhooks")
         return value
 
+    @field_validator("stripe_secret_key")
+    @classmethod
+    def _is_a_stripe_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"(sk|rk)_(test|live)_\w+", value.get_secret_value()):
+            raise ValueError("expected a secret key of Stripe, such as sk_test_…")
+        return value
+
+    @field_validator("stripe_webhook_secret")
+    @classmethod
+    def _verifies_stripe(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not all(part.strip() for part in value.get_secret_value().split(",")):
+            raise ValueError("expected secrets such as whsec_…, with commas between")
+        return value
+
+    @field_validator("stripe_api_base", "app_url")
+    @classmethod
+    def _is_a_server(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s?#]+[^\s?#]*", value):
+            raise ValueError("expected a URL such as https://app.example.com")
+        return value.rstrip("/") if value is not None else None
+
     @field_validator("webhook_secret")
     @classmethod
     def _can_sign(cls, value: SecretStr | None) -> SecretStr | None:

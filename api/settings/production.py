@@ -39,11 +39,15 @@ def weak_choices(settings: Settings) -> Iterator[str]:
             yield "JWT_JWKS_URL over http lets everybody on the way there sign tokens; use https, or a file"
     if (url := settings.webhook_url) and url.startswith("http:") and not _is_inside(urlsplit(url).hostname or ""):
         yield "WEBHOOK_URL over http lets everybody on the way there read what is sent; use https"
+    if settings.stripe_secret_key is not None and settings.app_url.startswith("http:"):
+        yield "APP_URL over http lets everybody on the way there change where people are led back to; use https"
     if settings.webhook_secret is not None:
         from api.webhooks.signing import parse_secrets
 
         if any(len(set(key)) < FEWEST_LETTERS for key in parse_secrets(settings.webhook_secret.get_secret_value())):
             yield "WEBHOOK_SECRET is a placeholder; make one with `echo whsec_$(openssl rand -base64 32)`"
+    if settings.stripe_api_base is not None:
+        yield "STRIPE_API_BASE is for tests: who stands there is told the secret key; leave it out"
     for name in (*settings.passwords(), "metrics_token"):
         password: SecretStr | None = getattr(settings, name)
         if password is not None and (len(password.get_secret_value()) < SHORTEST_PASSWORD or _is_guessable(password)):
