@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "audit": "api.commands.audit",
     "billing": "api.commands.billing",
     "webhooks": "api.commands.webhooks",
+    "stripe": "api.commands.stripe",
     "openapi": "api.commands.contract",
     "types": "api.commands.contract",
     "errors": "api.commands.contract",

@@ -121,8 +121,9 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "CUSTOMER_LINKED": Code(
         409,
-        "A customer at Stripe was to be linked to an organization, and is another one's; or the organization has another customer.",
-        "Make another customer at Stripe. One that was deleted there frees its organization, but is never another one's.",
+        "A customer at Stripe was to be linked to an organization, and is another one's; or the organization has another "
+        "customer.",
+        "Make another customer at Stripe. One that was deleted there frees its organization, but is never another's.",
     ),
     "DATABASE_BUSY": Code(
         503, "The database gave way to another change, or cancelled a statement that waited too long.", "Try again."
@@ -346,8 +347,8 @@ CODES: Final[Mapping[str, Code]] = {
     "INVALID_TIMEZONE": Code(400, "The timezone is not known to Postgres.", "Use an IANA name, such as Europe/Vienna."),
     "INVALID_SIGNATURE": Code(
         400,
-        "A webhook of Stripe has no signature, or one that none of STRIPE_WEBHOOK_SECRET has made, or that is older than "
-        "five minutes.",
+        "A webhook of Stripe has no signature, or one that none of STRIPE_WEBHOOK_SECRET has made, or that is older "
+        "than five minutes.",
         "Nothing was stored. Compare STRIPE_WEBHOOK_SECRET with the endpoint's secret at Stripe, and the clocks.",
     ),
     "INVALID_TOKEN": Code(
@@ -636,7 +637,8 @@ CODES: Final[Mapping[str, Code]] = {
     "SLUG_TAKEN": Code(409, "Another organization has this slug.", "Choose another slug."),
     "STRIPE_NOT_CONFIGURED": Code(
         503,
-        "A webhook of Stripe came, or usage was to be reported, and the sidecar has no STRIPE_WEBHOOK_SECRET, or no STRIPE_SECRET_KEY.",
+        "A webhook of Stripe came, or usage was to be reported, and the sidecar has no STRIPE_WEBHOOK_SECRET, or no "
+        "STRIPE_SECRET_KEY.",
         "Operators: set it. Stripe sends its webhooks again for three days.",
     ),
     "STRIPE_REFUSED": Code(
@@ -651,7 +653,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "STRIPE_UNKNOWN": Code(
         409,
-        "An event of Stripe says what nothing is known of here, such as a price that is of no plan. It is kept, and tried again.",
+        "An event of Stripe says what nothing is known of here, such as a price that is of no plan. It is kept, and tried "
+        "again.",
         "Do what hint says, then `goldleaves stripe replay`.",
     ),
     "SUBSCRIPTION_AT_STRIPE": Code(

@@ -123,8 +123,8 @@ class Settings(BaseSettings):
     trial_days: int = Field(default=14, ge=0, le=365)
     past_due_grace_days: int = Field(default=7, ge=0, le=365)
 
-    # Whose invoice counts, for billing periods that begin after the next migration run: ours, or Stripe's, which is made
-    # of meter events, or of an item for each line of ours.
+    # Whose invoice counts, for billing periods that begin after the next migration run: ours, or Stripe's, which is
+    # made of meter events, or of an item for each line of ours.
     invoice_mode: Literal["local", "stripe_meters", "stripe_items"] = "local"
 
     stripe_secret_key: SecretStr | None = None

@@ -1,1 +1,1 @@
-"""Stripe: its webhooks come in, usage goes out, checkout and portal lie between. What any of it means says sql/stripe/."""
+"""Stripe: its webhooks come in, usage goes out, checkout and portal lie between. What it means says sql/stripe/."""

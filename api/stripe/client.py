@@ -108,7 +108,7 @@ def _told(error: stripe.StripeError) -> StripeError:
         return StripeAway(text)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return StripeBusy(text, _pause(error))
-    if HTTPStatus.BAD_REQUEST <= status:
+    if status >= HTTPStatus.BAD_REQUEST:
         # 409: another request has the idempotency key right now; 408 and 425: try again.
         if status in (HTTPStatus.CONFLICT, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY):
             return StripeBusy(text, _pause(error))
