@@ -121,8 +121,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "CUSTOMER_LINKED": Code(
         409,
-        "A customer at Stripe was to be linked to an organization, and is another one's; or the organization has another "
-        "customer.",
+        "A customer at Stripe was to be linked to an organization, and is another one's; or the organization has "
+        "another customer.",
         "Make another customer at Stripe. One that was deleted there frees its organization, but is never another's.",
     ),
     "DATABASE_BUSY": Code(
@@ -653,8 +653,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "STRIPE_UNKNOWN": Code(
         409,
-        "An event of Stripe says what nothing is known of here, such as a price that is of no plan. It is kept, and tried "
-        "again.",
+        "An event of Stripe says what nothing is known of here, such as a price that is of no plan. It is kept, and "
+        "tried again.",
         "Do what hint says, then `goldleaves stripe replay`.",
     ),
     "SUBSCRIPTION_AT_STRIPE": Code(
