@@ -35,7 +35,8 @@ create table stripe.webhook_events (
   -- received: stored, and not tried yet; failed: it is tried again; dead: it is not, until it is replayed.
   status text not null default 'received' check (status in ('received', 'applied', 'stale', 'ignored', 'unlinked', 'failed', 'dead')),
   message text,
-  organization_id uuid references tenancy.organizations (id) on delete set null,
+  -- Goes with it: payloads tell of people.
+  organization_id uuid references tenancy.organizations (id) on delete cascade,
   attempts integer not null default 0,
   next_attempt_at timestamptz not null default clock_timestamp(),
   received_at timestamptz not null default clock_timestamp(),

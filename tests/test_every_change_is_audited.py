@@ -44,7 +44,20 @@ NOT_WATCHED = {
     "ops.released_objects": "how things looked when they were released; it follows each release",
     "notifications.notification_log": "what was told, which only grows",
     "notifications.webhook_messages": "messages and what became of them; who replays one is in the log",
+    "stripe.checkout_sessions": "a checkout that was begun is in the log, by the function that begins it",
+    "stripe.disputes": "what Stripe says; your application is told",
+    "stripe.entitlements": "what Stripe says; the features that follow from it are in the log",
+    "stripe.invoice_items": "an outbox of what invoices and credits say, and what became of it",
+    "stripe.invoices": "what Stripe says; the payments that follow from it are in the log",
+    "stripe.meter_event_reports": "an outbox of usage, and what became of it",
+    "stripe.reconciliations": "what the last comparison with Stripe found",
+    "stripe.refetches": "what Stripe is to be asked for; who has asked removes it",
     "stripe.report_marks": "how far a report has come; it moves with each one",
+    "stripe.report_positions": "the same",
+    "stripe.report_queue": "whose usage is to be reported; who has reported it removes it",
+    "stripe.reported_usage": "made from usage by reports",
+    "stripe.subscriptions": "what Stripe says; the subscription and phases that follow from it are in the log",
+    "stripe.webhook_events": "what Stripe sent; what follows from it is in the log, and who replays one",
     "tenancy.users": "made by signing in; what a person may do is their memberships",
 }
 # A credit note is all of these, or refused: 10 are taken off an invoice of 25 of which 20 are paid.
@@ -182,6 +195,26 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
         "changed": "update billing.entitlement_overrides set is_granted = false where organization_id = %(org)s",
         "removed": "delete from billing.entitlement_overrides where organization_id = %(org)s",
     },
+    "stripe.customers": {
+        "created": """
+            insert into stripe.customers (organization_id, id, is_live, linked_by)
+            values (%(org)s, 'cus_told', false, 'test')
+        """,
+        "changed": "update stripe.customers set has_payment_method = true where organization_id = %(org)s",
+        "removed": "delete from stripe.customers where organization_id = %(org)s",
+    },
+    "stripe.plan_prices": {
+        "created": "insert into stripe.plan_prices (price_id, plan_code) values ('price_told', 'pro')",
+        "changed": "update stripe.plan_prices set plan_code = 'firm' where price_id = 'price_told'",
+        "removed": "delete from stripe.plan_prices where price_id = 'price_told'",
+    },
+    "stripe.meters": {
+        "created": """
+            insert into stripe.meters (meter_code, id, event_name) values ('doc.upload', 'mtr_told', 'doc.upload.told')
+        """,
+        "changed": "update stripe.meters set event_name = 'doc.upload.again' where id = 'mtr_told'",
+        "removed": "delete from stripe.meters where id = 'mtr_told'",
+    },
     "metering.meters": {
         "created": "insert into metering.meters (code, event_name, unit, description) values ('x', 'x', 'x', 'x')",
         "changed": "update metering.meters set group_by = '{kind}' where code = 'doc.upload'",
@@ -217,6 +250,9 @@ TARGETS = {
     "billing.subscriptions": "subscription",
     "billing.subscription_phases": "subscription_phase",
     "billing.entitlement_overrides": "entitlement_override",
+    "stripe.customers": "stripe_customer",
+    "stripe.plan_prices": "stripe_price",
+    "stripe.meters": "stripe_meter",
     "metering.meters": "meter",
     "metering.operation_weights": "operation_weight",
 }
@@ -235,7 +271,14 @@ IMPOSSIBLE = {
     ("metering.meters", "removed"),
 }
 # Nobody's: told in the chain of the platform.
-OF_THE_PLATFORM = ("billing.prices", "billing.plans", "billing.plan_features", "metering.meters")
+OF_THE_PLATFORM = (
+    "billing.prices",
+    "billing.plans",
+    "billing.plan_features",
+    "stripe.plan_prices",
+    "stripe.meters",
+    "metering.meters",
+)
 # Of these a row is made before it is changed or removed.
 OF_THEIR_OWN = (
     "billing.plans",
@@ -245,6 +288,9 @@ OF_THEIR_OWN = (
     "billing.subscriptions",
     "billing.subscription_phases",
     "billing.entitlement_overrides",
+    "stripe.customers",
+    "stripe.plan_prices",
+    "stripe.meters",
     "metering.operation_weights",
 )
 

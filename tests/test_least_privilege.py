@@ -35,7 +35,7 @@ SCHEMA_USAGE: Mapping[str, set[str]] = {
     "member": {"api", "tenancy", "app", "metering", "billing", "stripe", "notifications", "audit", "ops"},
     "service": {"api", "tenancy"},
     "platform_admin": {"api", "tenancy", "app", "metering", "billing", "stripe", "notifications", "audit"},
-    "sidecar": {"tenancy", "metering", "billing", "notifications", "audit", "ops"},
+    "sidecar": {"tenancy", "metering", "billing", "stripe", "notifications", "audit", "ops"},
     "monitor": {"metering"},
     "authenticator": set(),
 }
@@ -270,6 +270,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "notifications.mark_webhook_failed",
         "notifications.postpone_webhook",
         "notifications.webhook_backlog",
+        "stripe.receive_events",
         "ops.maintain",
         "ops.health",
         "ops.describe_api",
@@ -365,6 +366,9 @@ _READ_BY_MEMBERS = {
         "api.entitlement_overrides",
         "api.entitlements",
         "stripe.report_marks",
+        "stripe.customers",
+        "stripe.subscriptions",
+        "stripe.invoices",
         "audit.log",
         "api.audit_log",
         "api.usage_events",
@@ -384,6 +388,7 @@ _READ_BY_MEMBERS = {
         "api.notification_log",
     )
 }
+_STRIPE_FOR_STAFF = ("disputes", "invoice_items", "meter_event_reports", "reconciliations", "webhook_events")
 TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
     "anon": {"api.plans": _READ, "api.currencies": _READ},
     "member": {
@@ -408,6 +413,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.webhook_messages": _READ for schema in ("notifications", "api")},
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
+        **{f"stripe.{name}": _READ for name in _STRIPE_FOR_STAFF},
         "audit.personal": _AUDIT_PERSONAL,
         "tenancy.invitations": _INVITATION,
         "api.pending_invitations": _READ,

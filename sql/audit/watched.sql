@@ -2,6 +2,8 @@
 -- since a deploy locks them here. Names that people choose, and e-mails, stay outside the chain.
 do $$
 begin
+  -- What a webhook touches first. Who is whose customer decides who is billed.
+  perform audit.watch('stripe.customers', 'stripe_customer', '{id}', p_personal => '{email}');
   perform audit.watch('tenancy.api_keys', 'api_key', '{id}',
     p_personal => '{name}', p_hidden => '{key_sha256}', p_quiet => '{last_used_at}', p_platform => '{"kind": "provider"}');
   perform audit.watch('tenancy.invitations', 'invitation', '{id}', p_personal => '{email}', p_hidden => '{code_sha256}');
@@ -28,6 +30,8 @@ begin
   perform audit.watch('billing.plans', 'plan', '{code}', p_organization => null);
   perform audit.watch('billing.plan_features', 'plan_feature', '{plan_code,feature}', p_organization => null);
   perform audit.watch('billing.prices', 'price', '{id}', p_organization => null);
+  perform audit.watch('stripe.plan_prices', 'stripe_price', '{price_id}', p_organization => null);
+  perform audit.watch('stripe.meters', 'stripe_meter', '{meter_code}', p_organization => null);
   perform audit.watch('metering.meters', 'meter', '{code}', p_organization => null);
   perform audit.watch('metering.operation_weights', 'operation_weight', '{operation,effective_from}');
 end
