@@ -74,7 +74,7 @@ class Book:
         before = self.told()
         roll_up_all(self.sidecar)
         report = value(self.sidecar, "select billing.fire_alerts()")
-        assert (report["failed"], report["more"]) == ([], False)
+        assert (report["failed"], report["more"]) == ([], False), report
         return [one for one in self.told() if one not in before]
 
     def told(self, months_ago: int = 0, kind: str = "usage_alert") -> list[Fired]:

@@ -40,6 +40,7 @@ language plpgsql
 stable
 set search_path = ''
 set plan_cache_mode = force_generic_plan
+set jit = off
 as $$
 begin
   return query

@@ -266,6 +266,7 @@ stable
 set search_path = ''
 set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
+set jit = off
 as $$
 begin
   return query

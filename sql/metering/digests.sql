@@ -6,6 +6,7 @@ language plpgsql
 stable
 set search_path = ''
 set plan_cache_mode = force_generic_plan
+set jit = off
 as $$
 declare
   v_position metering.rollup_position;
@@ -55,6 +56,7 @@ stable
 set search_path = ''
 set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
+set jit = off
 as $$
 begin
   return query
