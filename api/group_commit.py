@@ -1,5 +1,5 @@
-"""Single events cost a transaction each, which is mostly the wait for the disk. So small requests share one: while a
-group is in the database the next one gathers, and each is answered after the commit that holds it.
+"""A transaction for each small request is mostly the wait for the disk. So they share one: while a group is in the
+database the next one gathers, and each is answered after the commit that holds it.
 """
 
 from __future__ import annotations
@@ -8,19 +8,16 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
-from api.database import Database, DatabaseError
+from api.database import DatabaseError
 from api.errors import Problem
-from api.ingestion.batch import Batch
 from api.ingestion.limits import Slots, busy
-from api.ingestion.source import SOURCE
 
 log = structlog.get_logger(__name__)
 
-MOST_BYTES: Final = 16 * 1024  # of a body that is stored with others
 GROUP_REQUESTS: Final = 256
 GROUP_BYTES: Final = 512 * 1024
 MOST_WAITING: Final = 10_000
@@ -32,11 +29,31 @@ MOST_GROUPS: Final = 2  # at once
 GATHER_SECONDS: Final = 0.005
 
 
-class GroupCommit:
-    def __init__(self, database: Database, slots: Slots) -> None:
-        self._database = database
+Asked = TypeVar("Asked")
+Said = TypeVar("Said")
+Taken = TypeVar("Taken", contravariant=True)
+Given = TypeVar("Given", covariant=True)
+
+
+class Store(Protocol[Taken, Given]):
+    """What is asked of Postgres, and how. Both ways raise DatabaseError."""
+
+    def size(self, asked: Taken) -> int:
+        """In bytes, about."""
+        ...
+
+    async def together(self, asked: Sequence[Taken]) -> Sequence[Given | DatabaseError]:
+        """In one transaction, each by itself, and without waiting for who holds one of them up."""
+        ...
+
+    async def alone(self, asked: Taken) -> Given: ...
+
+
+class GroupCommit(Generic[Asked, Said]):
+    def __init__(self, store: Store[Asked, Said], slots: Slots) -> None:
+        self._into = store
         self._slots = slots
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[_Request[Asked, Said]] = deque()
         self._workers: set[asyncio.Task[None]] = set()
         self._held_up: set[asyncio.Task[None]] = set()
         self._slots_held_up = Slots(HELD_UP_AT_ONCE, slots.wait_seconds)
@@ -44,12 +61,12 @@ class GroupCommit:
         self._gather_until = 0.0  # by the clock of the loop
         self._is_enough = asyncio.Event()
 
-    async def store(self, batch: Batch) -> str:
-        """The outcome as JSON text, once it is committed. Raises DatabaseError, and INGEST_BUSY (503)."""
+    async def store(self, asked: Asked) -> Said:
+        """What became of it, once it is committed. Raises DatabaseError, and INGEST_BUSY (503)."""
         if len(self._waiting) + len(self._held_up) >= MOST_WAITING:
             raise busy()
         loop = asyncio.get_running_loop()
-        request = _Request(batch, loop.create_future())
+        request: _Request[Asked, Said] = _Request(asked, loop.create_future())
         request.expiry = loop.call_later(self._slots.wait_seconds, self._expire, request)
         self._waiting.append(request)
         if len(self._waiting) >= self._enough:
@@ -83,22 +100,23 @@ class GroupCommit:
             async with asyncio.timeout(left):
                 await self._is_enough.wait()
 
-    def _next_group(self) -> list[_Request]:
-        group: list[_Request] = []
+    def _next_group(self) -> list[_Request[Asked, Said]]:
+        group: list[_Request[Asked, Said]] = []
         size = 0
         while self._waiting and len(group) < GROUP_REQUESTS and size < GROUP_BYTES:
             request = self._waiting.popleft()
             request.expiry.cancel()
-            size += len(request.batch.body)
+            size += self._into.size(request.asked)
             group.append(request)
         return group
 
-    async def _store(self, group: list[_Request]) -> None:
+    async def _store(self, group: list[_Request[Asked, Said]]) -> None:
         if not group:
             return
         overtaking = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._overtake)
+        answers: Sequence[Said | Exception]
         try:
-            answers = await self._answers([request.batch for request in group])
+            answers = await self._answers([request.asked for request in group])
         except DatabaseError as error:
             if error.refused and len(group) > 1:  # as a whole, which nobody foresaw: it may be the fault of one
                 for request in group:
@@ -119,45 +137,45 @@ class GroupCommit:
             else:
                 request.resolve(answer)
 
-    async def _store_held_up(self, request: _Request) -> None:
+    async def _store_held_up(self, request: _Request[Asked, Said]) -> None:
         """By itself, since what it waits for (its organization's period is being closed) is nobody else's business."""
         try:
             async with self._slots_held_up.one(), self._slots.one():
-                request.resolve(await self._database.ingest(request.batch, SOURCE, "reject"))
+                request.resolve(await self._into.alone(request.asked))
         except Exception as error:
             request.resolve(error)
 
-    async def _answers(self, batches: Sequence[Batch]) -> Sequence[str | Exception]:
+    async def _answers(self, asked: Sequence[Asked]) -> Sequence[Said | DatabaseError]:
         """Tried again once when the connection broke: what was committed all the same is then a duplicate."""
         try:
-            return await self._database.ingest_group(batches)
+            return await self._into.together(asked)
         except DatabaseError as error:
             if not error.passing:
                 raise
-            log.warning("group_repeated", requests=len(batches), state=error.state, error=error.message or str(error))
-        return await self._database.ingest_group(batches)
+            log.warning("group_repeated", requests=len(asked), state=error.state, error=error.message or str(error))
+        return await self._into.together(asked)
 
     def _overtake(self) -> None:
         if self._waiting and len(self._workers) < MOST_GROUPS:
             self._start_worker()
 
-    def _expire(self, request: _Request) -> None:
+    def _expire(self, request: _Request[Asked, Said]) -> None:
         self._waiting.remove(request)
         request.resolve(busy())
 
 
-class _Request:
-    __slots__ = ("answer", "batch", "expiry")
+class _Request(Generic[Asked, Said]):
+    __slots__ = ("answer", "asked", "expiry")
     expiry: asyncio.TimerHandle  # runs while it waits for its group
 
-    def __init__(self, batch: Batch, answer: asyncio.Future[str]) -> None:
-        self.batch = batch
+    def __init__(self, asked: Asked, answer: asyncio.Future[Said]) -> None:
+        self.asked = asked
         self.answer = answer
 
-    def resolve(self, answer: str | Exception) -> None:
+    def resolve(self, answer: Said | Exception) -> None:
         if self.answer.done():  # whoever asked has gone
             return
-        if isinstance(answer, str):
-            self.answer.set_result(answer)
-        else:
+        if isinstance(answer, Exception):
             self.answer.set_exception(answer)
+        else:
+            self.answer.set_result(answer)
