@@ -122,6 +122,49 @@ ROWS: Mapping[str, str] = {
     "stripe.report_marks": """
         insert into stripe.report_marks (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
         values (%(org)s, 'api.request', 1, '3')""",
+    # Settled, else the sidecar tries to apply it, to send it, or to report it.
+    "stripe.webhook_events": """
+        insert into stripe.webhook_events (organization_id, id, type, created_at, is_live, payload, status, settled_at)
+        values (%(org)s, %(id)s, 'isolation.secret', now(), false, '{}', 'ignored', now())""",
+    "stripe.customers": """
+        insert into stripe.customers (organization_id, id, email, is_live, linked_by)
+        values (%(org)s, %(id)s, 'secret@example.com', false, 'test')""",
+    "stripe.subscriptions": """
+        insert into stripe.subscriptions (organization_id, id, customer_id, subscription_id, status, is_live,
+          latest_event_id, latest_event_at)
+        values (%(org)s, %(id)s, %(id)s, %(id)s, 'active', false, 'secret', now())""",
+    "stripe.invoices": """
+        insert into stripe.invoices (organization_id, id, customer_id, hosted_invoice_url, is_live, latest_event_id,
+          latest_event_at)
+        values (%(org)s, %(id)s, %(id)s, 'https://secret.example.com', false, 'secret', now())""",
+    "stripe.disputes": """
+        insert into stripe.disputes (organization_id, id, charge_id, amount_cents, currency, created_at)
+        values (%(org)s, %(id)s, 'secret', 25, 'usd', now())""",
+    "stripe.checkout_sessions": """
+        insert into stripe.checkout_sessions (organization_id, id, plan_code, created_by)
+        values (%(org)s, %(id)s, 'pro', 'secret')""",
+    "stripe.entitlements": "insert into stripe.entitlements (organization_id, feature) values (%(org)s, 'secret')",
+    "stripe.report_queue": """
+        insert into stripe.report_queue (organization_id, id, meter_code, bucket_start, queued_at)
+        values (%(org)s, %(id)s, 'api.request', '2020-01-01Z', '2099-01-01Z')""",
+    "stripe.reported_usage": """
+        insert into stripe.reported_usage (organization_id, meter_code, bucket_start, quantity)
+        values (%(org)s, 'api.request', '2020-01-01Z', 12345)""",
+    "stripe.report_positions": """
+        insert into stripe.report_positions (organization_id, meter_code, generation, xid)
+        values (%(org)s, 'api.request', 1, '3')""",
+    "stripe.meter_event_reports": """
+        insert into stripe.meter_event_reports (organization_id, meter_code, bucket_start, sequence, quantity,
+          identifier, customer_id, event_name, status, generation, xid)
+        values (%(org)s, 'api.request', '2020-01-01Z', 1, 12345, %(id)s, %(id)s, 'secret', 'acknowledged', 1, '3')""",
+    "stripe.invoice_items": """
+        insert into stripe.invoice_items (organization_id, id, kind, meter_code, customer_id, amount_cents, currency,
+          description, period_start, period_end, status)
+        values (%(org)s, %(id)s, 'credit', 'api.request', %(id)s, -25, 'usd', 'secret', '2020-01-01Z', '2020-02-01Z',
+          'acknowledged')""",
+    "stripe.reconciliations": """
+        insert into stripe.reconciliations (organization_id, period_start, kind, subject, ours, drift)
+        values (%(org)s, '2020-01-01Z', 'usage', 'api.request', 12345, 0)""",
     "billing.entitlement_overrides": """
         insert into billing.entitlement_overrides (organization_id, feature, kind, reason, created_by)
         values (%(org)s, 'secret', 'boolean', 'secret', 'secret')""",
