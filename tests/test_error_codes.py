@@ -116,6 +116,17 @@ def world(open_stack: OpenStack, make_organization: MakeOrganization) -> Iterato
 
 # A subscription, as functions write it: staff in one transaction, which is taken back.
 START = "select billing.start_subscription(%(org)s, 'pro', 0, true, null)"
+LINK = "select stripe.link_customer(%(org)s, '{}', false, 'test')"
+AT_STRIPE = (
+    """
+    insert into billing.subscriptions (organization_id, id, created_by, managed_by)
+    values (%(org)s, %(org)s, 'test', 'stripe')
+    """,
+    """
+    insert into billing.subscription_phases (organization_id, starts_at, subscription_id, status, plan_code, made_by)
+    values (%(org)s, clock_timestamp(), %(org)s, 'active', 'pro', 'stripe')
+    """,
+)
 DELETE_PHASES = "delete from billing.subscription_phases where organization_id = %(org)s"
 
 
@@ -584,6 +595,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: refusal_in_sql(world, *INVOICE, REFUND.format(5, "gen_random_uuid()")),
     ),
     "CREDIT_TOO_HIGH": (409, lambda world: of_nothing(world, "create_credit_note", reason="wrong")),
+    "CUSTOMER_LINKED": (409, lambda world: refusal_in_sql(world, LINK.format("cus_1"), LINK.format("cus_2"))),
     "DATABASE_RESTORED": (503, from_restored_database),
     "DAY_NOT_ENDED": (409, lambda world: by_staff(world, "remake_storage_snapshots", day="2999-01-01")),
     "EMAIL_NOT_VERIFIED": (403, partial(from_an_invitation, email_verified=False)),
@@ -752,6 +764,11 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "SCOPE_REQUIRED": (
         403,
         lambda world: world.ask("GET", "/api/v1/rpc/usage_summary", making_a_key(world).json()["key"]),
+    ),
+    "STRIPE_UNKNOWN": (409, lambda world: refusal_in_sql(world, "select stripe.status_here('hibernating')")),
+    "SUBSCRIPTION_AT_STRIPE": (
+        409,
+        lambda world: refusal_in_sql(world, *AT_STRIPE, "select billing.pause_subscription(%(org)s, null)"),
     ),
     "SUBSCRIPTION_CHANGED": (
         409,

@@ -25,10 +25,11 @@ INSTRUCTIONS = re.findall(r"^([A-Z]+) (.*)$", re.sub(r"\\\n", " ", DOCKERFILE), 
 
 SECRETS = {"ADMIN_PASSWORD", "MIGRATOR_PASSWORD", "AUTHENTICATOR_PASSWORD", "SIDECAR_PASSWORD", "JWT_SECRET"}
 # Of what is not used where they are missing.
-OPTIONAL_SECRETS = {"MONITOR_PASSWORD", "WEBHOOK_SECRET"}
-# What only the embedded stack or the command on a developer's machine reads.
+OPTIONAL_SECRETS = {"MONITOR_PASSWORD", "WEBHOOK_SECRET", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"}
+# What only the embedded stack, a migration run or the command on a developer's machine reads.
 NOT_THE_SIDECARS = {"POSTGREST_PORT", "POSTGRES_PORT", "POSTGRES_VERSION", "STATE_DIR", "POSTGREST_BIN",
-                    "USAGE_RATE_CENTS", "TRIAL_DAYS", "PAST_DUE_GRACE_DAYS", "JWT_EXPIRATION_MINUTES",
+                    "USAGE_RATE_CENTS", "TRIAL_DAYS", "PAST_DUE_GRACE_DAYS", "INVOICE_MODE", "STRIPE_PRICE_STARTER",
+                    "STRIPE_PRICE_PRO", "STRIPE_PRICE_FIRM", "JWT_EXPIRATION_MINUTES",
                     "RLS_ENABLED", "TENANT_ISOLATION_MODE"}  # fmt: skip
 
 
@@ -59,7 +60,8 @@ def test_no_secret_has_a_default_and_a_missing_one_is_named() -> None:
                 assert found, f"{name}: {variable}"
                 assert found[1] in SECRETS
     assert environment("migrate")["MONITOR_PASSWORD"] == "${MONITOR_PASSWORD:-}"
-    assert environment("sidecar")["WEBHOOK_SECRET"] == "${WEBHOOK_SECRET:-}"
+    for optional in OPTIONAL_SECRETS - {"MONITOR_PASSWORD"}:
+        assert environment("sidecar")[optional] == f"${{{optional}:-}}"
     assert not re.search(r"://[^@/\s]*:[^@/\s]*@", json.dumps(COMPOSE)), "a password in a URL"
 
 
@@ -76,6 +78,13 @@ def test_the_sidecar_is_given_every_setting_of_its_own_and_none_of_the_operators
     given = set(environment("sidecar"))
     assert given & operators == set()
     assert given == {name.upper() for name in Settings.model_fields} - operators - NOT_THE_SIDECARS
+
+
+def test_what_a_migration_run_writes_down_is_told_to_it_alone() -> None:
+    told = {"USAGE_RATE_CENTS", "TRIAL_DAYS", "PAST_DUE_GRACE_DAYS", "INVOICE_MODE"}
+    told |= {name.upper() for name in Settings.model_fields if name.startswith("stripe_price_")}
+    assert {name: environment("migrate")[name] for name in told} == {name: f"${{{name}:-}}" for name in told}
+    assert not told & set(environment("sidecar"))
 
 
 def test_only_the_migrations_know_the_passwords_of_admin_and_migrator() -> None:
