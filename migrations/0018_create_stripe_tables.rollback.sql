@@ -31,6 +31,7 @@ drop table stripe.reconciliations;
 drop table stripe.invoice_items;
 drop table stripe.meter_event_reports;
 drop table stripe.report_positions;
+drop table stripe.report_periods;
 drop table stripe.reported_usage;
 drop table stripe.report_queue;
 drop table stripe.entitlements;

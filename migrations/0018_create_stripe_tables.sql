@@ -59,7 +59,8 @@ comment on index stripe.webhook_events_due is
 create index webhook_events_dead on stripe.webhook_events (received_at) where status = 'dead';
 comment on index stripe.webhook_events_dead is
   'goldleaves lint key_without_organization: what Stripe sends names no organization';
-create index webhook_events_settled on stripe.webhook_events (settled_at) where settled_at is not null;
+-- Of those that were settled long ago nothing but the facts is kept.
+create index webhook_events_settled on stripe.webhook_events (settled_at) where settled_at is not null and payload <> '{}';
 comment on index stripe.webhook_events_settled is
   'goldleaves lint key_without_organization: what Stripe sends names no organization';
 create index webhook_events_of_organization on stripe.webhook_events (organization_id);
@@ -172,6 +173,8 @@ create table stripe.checkout_sessions (
   plan_code text not null references billing.plans (code) on delete restrict,
   created_at timestamptz not null default clock_timestamp(),
   created_by text not null,
+  -- What makes two of them the same: see stripe.begin_checkout().
+  asked text not null default '',
   primary key (organization_id, id),
   unique (id)
 );
@@ -195,13 +198,18 @@ create table stripe.report_queue (
   meter_code text not null,
   bucket_start timestamptz not null,
   queued_at timestamptz not null default now(),
+  -- What has changed was recorded from this position on.
+  generation integer not null default 0,
+  xid xid8 not null default '0',
   primary key (organization_id, id)
 );
+create index report_queue_of_meter on stripe.report_queue (organization_id, meter_code);
 create index report_queue_queued on stripe.report_queue (queued_at);
 comment on index stripe.report_queue_queued is
   'goldleaves lint key_without_organization: the sidecar reports usage of all organizations';
 
--- What of a meter reports have been made of, an hour each; of what does not add up over hours, a billing period each.
+-- What of a meter reports have been made of, an hour each; of what does not add up over hours, a billing period each. As the meter reads it, not
+-- in its units: so what is left of each adds up to whole units.
 create table stripe.reported_usage (
   organization_id uuid not null references tenancy.organizations (id) on delete cascade,
   meter_code text not null references metering.meters (code) on delete restrict,
@@ -213,12 +221,31 @@ create index reported_usage_meter on stripe.reported_usage (meter_code);
 comment on constraint reported_usage_meter_code_fkey on stripe.reported_usage is
   'goldleaves lint reference_without_organization: meters are the same for everybody, and no tenant writes it';
 
--- What is left of a meter when whole numbers were reported: less than one, or below zero what could not be taken back yet. And the position
--- that reports were made until.
+-- What of a billing period no report says: less than a unit, or below zero what could not be taken back yet. As the meter reads it. Periods are
+-- closed after they are finalized: what is left of a unit goes on to the next one, and what was reported too much becomes a credit.
+create table stripe.report_periods (
+  organization_id uuid not null references tenancy.organizations (id) on delete cascade,
+  meter_code text not null references metering.meters (code) on delete restrict,
+  period_start timestamptz not null,
+  carried numeric not null default 0,
+  -- What came from the period before, or went to the next one (below zero).
+  passed_on numeric not null default 0,
+  credited numeric not null default 0 check (credited >= 0),
+  closed_at timestamptz,
+  primary key (organization_id, meter_code, period_start)
+) with (fillfactor = 70);
+create index report_periods_meter on stripe.report_periods (meter_code);
+create index report_periods_open on stripe.report_periods (period_start) where closed_at is null;
+comment on index stripe.report_periods_open is
+  'goldleaves lint key_without_organization: the sidecar reports usage of all organizations';
+create index report_periods_owing on stripe.report_periods (organization_id, meter_code) where carried < 0;
+comment on constraint report_periods_meter_code_fkey on stripe.report_periods is
+  'goldleaves lint reference_without_organization: meters are the same for everybody, and no tenant writes it';
+
+-- The position that reports of a meter were made until.
 create table stripe.report_positions (
   organization_id uuid not null references tenancy.organizations (id) on delete cascade,
   meter_code text not null references metering.meters (code) on delete restrict,
-  carried numeric not null default 0,
   generation integer not null,
   xid xid8 not null,
   primary key (organization_id, meter_code)
@@ -237,18 +264,24 @@ create table stripe.meter_event_reports (
   identifier text not null,
   customer_id text not null,
   event_name text not null,
+  period_start timestamptz not null,
   -- When Stripe is told that it happened; set when it is first sent.
   happened_at timestamptz,
   -- acknowledged: Stripe has it; canceling, canceled: it is, or was, taken back; rejected: Stripe said what is wrong with it; uncertain: nobody
   -- knows whether Stripe has it, and it is too late to send it again.
   status text not null default 'pending'
     check (status in ('pending', 'acknowledged', 'canceling', 'canceled', 'rejected', 'uncertain')),
+  -- Attempts that may have reached Stripe.
   attempts integer not null default 0,
   next_attempt_at timestamptz not null default clock_timestamp(),
+  -- Somebody is sending it until then.
+  claimed_until timestamptz,
   first_sent_at timestamptz,
   acknowledged_at timestamptz,
+  -- Stripe would not take it back any more.
+  is_kept boolean not null default false,
   last_error text,
-  -- The position that the report was made at: when all before it are acknowledged, so is what was recorded below it.
+  -- What it tells of was recorded from this position on: while it is not acknowledged, nothing from there on is posted.
   generation integer not null,
   xid xid8 not null,
   created_at timestamptz not null default clock_timestamp(),
@@ -260,6 +293,9 @@ comment on constraint meter_event_reports_identifier_key on stripe.meter_event_r
 comment on constraint meter_event_reports_meter_code_fkey on stripe.meter_event_reports is
   'goldleaves lint reference_without_organization: meters are the same for everybody, and no tenant writes it';
 create index meter_event_reports_meter on stripe.meter_event_reports (meter_code);
+create index meter_event_reports_unsettled on stripe.meter_event_reports (organization_id, meter_code, status)
+  where status in ('pending', 'canceling', 'rejected', 'uncertain');
+create index meter_event_reports_of_period on stripe.meter_event_reports (organization_id, meter_code, period_start);
 create index meter_event_reports_due on stripe.meter_event_reports (next_attempt_at) where status in ('pending', 'canceling');
 comment on index stripe.meter_event_reports_due is
   'goldleaves lint key_without_organization: the sidecar reports usage of all organizations';
@@ -275,14 +311,20 @@ create table stripe.invoice_items (
   invoice_id uuid,
   line_number integer,
   meter_code text references metering.meters (code) on delete restrict,
-  customer_id text not null,
+  -- Chosen when it is first sent, and the same when it is sent again: who is the organization's customer then, and its subscription.
+  customer_id text,
+  subscription_id text,
   amount_cents numeric not null check (scale(amount_cents) = 0 and amount_cents <> 0),
   currency text not null references billing.currencies (code) on delete restrict,
   description text not null,
   period_start timestamptz not null,
   period_end timestamptz not null,
+  -- uncertain: nobody knows whether Stripe has it, and it is too late to send it again under its key; Stripe is asked whether it has it.
   status text not null default 'pending' check (status in ('pending', 'acknowledged', 'rejected', 'uncertain')),
+  -- Those of which it is not known that they came to nothing.
   attempts integer not null default 0,
+  -- How often it was sent anew, under another key, once it was certain that Stripe does not have it.
+  rounds integer not null default 0,
   next_attempt_at timestamptz not null default clock_timestamp(),
   first_sent_at timestamptz,
   acknowledged_at timestamptz,
@@ -299,7 +341,7 @@ create table stripe.invoice_items (
 create index invoice_items_of_invoice on stripe.invoice_items (organization_id, invoice_id);
 create index invoice_items_meter on stripe.invoice_items (meter_code);
 create index invoice_items_currency on stripe.invoice_items (currency);
-create index invoice_items_due on stripe.invoice_items (next_attempt_at) where status = 'pending';
+create index invoice_items_due on stripe.invoice_items (next_attempt_at) where status in ('pending', 'uncertain');
 comment on index stripe.invoice_items_due is
   'goldleaves lint key_without_organization: the sidecar sends items of all organizations';
 comment on constraint invoice_items_meter_code_fkey on stripe.invoice_items is

@@ -1,4 +1,4 @@
--- What reports left over, and until where they were made. Only the functions of reports touch it.
+-- Until where reports were made. Only the functions of reports touch it.
 --
 -- may select: goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
@@ -9,4 +9,4 @@ alter table stripe.report_positions force row level security;
 
 create policy report_positions_kernel on stripe.report_positions to goldleaves_kernel using (true) with check (true);
 
-grant select, insert, update (carried, generation, xid) on stripe.report_positions to goldleaves_kernel;
+grant select, insert, update (generation, xid) on stripe.report_positions to goldleaves_kernel;

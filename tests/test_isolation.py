@@ -150,13 +150,18 @@ ROWS: Mapping[str, str] = {
     "stripe.reported_usage": """
         insert into stripe.reported_usage (organization_id, meter_code, bucket_start, quantity)
         values (%(org)s, 'api.request', '2020-01-01Z', 12345)""",
+    # Closed, else the sidecar looks at it.
+    "stripe.report_periods": """
+        insert into stripe.report_periods (organization_id, meter_code, period_start, carried, closed_at)
+        values (%(org)s, 'api.request', '2020-01-01Z', 0.12345, now())""",
     "stripe.report_positions": """
         insert into stripe.report_positions (organization_id, meter_code, generation, xid)
         values (%(org)s, 'api.request', 1, '3')""",
     "stripe.meter_event_reports": """
         insert into stripe.meter_event_reports (organization_id, meter_code, bucket_start, sequence, quantity,
-          identifier, customer_id, event_name, status, generation, xid)
-        values (%(org)s, 'api.request', '2020-01-01Z', 1, 12345, %(id)s, %(id)s, 'secret', 'acknowledged', 1, '3')""",
+          identifier, customer_id, event_name, period_start, status, generation, xid)
+        values (%(org)s, 'api.request', '2020-01-01Z', 1, 12345, %(id)s, %(id)s, 'secret', '2020-01-01Z', 'acknowledged',
+          1, '3')""",
     "stripe.invoice_items": """
         insert into stripe.invoice_items (organization_id, id, kind, meter_code, customer_id, amount_cents, currency,
           description, period_start, period_end, status)
