@@ -339,6 +339,11 @@ CODES: Final[Mapping[str, Code]] = {
         "A slug has other characters than a-z, 0-9 and inner hyphens, more than 63 of them, or looks like a UUID.",
         "Choose another slug.",
     ),
+    "INVALID_STRIPE_ID": Code(
+        400,
+        "The id of a customer or of a price at Stripe was left out, or is none that Stripe gives.",
+        "Copy it as Stripe shows it, such as cus_… or price_….",
+    ),
     "INVALID_SUBSCRIPTION": Code(
         400,
         "An argument of a function of subscriptions is out of range, or two contradict each other; message says which.",
@@ -640,6 +645,17 @@ CODES: Final[Mapping[str, Code]] = {
         "A webhook of Stripe came, or usage was to be reported, and the sidecar has no STRIPE_WEBHOOK_SECRET, or no "
         "STRIPE_SECRET_KEY.",
         "Operators: set it. Stripe sends its webhooks again for three days.",
+    ),
+    "STRIPE_PRICE_MISSING": Code(
+        409,
+        "A checkout of a plan was asked for, and nobody has said which price at Stripe the plan is.",
+        "Operators: set STRIPE_PRICE_STARTER, _PRO or _FIRM and migrate, or call set_stripe_price.",
+    ),
+    "STRIPE_PRICE_TAKEN": Code(
+        409,
+        "A price at Stripe was said to be a plan, and is another plan's, at which subscriptions were made; or it is set "
+        "for two plans at once.",
+        "Make another price at Stripe: what was sold at this one stays what it is.",
     ),
     "STRIPE_REFUSED": Code(
         502,

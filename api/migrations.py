@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import yoyo  # type: ignore[import-untyped]
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.json import Jsonb
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend  # type: ignore[import-untyped]
 from yoyo.connections import DatabaseURI  # type: ignore[import-untyped]
 from yoyo.migrations import parse_metadata_from_sql_comments  # type: ignore[import-untyped]
@@ -145,6 +146,7 @@ def migrate(url: str, settings: Settings, root: Path = PROJECT) -> MigrationRepo
             "select billing.set_defaults(%s, %s, %s)",
             [settings.trial_days, settings.past_due_grace_days, settings.invoice_mode],
         )
+        conn.execute("select stripe.set_plan_prices(%s)", [Jsonb(settings.stripe_prices())])
         conn.execute("select ops.maintain()")
         return MigrationReport(
             applied=tuple(migration.id for migration in pending),

@@ -399,5 +399,7 @@ comment on table stripe.meters is
 
 -- The sidecar receives webhooks and sends usage.
 grant usage on schema stripe to sidecar;
+-- Monitoring sees what of it could not be applied.
+grant usage on schema ops to monitor;
 
 reset role;

@@ -88,7 +88,8 @@ class Project:
         self.write(
             "sql/billing/seed.sql",
             function("billing.seed_prices(p numeric)", "void", "select")
-            + function("billing.set_defaults(p int, q int, r text)", "void", "select"),
+            + function("billing.set_defaults(p int, q int, r text)", "void", "select")
+            + function("stripe.set_plan_prices(p jsonb)", "void", "select"),
         )
         self.write("sql/metering/begin.sql", function("metering.begin_generation()", "int", "select null::int"))
         self.write("sql/ops/maintain.sql", function("ops.maintain()", "void", "select"))

@@ -30,6 +30,7 @@ LEAST_BEHAVIOUR = {
     "sql/billing/seed.sql": """
         create function billing.seed_prices(p numeric) returns void language sql as 'select';
         create function billing.set_defaults(p int, q int, r text) returns void language sql as 'select';
+        create function stripe.set_plan_prices(p jsonb) returns void language sql as 'select';
     """,
     "sql/metering/begin.sql": "create function metering.begin_generation() returns int language sql as 'select 0';",
     "sql/ops/maintain.sql": "create function ops.maintain() returns void language sql as 'select';",

@@ -293,6 +293,16 @@ class Settings(BaseSettings):
     def passwords(cls) -> tuple[str, ...]:
         return tuple(name for name in cls.model_fields if name.endswith("_password"))
 
+    def stripe_prices(self) -> dict[str, str]:
+        """Of plans, which price at Stripe they are."""
+        prefix = "stripe_price_"
+        of_plans = (
+            (name.removeprefix(prefix), getattr(self, name))
+            for name in type(self).model_fields
+            if name.startswith(prefix)
+        )
+        return {plan: price for plan, price in of_plans if price is not None}
+
     def require(self, name: str) -> str:
         """The value of an optional setting as text, or a SettingsError that names the variable."""
         value = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Everything that is asked of Stripe goes through here: one timeout, one circuit breaker, and three ways to fail.
+"""Everything that is asked of Stripe goes through here: one timeout, one circuit breaker, and four ways to fail.
 
 While Stripe is away the breaker is open, and whoever asks is told so at once, without waiting: nothing of ours hangs
 because something of theirs does. Calls are not repeated here. Those that wait in an outbox are sent again by whoever
@@ -8,59 +8,55 @@ sends them, under an identifier that counts once; a person who gets an error pre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Final, TypeVar
 
+import httpx
 import stripe
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import OpenedState
+from purgatory.domain.model import HALF_OPENED, OPENED, OpenedState
 
-from api.errors import Problem, problem
+from api.stripe.failures import StripeAway, StripeBusy, StripeDenied, StripeError, StripeRefused, unavailable
+
+__all__ = ["Stripe", "StripeAway", "StripeBusy", "StripeDenied", "StripeError", "StripeRefused", "unavailable"]
 
 CONNECT_SECONDS: Final = 3.0
 CALL_SECONDS: Final = 15.0
 FAILURES_TO_OPEN: Final = 5  # in a row
 OPEN_SECONDS: Final = 15.0
-CONNECTIONS: Final = 32
 LONGEST_PAUSE: Final = timedelta(hours=1)
+DENIED_PAUSE: Final = timedelta(minutes=1)
+OUTCOMES: Final = ("done", "away", "busy", "denied", "refused", "spared")
+_NAME: Final = "stripe"
+_SECRET: Final = re.compile(r"\b(?:sk|rk|pk|whsec)_\w+(?:\*+\w*)?")
+_OPEN: Final = "it has not answered for a while, and is asked again in some seconds"
 
 T = TypeVar("T")
 
 
-class StripeError(Exception):
-    """Stripe did not do what was asked. The text says why, for people, and holds no secret."""
-
-
-class StripeAway(StripeError):
-    """It was not reached, did not answer in time, or said that the fault is its own (5xx). It may have done it."""
-
-
-class StripeBusy(StripeError):
-    """It has too much to do (429), and has not done it. `pause` is what it asked for, in seconds."""
-
-    def __init__(self, text: str, pause: float) -> None:
-        super().__init__(text)
-        self.pause = pause
-
-
-class StripeRefused(StripeError):
-    """It will not do it, and would not do it later (4xx). `code` is Stripe's own, such as resource_missing."""
-
-    def __init__(self, text: str, status: int, code: str | None) -> None:
-        super().__init__(text)
-        self.status = status
-        self.code = code
-
-
-class Stripe:
+class Stripe(Collector):
     """An account at Stripe, by its secret key."""
 
-    def __init__(self, secret_key: str, base: str | None = None) -> None:
+    def __init__(
+        self,
+        secret_key: str,
+        base: str | None = None,
+        *,
+        call_seconds: float = CALL_SECONDS,
+        open_seconds: float = OPEN_SECONDS,
+    ) -> None:
         # Restricted keys begin with rk_; what is of live mode says so in either.
         self.is_live = "_live_" in secret_key[:9]
-        self._http = stripe.HTTPXClient(timeout=CALL_SECONDS)
+        self._call_seconds = call_seconds
+        stripe.enable_telemetry = False
+        # The whole call is limited where it is made: httpx counts each read by itself.
+        self._http = stripe.HTTPXClient(timeout=httpx.Timeout(call_seconds, connect=min(CONNECT_SECONDS, call_seconds)))
         self._client = stripe.StripeClient(
             secret_key,
             base_addresses={"api": base, "meter_events": base} if base is not None else None,
@@ -68,52 +64,85 @@ class Stripe:
             max_network_retries=0,
         )
         self._breakers = AsyncCircuitBreakerFactory(
-            default_threshold=FAILURES_TO_OPEN, default_ttl=OPEN_SECONDS, exclude=[StripeBusy, StripeRefused]
+            default_threshold=FAILURES_TO_OPEN, default_ttl=open_seconds, exclude=[StripeBusy, StripeRefused]
         )
+        self._outcomes: Counter[str] = Counter()
+        self._state = ""
 
     async def close(self) -> None:
         await self._http.close_async()  # type: ignore[no-untyped-call]
 
     async def ask(self, call: Callable[[stripe.StripeClient], Awaitable[T]]) -> T:
-        """`await stripe.ask(lambda s: s.v1.customers.retrieve_async(id))`. Raises StripeError: one of the three."""
-        breaker = await self._breakers.get_breaker("stripe")
+        """`await stripe.ask(lambda s: s.v1.customers.retrieve_async(id))`. Raises StripeError: one of the four."""
+        breaker = await self._breakers.get_breaker(_NAME)
+        outcome = "spared"
         try:
+            if breaker.context.state == HALF_OPENED:  # one is out to see whether it answers again
+                raise StripeAway(_OPEN)
             async with breaker:
-                return await self._ask(call)
+                outcome = "away"
+                answer = await self._ask(call)
+                outcome = "done"
+                return answer
         except OpenedState:
-            raise StripeAway("it has not answered for a while, and is asked again in some seconds") from None
+            raise StripeAway(_OPEN) from None
+        except StripeError as error:
+            if outcome != "spared":
+                outcome = _outcome(error)
+            raise
+        finally:
+            self._outcomes[outcome] += 1
+            self._state = breaker.context.state
+
+    def collect(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily(
+            "goldleaves_stripe_calls",
+            "Calls of Stripe, by what came of them; spared: it was not asked, since it had not answered for a while.",
+            labels=["outcome"],
+        )
+        for outcome in OUTCOMES:
+            calls.add_metric([outcome], self._outcomes[outcome])
+        yield calls
+        yield GaugeMetricFamily(
+            "goldleaves_stripe_away",
+            "1: Stripe has not answered for a while, and is asked only now and then.",
+            value=float(self._state in (OPENED, HALF_OPENED)),
+        )
 
     async def _ask(self, call: Callable[[stripe.StripeClient], Awaitable[T]]) -> T:
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with asyncio.timeout(self._call_seconds):
                 return await call(self._client)
         except TimeoutError:
-            raise StripeAway(f"no answer within {CALL_SECONDS:.0f} s") from None
+            raise StripeAway(f"no answer within {self._call_seconds:.0f} s") from None
         except stripe.StripeError as error:
             raise _told(error) from None
 
 
-def unavailable(error: StripeError) -> Problem:
-    """The answer for whoever asked us, when Stripe did not do its part."""
-    if isinstance(error, StripeRefused):
-        return problem("STRIPE_REFUSED", f"Stripe refused it: {error}")
-    return problem("STRIPE_UNAVAILABLE", "Stripe cannot be reached", hint="Try again in a moment. Nothing was changed.")
+def _outcome(error: StripeError) -> str:
+    if isinstance(error, StripeDenied):
+        return "denied"
+    if isinstance(error, StripeBusy):
+        return "busy"
+    return "refused" if isinstance(error, StripeRefused) else "away"
 
 
 def _told(error: stripe.StripeError) -> StripeError:
     """An answer that cannot be read is none."""
-    text = (error.user_message or str(error) or type(error).__name__)[:500]
+    text = _SECRET.sub("(a key)", error.user_message or str(error) or type(error).__name__)[:500]
     status = error.http_status
     if status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, stripe.APIConnectionError):
         return StripeAway(text)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return StripeBusy(text, _pause(error))
-    if status >= HTTPStatus.BAD_REQUEST:
-        # 409: another request has the idempotency key right now; 408 and 425: try again.
-        if status in (HTTPStatus.CONFLICT, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY):
-            return StripeBusy(text, _pause(error))
-        return StripeRefused(text, status, error.code)
-    return StripeAway(text)
+    if status < HTTPStatus.BAD_REQUEST or not isinstance(error.json_body, dict) or "error" not in error.json_body:
+        return StripeAway(f"{status} that is not of Stripe: {text}"[:500])
+    # 409: another request has the idempotency key right now; 408 and 425: try again.
+    if status in (HTTPStatus.CONFLICT, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY):
+        return StripeBusy(text, _pause(error))
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return StripeDenied(text, DENIED_PAUSE.total_seconds())
+    return StripeRefused(text, status, error.code or getattr(error.error, "type", None))
 
 
 def _pause(error: stripe.StripeError) -> float:

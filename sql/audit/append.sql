@@ -66,8 +66,8 @@ begin
 end;
 $$;
 
--- Who asked the sidecar to do it, as it says: with an API key, or with a token of role service. p_caller: {"subject", "ip", "user_agent",
--- "request_id"}. Sessions of `authenticator` say it themselves, and whoever calls without the two is the login role.
+-- Who asked the sidecar to do it, as it says: with an API key, with a token of role service, or a person ("user_id"). p_caller: {"subject", "ip",
+-- "user_agent", "request_id", "user_id"}. Sessions of `authenticator` say it themselves, and whoever calls without the two is the login role.
 create or replace function audit.actor_of_sidecar(
   p_key_id uuid, p_caller jsonb, out actor_type text, out actor_id text, out request_id text, out actor jsonb
 )
@@ -80,13 +80,14 @@ begin
     select a.* into actor_type, actor_id, request_id, actor from audit.current_actor() a;
     return;
   end if;
-  actor_type := case when p_key_id is null then 'service' else 'api_key' end;
-  actor_id := coalesce(p_key_id::text, 'service');
+  actor_type := case when p_key_id is not null then 'api_key' when p_caller ? 'user_id' then 'user' else 'service' end;
+  actor_id := coalesce(p_key_id::text, p_caller ->> 'user_id', 'service');
   request_id := p_caller ->> 'request_id';
   actor := jsonb_build_object(
     'ip', left(p_caller ->> 'ip', 64),
     'user_agent', left(p_caller ->> 'user_agent', 200),
-    'subject', left(p_caller ->> 'subject', 255)
+    'subject', left(p_caller ->> 'subject', 255),
+    'email', (select u.email from tenancy.users u where u.id = (p_caller ->> 'user_id')::uuid)
   );
 end;
 $$;
