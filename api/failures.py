@@ -15,6 +15,7 @@ from api.release.errors import MigrationError
 from api.said_by_postgres import said_by_postgres
 from api.settings import SettingsError
 from api.stack.endpoints import StackError
+from api.stripe.failed import StripeCommandFailed
 from api.verification import VerificationError
 from api.webhooks.outbox import OutboxError
 
@@ -27,6 +28,7 @@ _OURS: Final = (
     ImportFailed,
     ExportFailed,
     OutboxError,
+    StripeCommandFailed,
 )
 
 

@@ -1,0 +1,7 @@
+"""What a command about Stripe says when it cannot go on. A module of its own: whoever explains errors imports no SDK."""
+
+from __future__ import annotations
+
+
+class StripeCommandFailed(Exception):
+    """The reason, in one line."""
