@@ -10,7 +10,8 @@ select
   p.status,
   p.finalized_at,
   case when y.user_id is null then 'organization' else 'user' end as billing_entity_type,
-  coalesce(y.user_id, p.organization_id) as billing_entity_id
+  coalesce(y.user_id, p.organization_id) as billing_entity_id,
+  p.invoice_mode
 from billing.billing_periods p
 join tenancy.organizations o on o.id = p.organization_id
 cross join lateral (
@@ -34,6 +35,8 @@ comment on column api.billing_periods.billing_entity_type is
   'Who pays when it ends: user, the person of a personal organization, or organization. Never null.';
 comment on column api.billing_periods.billing_entity_id is
   'Id of who pays when it ends; a period in which an organization was converted is the organization''s. Never null.';
+comment on column api.billing_periods.invoice_mode is
+  'Whose invoice counts: local, ours; stripe_meters or stripe_items, Stripe''s, and ours is a statement. As it was when the period was made.';
 
 grant select on api.billing_periods to member, platform_admin;
 

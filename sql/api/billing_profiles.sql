@@ -21,7 +21,8 @@ select
   t.tax_inclusive,
   t.payment_days,
   (select o.currency from tenancy.organizations o where o.id = t.organization_id) as currency,
-  t.updated_at
+  t.updated_at,
+  t.invoice_mode
 from billing.billing_terms t;
 
 comment on view api.billing_terms is 'What was agreed with the provider. Without a row: no tax, 14 days, and the currency of the organization.';
@@ -32,6 +33,8 @@ comment on column api.billing_terms.tax_inclusive is 'Whether prices contain the
 comment on column api.billing_terms.payment_days is 'How many days after it was issued an invoice is due.';
 comment on column api.billing_terms.currency is 'ISO 4217, lowercase, such as usd. Never null.';
 comment on column api.billing_terms.updated_at is 'When they were written last (UTC).';
+comment on column api.billing_terms.invoice_mode is 'Whose invoice counts in periods that are not made yet: local, stripe_meters or stripe_items; '
+  'null: as the platform has it, INVOICE_MODE.';
 
 grant select on api.billing_profiles, api.billing_terms to member, platform_admin;
 
@@ -65,7 +68,7 @@ Errors: INVALID_BILLING_PROFILE (400), ROLE_REQUIRED (403), ORGANIZATION_REQUIRE
 
 create function api.set_billing_terms(
   tax_name text default null, tax_percent numeric default null, tax_inclusive boolean default null, payment_days integer default null,
-  currency text default null
+  currency text default null, invoice_mode text default null
 )
 returns api.billing_terms
 language plpgsql
@@ -79,21 +82,23 @@ begin
   perform tenancy.require_organization();
   perform billing.set_billing_terms(
     set_billing_terms.tax_name, set_billing_terms.tax_percent, set_billing_terms.tax_inclusive, set_billing_terms.payment_days,
-    set_billing_terms.currency
+    set_billing_terms.currency, set_billing_terms.invoice_mode
   );
   select t.* into strict v_made from api.billing_terms t where t.organization_id = tenancy.current_org();
   return v_made;
 end;
 $$;
 
-comment on function api.set_billing_terms(text, numeric, boolean, integer, text) is $$Set tax, due dates and the currency of an organization
+comment on function api.set_billing_terms(text, numeric, boolean, integer, text, text) is $$Set tax, due dates and the currency of an organization
 
 For platform_admin. What is left out stays as it is. It holds for invoices that are issued from now on. tax_percent is given, not
 computed: 19 is 19 %; tax_inclusive says whether prices contain it. payment_days is how long after it was issued an invoice is due. The
-currency stays as it is from the first invoice on. Returns the terms as billing_terms shows them.
+currency stays as it is from the first invoice on. invoice_mode says whose invoice counts: local, ours; stripe_meters or stripe_items,
+Stripe's; default goes back to INVOICE_MODE. It holds for periods that are not made yet, never for the one that runs: what of a period was
+reported to Stripe is not billed here. GET /billing_periods shows each period's. Returns the terms as billing_terms shows them.
 
 Errors: INVALID_BILLING_TERMS (400), ROLE_REQUIRED (403), ORGANIZATION_REQUIRED (400), ORGANIZATION_NOT_FOUND (404),
 CURRENCY_FIXED (409).$$;
 
 grant execute on function api.set_billing_profile(text, text, text, text, text) to member, platform_admin;
-grant execute on function api.set_billing_terms(text, numeric, boolean, integer, text) to member, service, platform_admin;
+grant execute on function api.set_billing_terms(text, numeric, boolean, integer, text, text) to member, service, platform_admin;

@@ -94,6 +94,7 @@ without lines, all that is left of it is credited. Each line gives at most what 
 to; tax comes in proportion. It is taken off what the invoice still asks for, and what is more goes to the balance, which the next invoice
 takes off. With reference it is safe to call twice: the same one is returned.
 
-Errors: ORGANIZATION_REQUIRED, INVALID_CREDIT_NOTE (400), ROLE_REQUIRED (403), INVOICE_NOT_FOUND (404), CREDIT_TOO_HIGH, REFERENCE_TAKEN (409).$$;
+Errors: ORGANIZATION_REQUIRED, INVALID_CREDIT_NOTE (400), ROLE_REQUIRED (403), INVOICE_NOT_FOUND (404), CREDIT_TOO_HIGH, REFERENCE_TAKEN,
+STATEMENT_NOT_PAYABLE (409).$$;
 
 grant execute on function api.create_credit_note(uuid, text, jsonb, text) to member, service, platform_admin;

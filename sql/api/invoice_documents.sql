@@ -9,7 +9,7 @@ as $$ select billing.preview_invoice(preview_invoice.period_start, preview_invoi
 comment on function api.preview_invoice(date, text) is $$Preview the invoice of an open period
 
 For owners, admins and billing users, and platform_admin. What the invoice would be if nothing more came: live, and it changes nothing.
-Its status is draft; number, id, due date and digest are null. Without period_start the current period. billing_entity_type is user or
+Its status is draft, its kind invoice or, where Stripe's invoice counts, statement; number, id, due date and digest are null. Without period_start the current period. billing_entity_type is user or
 organization, for the period in which a personal organization was converted; without it, who pays when the period ends. All
 `_cents` are in whole minor units of currency, but for unit prices and exact_cents, which may be fractions.
 
@@ -27,7 +27,7 @@ comment on function api.invoice_document(text) is $$Read an invoice with all tha
 
 For owners, admins and billing users, and platform_admin. Lines with groups, prices and how tiers add up, adjustments with the
 period they belong to, tax, totals, payments and credit notes. issuer and billed_to are as they were when it was issued. status
-is open, paid, void or uncollectible. All `_cents` are in whole minor units of currency, but for unit prices and exact_cents, which
+is open, paid, void or uncollectible; statement, with kind statement, where Stripe's invoice counts. All `_cents` are in whole minor units of currency, but for unit prices and exact_cents, which
 may be fractions.
 
 Errors: ROLE_REQUIRED, SCOPE_REQUIRED (403), ORGANIZATION_REQUIRED (400), ORGANIZATION_NOT_FOUND, INVOICE_NOT_FOUND (404).$$;

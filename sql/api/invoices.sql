@@ -11,7 +11,7 @@ select
   i.currency,
   i.total_cents,
   i.issued_at,
-  s.status,
+  case i.kind when 'statement' then i.kind else s.status end as status,
   coalesce(i.subtotal_cents, i.total_cents) as subtotal_cents,
   i.tax_name,
   coalesce(i.tax_percent, 0) as tax_percent,
@@ -28,7 +28,8 @@ select
   i.plan_code as plan,
   i.billing_profile,
   i.issuer,
-  i.digest
+  i.digest,
+  i.kind
 from billing.invoices i
 cross join lateral billing.settlement(i.organization_id, i.id, i.total_cents, i.amount_due_cents) s;
 
@@ -36,7 +37,7 @@ create trigger refuse_write instead of insert or update or delete on api.invoice
   for each row execute function billing.refuse_write();
 
 comment on view api.invoices is 'One invoice a finalized period and payer: two for the period in which a personal organization was converted. '
-  'total_cents is the sum of its lines.';
+  'total_cents is the sum of its lines. Where Stripe''s invoice counts it is a statement, which nobody pays: see stripe_invoices.';
 comment on column api.invoices.id is 'What invoice_lines.invoice_id points at.';
 comment on column api.invoices.organization_id is 'Whose usage it is for.';
 comment on column api.invoices.billing_entity_type is 'Who pays: user, what was used in a personal organization; organization from its '
@@ -46,10 +47,11 @@ comment on column api.invoices.period_start is 'First moment of the period (UTC)
 comment on column api.invoices.period_end is 'First moment after the period (UTC).';
 comment on column api.invoices.currency is 'ISO 4217, lowercase, such as usd.';
 comment on column api.invoices.issued_at is 'When the period was finalized (UTC).';
-comment on column api.invoices.number is 'Year and a count without gaps in the organization and year, such as 2026-0001.';
+comment on column api.invoices.number is 'Year and a count without gaps in the organization and year, such as 2026-0001. Null: a statement '
+  'has none.';
 comment on column api.invoices.total_cents is 'In whole minor units of currency: 30100 is 301.00 usd.';
 comment on column api.invoices.status is 'open; paid: nothing is left to pay; void: all of it was credited, and nothing paid; uncollectible: the '
-  'rest is written off. Never null.';
+  'rest is written off; statement: Stripe''s invoice counts. Never null.';
 comment on column api.invoices.subtotal_cents is 'The lines without the tax line. Never null.';
 comment on column api.invoices.tax_name is 'What the tax is called; null in invoices older than this.';
 comment on column api.invoices.tax_percent is 'The rate of the tax, 0 without one. Never null.';
@@ -58,18 +60,19 @@ comment on column api.invoices.tax_cents is 'The tax: of an inclusive one what t
   'subtotal_cents. Never null.';
 comment on column api.invoices.balance_applied_cents is 'What of an earlier balance was taken off. Never null.';
 comment on column api.invoices.amount_due_cents is 'What was to be paid when it was issued: the total less balance_applied_cents, and 0 where '
-  'the total is below that. Never null.';
+  'the total is below that, and in statements. Never null.';
 comment on column api.invoices.paid_cents is 'What was paid, less what was paid back without a credit note. Never null.';
 comment on column api.invoices.credited_cents is 'What credit notes took off, also what of that went to the balance. Never null.';
 comment on column api.invoices.written_off_cents is 'What is owed, and no more asked for. Never null.';
 comment on column api.invoices.remaining_cents is 'What is left to pay. Never null.';
-comment on column api.invoices.due_at is 'By when it is to be paid (UTC); null in invoices older than this.';
+comment on column api.invoices.due_at is 'By when it is to be paid (UTC); null in statements, and in invoices older than this.';
 comment on column api.invoices.timezone is 'IANA timezone of the period; null in invoices older than this.';
 comment on column api.invoices.plan is 'Code of the plan whose prices counted; null in invoices older than this.';
 comment on column api.invoices.billing_profile is 'Whom it is made out to, as it was: legal_name, address, country, email, tax_id, as far as '
   'they were known.';
 comment on column api.invoices.issuer is 'Who issued it, as it was: the same fields.';
 comment on column api.invoices.digest is 'SHA-256 of what is written on it and of what it rests on; null in invoices older than this.';
+comment on column api.invoices.kind is 'invoice; statement: the same lines, of a period for which Stripe''s invoice counts.';
 
 create view api.invoice_lines with (security_invoker) as
 select
@@ -107,7 +110,7 @@ comment on column api.invoice_lines.amount_cents is 'In whole minor units of the
 comment on column api.invoice_lines.kind is 'fee, usage, adjustment (of a period that was finalized before) or tax.';
 comment on column api.invoice_lines.groups is 'Values of the dimensions that the price is for; {} where it is for all that have none of their own.';
 comment on column api.invoice_lines.price is 'The price as it was: model, unit_amount_cents, package_size, tiers, included_quantity, '
-  'minimum_cents, maximum_cents, as far as it has them.';
+  'minimum_cents, maximum_cents, as far as it has them; by_stripe: true, for a fee that Stripe charges.';
 comment on column api.invoice_lines.tiers is 'How the amount came about, an object a tier; null where one price holds for all units.';
 comment on column api.invoice_lines.belongs_to is 'Beginning of the finalized period that an adjustment belongs to (UTC); null in other lines.';
 comment on column api.invoice_lines.exact_cents is 'The amount before it was rounded; null in invoices older than this.';

@@ -3,21 +3,23 @@ create view api.payments with (security_invoker) as
 select
   p.id,
   p.organization_id,
-  i.billing_entity_type,
-  i.billing_entity_id,
+  coalesce(i.billing_entity_type, 'organization') as billing_entity_type,
+  coalesce(i.billing_entity_id, p.organization_id) as billing_entity_id,
   p.invoice_id,
   p.kind,
   p.amount_cents,
   r.refunded_cents,
-  i.currency,
+  coalesce(i.currency, s.currency) as currency,
   p.method,
   p.reference,
   p.reason,
   p.paid_at,
   p.recorded_by,
-  p.recorded_at
+  p.recorded_at,
+  p.stripe_invoice_id
 from billing.payments p
-join billing.invoices i on i.organization_id = p.organization_id and i.id = p.invoice_id
+left join billing.invoices i on i.organization_id = p.organization_id and i.id = p.invoice_id
+left join stripe.invoices s on s.organization_id = p.organization_id and s.id = p.stripe_invoice_id
 cross join lateral (
   select coalesce(sum(r.amount_cents), 0) as refunded_cents
   from billing.refunds r
@@ -28,41 +30,45 @@ cross join lateral (
 create trigger refuse_write instead of insert or update or delete on api.payments
   for each row execute function billing.refuse_write();
 
-comment on view api.payments is 'What was paid for invoices, and what was written off of them.';
+comment on view api.payments is 'What was paid for invoices, Stripe''s among them, and what was written off of ours.';
 comment on column api.payments.id is 'What refunds.payment_id points at.';
 comment on column api.payments.organization_id is 'Whose invoice it is for.';
-comment on column api.payments.billing_entity_type is 'Who paid, as in the invoice: user or organization.';
-comment on column api.payments.billing_entity_id is 'The id of the user or of the organization.';
-comment on column api.payments.invoice_id is 'The invoice.';
+comment on column api.payments.billing_entity_type is 'Who paid, as in the invoice: user or organization. What is paid at Stripe is the '
+  'organization''s. Never null.';
+comment on column api.payments.billing_entity_id is 'The id of the user or of the organization. Never null.';
+comment on column api.payments.invoice_id is 'The invoice; null for one of Stripe''s.';
 comment on column api.payments.kind is 'payment; write_off: nobody will pay it.';
 comment on column api.payments.amount_cents is 'In whole minor units of currency.';
 comment on column api.payments.refunded_cents is 'What of it was paid back. Never null.';
-comment on column api.payments.currency is 'That of the invoice, such as usd.';
+comment on column api.payments.currency is 'That of the invoice, such as usd. Never null.';
 comment on column api.payments.method is 'How it was paid, such as bank_transfer.';
 comment on column api.payments.reference is 'What it is called elsewhere: a payment counts once.';
 comment on column api.payments.reason is 'Why it was written off; null for payments.';
 comment on column api.payments.paid_at is 'When it was paid (UTC).';
 comment on column api.payments.recorded_by is 'Who recorded it: the subject of the token, or the role of the database session.';
 comment on column api.payments.recorded_at is 'When it was recorded (UTC).';
+comment on column api.payments.stripe_invoice_id is 'Stripe''s invoice, in stripe_invoices; null for one of ours.';
 
 create view api.refunds with (security_invoker) as
 select
   r.id,
   r.organization_id,
-  i.billing_entity_type,
-  i.billing_entity_id,
+  coalesce(i.billing_entity_type, 'organization') as billing_entity_type,
+  coalesce(i.billing_entity_id, r.organization_id) as billing_entity_id,
   p.invoice_id,
   r.payment_id,
   r.credit_note_id,
   r.amount_cents,
-  i.currency,
+  coalesce(i.currency, s.currency) as currency,
   r.reference,
   r.refunded_at,
   r.recorded_by,
-  r.recorded_at
+  r.recorded_at,
+  p.stripe_invoice_id
 from billing.refunds r
 join billing.payments p on p.organization_id = r.organization_id and p.id = r.payment_id
-join billing.invoices i on i.organization_id = p.organization_id and i.id = p.invoice_id;
+left join billing.invoices i on i.organization_id = p.organization_id and i.id = p.invoice_id
+left join stripe.invoices s on s.organization_id = p.organization_id and s.id = p.stripe_invoice_id;
 
 create trigger refuse_write instead of insert or update or delete on api.refunds
   for each row execute function billing.refuse_write();
@@ -70,17 +76,19 @@ create trigger refuse_write instead of insert or update or delete on api.refunds
 comment on view api.refunds is 'What was paid back: for a credit note, out of the balance; or without one, and then the invoice is to be paid again.';
 comment on column api.refunds.id is 'Its id.';
 comment on column api.refunds.organization_id is 'Whose payment it was.';
-comment on column api.refunds.billing_entity_type is 'Who had paid, as in the invoice: user or organization.';
-comment on column api.refunds.billing_entity_id is 'The id of the user or of the organization.';
-comment on column api.refunds.invoice_id is 'The invoice that the payment was for.';
+comment on column api.refunds.billing_entity_type is 'Who had paid, as in the invoice: user or organization. What was paid at Stripe is the '
+  'organization''s. Never null.';
+comment on column api.refunds.billing_entity_id is 'The id of the user or of the organization. Never null.';
+comment on column api.refunds.invoice_id is 'The invoice that the payment was for; null for one of Stripe''s.';
 comment on column api.refunds.payment_id is 'The payment.';
 comment on column api.refunds.credit_note_id is 'The credit note that it pays out; null when it is for none.';
 comment on column api.refunds.amount_cents is 'In whole minor units of currency.';
-comment on column api.refunds.currency is 'That of the invoice, such as usd.';
+comment on column api.refunds.currency is 'That of the invoice, such as usd. Never null.';
 comment on column api.refunds.reference is 'What it is called elsewhere: a refund counts once.';
 comment on column api.refunds.refunded_at is 'When it was paid back (UTC).';
 comment on column api.refunds.recorded_by is 'Who recorded it: the subject of the token, or the role of the database session.';
 comment on column api.refunds.recorded_at is 'When it was recorded (UTC).';
+comment on column api.refunds.stripe_invoice_id is 'Stripe''s invoice that the payment was for; null for one of ours.';
 
 grant select on api.payments, api.refunds to member, platform_admin;
 
@@ -110,7 +118,8 @@ For platform_admin. amount_cents is in whole minor units of the invoice's curren
 still be paid. method is a word such as bank_transfer. reference is what the payment is called elsewhere, and makes it safe to call twice: the same
 payment is returned. Without paid_at it was paid now. The invoice is one of the organization that X-Organization-ID names.
 
-Errors: ORGANIZATION_REQUIRED, INVALID_PAYMENT (400), ROLE_REQUIRED (403), INVOICE_NOT_FOUND (404), PAYMENT_TOO_HIGH, REFERENCE_TAKEN (409).$$;
+Errors: ORGANIZATION_REQUIRED, INVALID_PAYMENT (400), ROLE_REQUIRED (403), INVOICE_NOT_FOUND (404), PAYMENT_TOO_HIGH, REFERENCE_TAKEN,
+STATEMENT_NOT_PAYABLE (409).$$;
 
 create function api.record_refund(payment_id uuid, amount_cents numeric, reference text, credit_note_id uuid default null)
 returns api.refunds
@@ -134,7 +143,8 @@ $$;
 comment on function api.record_refund(uuid, numeric, text, uuid) is $$Record what was paid back of a payment
 
 For platform_admin. amount_cents is at most what was paid and not paid back yet. With credit_note_id it is what that note put on the balance, and
-comes out of it; without, the payment counts for that much less, and the invoice is to be paid again. reference is what it is called elsewhere,
+comes out of it; without, the payment counts for that much less, and the invoice is to be paid again; so it is with what was paid at Stripe, which no credit note is
+for. reference is what it is called elsewhere,
 and makes it safe to call twice: the same refund is returned.
 
 Errors: ORGANIZATION_REQUIRED, INVALID_PAYMENT (400), ROLE_REQUIRED (403), PAYMENT_NOT_FOUND, CREDIT_NOTE_NOT_FOUND (404), REFUND_TOO_HIGH,
@@ -162,7 +172,8 @@ comment on function api.write_off_invoice(uuid, text) is $$Write off what nobody
 For platform_admin. All that is left to be paid is no more asked for: the invoice is uncollectible. It may still be paid. Safe to call twice.
 Returns the entry among payments, of kind write_off.
 
-Errors: ORGANIZATION_REQUIRED, INVALID_PAYMENT (400), ROLE_REQUIRED (403), INVOICE_NOT_FOUND (404), NOTHING_TO_WRITE_OFF (409).$$;
+Errors: ORGANIZATION_REQUIRED, INVALID_PAYMENT (400), ROLE_REQUIRED (403), INVOICE_NOT_FOUND (404), NOTHING_TO_WRITE_OFF,
+STATEMENT_NOT_PAYABLE (409).$$;
 
 grant execute on function api.record_payment(uuid, numeric, text, text, timestamptz), api.record_refund(uuid, numeric, text, uuid),
   api.write_off_invoice(uuid, text) to member, service, platform_admin;

@@ -82,6 +82,7 @@ begin
   if not found then
     perform billing.raise_no_invoice(p_invoice_id);
   end if;
+  perform billing.require_payable(v_invoice);
   v_of_subtotal := coalesce(v_invoice.subtotal_cents, v_invoice.total_cents);
   select * into v_note from billing.credit_notes c where c.organization_id = p_organization_id and c.reference = p_reference;
   if found then

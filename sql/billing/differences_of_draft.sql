@@ -13,13 +13,18 @@ as $$
   )
 $$;
 
--- Lines that are alike otherwise are of different plans, or of a trial.
+-- Lines that are alike otherwise are of different plans, or of a trial, or a fee that Stripe charges.
 create or replace function billing.plan_of_line(p_line billing.invoice_lines)
 returns text
 language sql
 immutable
 set search_path = ''
-as $$ select concat_ws(' ', p_line.price ->> 'plan', case when (p_line.price ->> 'trial')::boolean then '(trial)' end) $$;
+as $$
+  select concat_ws(
+    ' ', p_line.price ->> 'plan', case when (p_line.price ->> 'trial')::boolean then '(trial)' end,
+    case when (p_line.price ->> 'by_stripe')::boolean then '(charged by Stripe)' end
+  )
+$$;
 
 -- What of a line follows from usage and prices. Descriptions do not: a meter or plan may have been given another one since.
 create or replace function billing.derived_of_line(p_line billing.invoice_lines)

@@ -24,8 +24,9 @@ as $$
       ('total', s.lines_cents, p_invoice.total_cents, 'the total is not the sum of the lines'),
       ('total', s.untaxed_cents, coalesce(p_invoice.subtotal_cents, s.untaxed_cents), 'the subtotal is not the sum of the lines before tax'),
       (
-        'total', greatest(p_invoice.total_cents, 0) - p_invoice.balance_applied_cents, p_invoice.amount_due_cents,
-        'the amount due is not the total less the balance that was applied'
+        'total',
+        case p_invoice.kind when 'invoice' then greatest(p_invoice.total_cents, 0) - p_invoice.balance_applied_cents else 0 end,
+        p_invoice.amount_due_cents, 'the amount due is not the total less the balance that was applied, or 0 of a statement'
       ),
       (
         'balance', p_invoice.balance_applied_cents,
@@ -39,7 +40,8 @@ as $$
         'the balance that was applied is not what the payer''s balance was lowered by'
       ),
       (
-        'balance', case when p_invoice.digest is not null then greatest(- p_invoice.total_cents, 0) end,
+        'balance',
+        case when p_invoice.kind = 'statement' then 0 when p_invoice.digest is not null then greatest(- p_invoice.total_cents, 0) end,
         (
           select coalesce(sum(b.amount_cents), 0)
           from billing.balance_entries b
@@ -58,6 +60,13 @@ as $$
     on p.organization_id = i.organization_id and p.period_start = i.period_start and p.period_end = i.period_end
   where p.status is distinct from 'finalized'
     or p.timezone <> coalesce(p_invoice.timezone, p.timezone)
+  union all
+  select 'kind', k.kind, p_invoice.kind, format('whose invoice counts in the period is %s', p.invoice_mode)
+  from billing.billing_periods p
+  cross join lateral (select case p.invoice_mode when 'local' then 'invoice' else 'statement' end as kind) as k
+  where p.organization_id = p_invoice.organization_id
+    and p.period_start = p_invoice.period_start
+    and k.kind <> p_invoice.kind
   union all
   select
     'period', coalesce(l.before, '{}')::text, coalesce(l.after, '{}')::text,
@@ -131,8 +140,8 @@ as $$
   union all
   -- Not of this invoice alone: a number at the end that is gone leaves no gap.
   select
-    'audit log', l.after ->> 'number', null,
-    format('the audit log (entry %s) knows an invoice %s that is not there', l.position, l.after ->> 'number')
+    'audit log', coalesce(l.after ->> 'number', l.target_id), null,
+    format('the audit log (entry %s) knows an invoice %s that is not there', l.position, coalesce(l.after ->> 'number', l.target_id))
   from audit.log l
   where l.organization_id = p_invoice.organization_id
     and l.target_type = 'invoice'

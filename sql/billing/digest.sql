@@ -64,7 +64,9 @@ as $$
   select case
     when count(*) = 0 then '{}'
     else jsonb_build_object('phases', jsonb_agg(
-      jsonb_build_object('starts_at', metering.time_text(f.starts_at), 'status', f.status, 'plan', f.plan_code) order by f.starts_at
+      jsonb_build_object('starts_at', metering.time_text(f.starts_at), 'status', f.status, 'plan', f.plan_code)
+        || case when f.fee_by_stripe then '{"fee_by_stripe": true}'::jsonb else '{}' end
+      order by f.starts_at
     ))
   end
   from billing.subscription_phases f
@@ -74,7 +76,7 @@ as $$
 $$;
 
 -- p_invoice and p_lines as they are stored; what is generated, or comes after the digest, is left out. So is what is null, so that a column
--- that a later version adds changes no digest of before.
+-- that a later version adds changes no digest of before; an invoice's kind is what there was before there were statements.
 create or replace function billing.digest_of(p_invoice billing.invoices, p_lines billing.invoice_lines[])
 returns text
 language sql
@@ -85,7 +87,8 @@ as $$
   select encode(sha256(convert_to(
     jsonb_build_object(
       'invoice', billing.without_nulls(to_jsonb(p_invoice))
-        - array['digest', 'issued_generation', 'issued_xid', 'billing_entity_type', 'billing_entity_id'],
+        - array['digest', 'issued_generation', 'issued_xid', 'billing_entity_type', 'billing_entity_id']
+        - case p_invoice.kind when 'invoice' then 'kind' else '' end,
       'lines', (
         select coalesce(jsonb_agg(billing.without_nulls(to_jsonb(l)) - array['organization_id', 'invoice_id'] order by l.line_number), '[]')
         from unnest(p_lines) l

@@ -30,6 +30,11 @@ begin
   v_draft.period_start := p_period_start;
   v_draft.period_end := p_period_end;
   v_draft.timezone := p_timezone;
+  v_draft.kind := case
+    when v_is_issued then p_issued.kind
+    when billing.invoice_mode_of(p_organization_id, p_period_start) = 'local' then 'invoice'
+    else 'statement'
+  end;
   v_draft.plan_code := coalesce(
     case when v_is_issued then p_issued.plan_code end,
     -- The one that the period ends with.
@@ -112,13 +117,17 @@ begin
     end if;
     invoice.total_cents := v_taxable + case when v_draft.tax_inclusive then 0 else invoice.tax_cents end;
     invoice.balance_applied_cents := case
+      when v_draft.kind = 'statement' then 0
       when v_is_issued then coalesce(p_issued.balance_applied_cents, 0)
       else least(
         greatest(invoice.total_cents, 0), billing.balance_of(p_organization_id, v_payer, v_draft.currency)
       )
     end;
-    -- What is below zero goes to the balance.
-    invoice.amount_due_cents := greatest(invoice.total_cents, 0) - invoice.balance_applied_cents;
+    -- What is below zero goes to the balance. Of a statement nothing is due: Stripe's invoice is paid.
+    invoice.amount_due_cents := case v_draft.kind
+      when 'invoice' then greatest(invoice.total_cents, 0) - invoice.balance_applied_cents
+      else 0
+    end;
     return next;
   end loop;
 end;

@@ -128,15 +128,21 @@ begin
       continue;
     end if;
     v_made := v_made + 1;
-    v_number := v_number + 1;
     v_issued.id := ops.new_id();
-    v_issued.number := format('%s-%s', v_year, lpad(v_number::text, greatest(4, length(v_number::text)), '0'));
     v_issued.issued_at := v_now;
     v_issued.rated_at := v_now;
-    v_issued.due_at := v_now + make_interval(days => coalesce(v_payment_days, 14));
+    -- A statement uses up no number, and is never due.
+    if v_issued.kind = 'invoice' then
+      v_number := v_number + 1;
+      v_issued.number := format('%s-%s', v_year, lpad(v_number::text, greatest(4, length(v_number::text)), '0'));
+      v_issued.due_at := v_now + make_interval(days => coalesce(v_payment_days, 14));
+    end if;
     v_issued.facts := v_facts;
     v_issued.digest := billing.digest_of(v_issued, v_draft.lines);
     perform billing.store_invoice(v_issued, v_draft.lines);
+    if v_issued.kind = 'statement' then
+      perform stripe.queue_invoice_items(v_issued, v_draft.lines, p_period.invoice_mode);
+    end if;
   end loop;
 
   update billing.billing_periods
@@ -148,7 +154,8 @@ begin
 end;
 $$;
 
--- An invoice with its lines, what it does to the payer's balance, and the message that tells of it.
+-- An invoice with its lines, what it does to the payer's balance, and the message that tells of it. A statement does nothing to the balance: what
+-- is below zero is Stripe's to credit.
 create or replace function billing.store_invoice(p_invoice billing.invoices, p_lines billing.invoice_lines[])
 returns void
 language plpgsql
@@ -159,14 +166,14 @@ begin
   insert into billing.invoices (
     organization_id, id, number, period_start, period_end, payer_user_id, currency, total_cents, issued_at, timezone, plan_code,
     billing_profile, issuer, subtotal_cents, tax_name, tax_percent, tax_inclusive, tax_cents, balance_applied_cents, amount_due_cents, due_at,
-    rated_at, facts, digest, issued_generation, issued_xid
+    rated_at, facts, digest, kind, issued_generation, issued_xid
   )
   values (
     p_invoice.organization_id, p_invoice.id, p_invoice.number, p_invoice.period_start, p_invoice.period_end, p_invoice.payer_user_id,
     p_invoice.currency, p_invoice.total_cents, p_invoice.issued_at, p_invoice.timezone, p_invoice.plan_code,
     p_invoice.billing_profile, p_invoice.issuer, p_invoice.subtotal_cents, p_invoice.tax_name, p_invoice.tax_percent, p_invoice.tax_inclusive,
     p_invoice.tax_cents, p_invoice.balance_applied_cents, p_invoice.amount_due_cents, p_invoice.due_at,
-    p_invoice.rated_at, p_invoice.facts, p_invoice.digest, metering.recording_generation(), billing.next_xid()
+    p_invoice.rated_at, p_invoice.facts, p_invoice.digest, p_invoice.kind, metering.recording_generation(), billing.next_xid()
   );
 
   insert into billing.invoice_lines (
@@ -183,7 +190,8 @@ begin
   from (
     values ('applied', -p_invoice.balance_applied_cents), ('negative_invoice', -least(p_invoice.total_cents, 0))
   ) as b (kind, amount_cents)
-  where b.amount_cents <> 0;
+  where b.amount_cents <> 0
+    and p_invoice.kind = 'invoice';
 
   perform billing.tell_invoice(p_invoice.organization_id, p_invoice.id);
 end;

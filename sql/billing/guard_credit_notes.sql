@@ -86,6 +86,7 @@ begin
     return new;  -- the foreign key says so
   end if;
 
+  perform billing.require_payable(v_invoice);
   new.issued_at := clock_timestamp();
   v_number := billing.next_credit_note_number(new.organization_id, new.issued_at);
   if coalesce(new.number, v_number) <> v_number then

@@ -49,7 +49,7 @@ begin
       and p.period_start = new.period_start
       and p.status = 'finalized'
   ) then
-    perform billing.raise_locked(format('invoice %s is issued', coalesce(old.number, new.number)));
+    perform billing.raise_locked(format('invoice %s is issued', coalesce(old.number, new.number, old.id::text, new.id::text)));
   end if;
   return new;
 end;

@@ -19,6 +19,7 @@ begin
   if not found then
     return new;  -- the foreign key says so
   end if;
+  perform billing.require_payable(v_invoice);
   select * into v_settlement from billing.settlement_of(v_invoice);
   -- What was written off may still be paid, and is not written off again.
   v_left := v_settlement.remaining_cents + case new.kind when 'payment' then v_settlement.written_off_cents else 0 end;
@@ -50,7 +51,7 @@ begin
   new.recorded_at := clock_timestamp();
   select p.kind, p.amount_cents, p.reference, i.payer_user_id, i.currency into v_payment
   from billing.payments p
-  join billing.invoices i on i.organization_id = p.organization_id and i.id = p.invoice_id
+  left join billing.invoices i on i.organization_id = p.organization_id and i.id = p.invoice_id
   where p.organization_id = new.organization_id
     and p.id = new.payment_id;
   if not found then
@@ -77,7 +78,8 @@ begin
   if not found then
     return new;
   end if;
-  if v_note.payer_user_id is distinct from v_payment.payer_user_id or v_note.currency <> v_payment.currency then
+  -- What Stripe's invoice was paid with is never on a balance here.
+  if v_note.payer_user_id is distinct from v_payment.payer_user_id or v_note.currency is distinct from v_payment.currency then
     perform billing.raise_inconsistent(format('credit note %s is not for whoever made payment %s', v_note.number, v_payment.reference));
   end if;
   select v_note.to_balance_cents - coalesce(sum(r.amount_cents), 0) into v_left
@@ -99,6 +101,23 @@ begin
 end;
 $$;
 
+-- Where Stripe's invoice counts ours is a statement: who paid both would pay twice.
+create or replace function billing.require_payable(p_invoice billing.invoices)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+  if p_invoice.kind = 'statement' then
+    raise exception using
+      errcode = 'PT409',
+      message = format('STATEMENT_NOT_PAYABLE: %s is a statement: Stripe''s invoice is what is paid and credited', p_invoice.id),
+      hint = 'Take payments and credit notes on the invoice at Stripe. GET /stripe_invoices lists them.';
+  end if;
+end;
+$$;
+
 create or replace function billing.raise_refund_too_high(p_what text)
 returns void
 language plpgsql
@@ -115,7 +134,7 @@ $$;
 
 alter function billing.guard_payments() owner to goldleaves_kernel;
 alter function billing.guard_refunds() owner to goldleaves_kernel;
-grant execute on function billing.raise_refund_too_high(text) to goldleaves_kernel;
+grant execute on function billing.require_payable(billing.invoices), billing.raise_refund_too_high(text) to goldleaves_kernel;
 
 create or replace trigger guard before insert on billing.payments
   for each row execute function billing.guard_payments();

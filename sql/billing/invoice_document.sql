@@ -29,6 +29,8 @@ begin
 
   return jsonb_build_object(
     'id', p_invoice.id,
+    -- A statement is no invoice: Stripe's counts.
+    'kind', p_invoice.kind,
     'number', p_invoice.number,
     'status', v_settlement.status,
     'organization_id', p_invoice.organization_id,

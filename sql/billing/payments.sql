@@ -82,7 +82,8 @@ begin
 end;
 $$;
 
--- Of a payment, back to whoever made it. p_credit_note_id null: the invoice is to be paid again; else it comes out of the balance.
+-- Of a payment, back to whoever made it. p_credit_note_id null: the invoice is to be paid again; else it comes out of the balance, which only
+-- invoices of ours have.
 create or replace function billing.record_refund(
   p_organization_id uuid, p_payment_id uuid, p_amount_cents numeric, p_reference text, p_credit_note_id uuid
 )
@@ -157,6 +158,7 @@ begin
   if not found then
     perform billing.raise_no_invoice(p_invoice_id);
   end if;
+  perform billing.require_payable(v_invoice);
   select * into v_settlement from billing.settlement_of(v_invoice);
 
   if v_settlement.status = 'uncollectible' then

@@ -2,7 +2,8 @@
 -- of the period only has that part of its included quantity, minimum and maximum, by the second; so have fees, where they are rated.
 -- What a trial covers is rated 0: each meter that the plan has a price for costs nothing.
 --
--- price_key tells prices of one meter apart, also those that two plans have for it. terms: as billing.rate() takes them, with in_force when that
+-- price_key tells prices of one meter apart, also those that two plans have for it, and the fee that Stripe charges from the one that it does
+-- not: where our invoice counts, that is left out, and elsewhere it is marked (by_stripe). terms: as billing.rate() takes them, with in_force when that
 -- is not all of the period: [{"from", "until"}, …]. seconds: for how long the price is in force.
 create or replace function billing.prices_of_period(
   p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz, p_plan_code text, p_currency text, p_known_at timestamptz
@@ -20,13 +21,14 @@ as $$
   ),
   prices as (
     select
-      s.n, s.slice_start, s.slice_end, p.id::text as price_key, p.meter_code, p.dimension, p.minimum_cents, p.plan_code,
-      billing.groups_of(p) as groups, billing.terms_of(p) as terms
+      s.n, s.slice_start, s.slice_end, p.id || case when f.by_stripe then ' by stripe' else '' end as price_key, p.meter_code, p.dimension,
+      p.minimum_cents, p.plan_code, billing.groups_of(p) as groups,
+      billing.terms_of(p) || case when f.by_stripe then '{"by_stripe": true}'::jsonb else '{}' end as terms
     from slices s
     cross join lateral billing.prices_in_force(s.plan_code, p_currency, p_period_start, p_known_at) p
+    cross join lateral (select p.meter_code is null and s.fee_by_stripe as by_stripe) as f
     where not s.is_trial
-      -- Stripe charges it already.
-      and not (p.meter_code is null and s.fee_by_stripe and billing.invoice_mode_of(p_organization_id, p_period_start) = 'local')
+      and not (f.by_stripe and billing.invoice_mode_of(p_organization_id, p_period_start) = 'local')
     union all
     select
       s.n, s.slice_start, s.slice_end, 'trial of ' || s.plan_code || ' ' || m.meter_code, m.meter_code, null, null, s.plan_code, '{}',

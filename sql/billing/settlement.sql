@@ -4,7 +4,7 @@
 -- off what is still to be paid and puts the rest on the payer's balance; a refund for a credit note comes out of that balance, so that only
 -- one without makes the invoice be paid again. What nobody will pay is written off: it is owed all the same, and may still be paid.
 
--- One row. status: open; paid: nothing is left to pay; void: all of it was credited, and nothing paid; uncollectible: the rest is written off.
+-- One row. A statement has none: its status is statement. status: open; paid: nothing is left to pay; void: all of it was credited, and nothing paid; uncollectible: the rest is written off.
 -- paid_cents: less what was paid back without a credit note. credited_cents: also what went to the balance. remaining_cents: what is still
 -- asked for. written_off_cents: what is owed and no more asked for.
 -- A table function without `set search_path`, so that it is inlined: a page of invoices then looks into three indexes a row.
@@ -68,7 +68,9 @@ language sql
 stable
 rows 1
 as $$
-  select * from billing.settlement(p_invoice.organization_id, p_invoice.id, p_invoice.total_cents, p_invoice.amount_due_cents)
+  select
+    case p_invoice.kind when 'statement' then 'statement' else s.status end, s.paid_cents, s.credited_cents, s.remaining_cents, s.written_off_cents
+  from billing.settlement(p_invoice.organization_id, p_invoice.id, p_invoice.total_cents, p_invoice.amount_due_cents) s
 $$;
 
 grant execute on function billing.settlement(uuid, uuid, numeric, numeric) to goldleaves_kernel, member, platform_admin;
