@@ -640,6 +640,11 @@ CODES: Final[Mapping[str, Code]] = {
         "Use a key with the scope that message names.",
     ),
     "SLUG_TAKEN": Code(409, "Another organization has this slug.", "Choose another slug."),
+    "STATEMENT_NOT_PAYABLE": Code(
+        409,
+        "What was to be paid, credited or written off is a statement: in its period Stripe's invoice counts.",
+        "Take payments, refunds and credit notes on the invoice at Stripe. GET /api/v1/stripe_invoices lists them.",
+    ),
     "STRIPE_NOT_CONFIGURED": Code(
         503,
         "A webhook of Stripe came, or usage was to be reported, and the sidecar has no STRIPE_WEBHOOK_SECRET, or no "

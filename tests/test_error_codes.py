@@ -499,6 +499,16 @@ def of_nothing(world: World, function: str, **arguments: object) -> httpx.Respon
     return correcting(world, function, invoice_id=str(invoice), **arguments)
 
 
+def from_paying_a_statement(world: World) -> httpx.Response:
+    return refusal_in_sql(
+        world,
+        "set local session_replication_role = replica",
+        "update billing.invoices set kind = 'statement', number = null where organization_id = %(org)s",
+        "set local session_replication_role = origin",
+        "select billing.write_off_invoice(organization_id, id, 'gone') from billing.invoices where organization_id = %(org)s",
+    )
+
+
 def amending(world: World, *, event_id: str | None = None, **event: object) -> httpx.Response:
     event = {"id": str(uuid4()), **event}
     return correcting(world, "amend_usage_event", event_id=event_id or recorded(world), event=event)
@@ -765,6 +775,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         403,
         lambda world: world.ask("GET", "/api/v1/rpc/usage_summary", making_a_key(world).json()["key"]),
     ),
+    "STATEMENT_NOT_PAYABLE": (409, from_paying_a_statement),
     "STRIPE_UNKNOWN": (409, lambda world: refusal_in_sql(world, "select stripe.status_here('hibernating')")),
     "SUBSCRIPTION_AT_STRIPE": (
         409,

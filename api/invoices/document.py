@@ -62,6 +62,7 @@ class Price(Part):
     model: str = "per_unit"
     plan: str | None = None
     trial: bool = False
+    by_stripe: bool = False  # Stripe charges it with the subscription
     in_force: tuple[Span, ...] = ()  # empty: for all of the period
     package_size: Decimal | None = None
     minimum_cents: Decimal | None = None
@@ -114,6 +115,7 @@ class CreditNote(Part):
 
 
 class Document(Part):
+    kind: str = "invoice"  # statement: Stripe's invoice counts
     number: str | None
     status: str
     issuer: Party
@@ -147,6 +149,14 @@ class Document(Part):
         return self.status == "draft"
 
     @property
+    def is_statement(self) -> bool:
+        return self.kind == "statement"
+
+    @property
+    def noun(self) -> str:
+        return self.kind.capitalize()
+
+    @property
     def taken_off_cents(self) -> Decimal:
         """What credit notes took off the amount due. What they put on the balance is not in it."""
         return self.amount_due_cents - self.paid_cents - self.written_off_cents - self.remaining_cents
@@ -154,4 +164,6 @@ class Document(Part):
     @property
     def name(self) -> str:
         """What a file with it is called."""
-        return f"invoice-{self.number}" if self.number else f"invoice-preview-{self.period.start_date}"
+        if self.is_draft:
+            return f"{self.kind}-preview-{self.period.start_date}"
+        return f"{self.kind}-{self.number or self.period.start_date}"

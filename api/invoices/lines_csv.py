@@ -31,6 +31,7 @@ COLUMNS: Final = (
     "plan",
     "trial",
     "in_force",
+    "document",  # invoice; statement: Stripe's invoice counts
 )
 # A spreadsheet takes a cell that begins so for a formula, and runs it. Numbers of ours are none of those.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
@@ -70,6 +71,7 @@ def _row(document: Document, line: Line) -> list[str]:
         _harmless(price.plan or ""),
         "true" if price.trial else "",
         intervals_in_force(price, period),
+        document.kind,
     ]
 
 
@@ -97,6 +99,7 @@ def _tax_row(document: Document) -> list[str]:
         "",
         "",
         "",
+        document.kind,
     ]
 
 

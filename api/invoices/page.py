@@ -60,6 +60,8 @@ def _in_force(context: Context, line: Line) -> str:
     price = line.price or Price()
     days = days_in_force(price, line.belongs_to or context["it"].period)
     plan = f"Trial of {price.plan}" if price.trial else price.plan if days and line.kind != "fee" else None
+    if price.by_stripe:
+        plan = "Charged with the subscription at Stripe"
     return ": ".join(part for part in (plan, days) if part)
 
 

@@ -407,6 +407,7 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "finalized_at": "2026-02-01T09:00:12.5+00:00",
         "billing_entity_type": "organization",
         "billing_entity_id": _ORGANIZATION,
+        "invoice_mode": "local",
     },
     "billing_profiles": {
         "organization_id": _ORGANIZATION,
@@ -426,6 +427,23 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "payment_days": 30,
         "currency": "usd",
         "updated_at": "2026-01-05T17:30:00.5+00:00",
+        "invoice_mode": None,
+    },
+    "stripe_invoices": {
+        "id": "in_1RbqVv2eZvKYlo2C",
+        "organization_id": _ORGANIZATION,
+        "customer_id": "cus_SZ8aBcDeFgHiJk",
+        "subscription_id": "sub_1RbqVu2eZvKYlo2C",
+        "number": "A1B2C3D4-0001",
+        "status": "paid",
+        "currency": "usd",
+        "total_cents": 4900,
+        "amount_due_cents": 4900,
+        "amount_paid_cents": 4900,
+        "period_start": "2026-01-01T08:00:00+00:00",
+        "period_end": "2026-02-01T08:00:00+00:00",
+        "hosted_invoice_url": "https://invoice.stripe.com/i/acct_1/test_1",
+        "is_live": True,
     },
     "invoices": {
         "id": _INVOICE,
@@ -456,6 +474,7 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "billing_profile": {"legal_name": "Acme Law LLP", "country": "US"},
         "issuer": {"legal_name": "Platform"},
         "digest": "1dba186d39d2d397519cf426db8ea7278fde84da759539f6829d94c9366d4e0e",
+        "kind": "invoice",
     },
     "invoice_lines": {
         "invoice_id": _INVOICE,
@@ -512,6 +531,7 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "paid_at": "2026-02-14T00:00:00+00:00",
         "recorded_by": "staff|7",
         "recorded_at": "2026-02-14T09:30:00.25+00:00",
+        "stripe_invoice_id": None,
     },
     "refunds": {
         "id": _REFUND,
@@ -527,6 +547,7 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "refunded_at": "2026-02-17T11:00:00.75+00:00",
         "recorded_by": "staff|7",
         "recorded_at": "2026-02-17T11:00:00.75+00:00",
+        "stripe_invoice_id": None,
     },
     "balances": {
         "organization_id": _ORGANIZATION,
@@ -562,6 +583,7 @@ _CHARGE: Final = {
 }
 _PREVIEW: Final = {
     "id": None,
+    "kind": "invoice",
     "number": None,
     "status": "draft",
     "organization_id": _ORGANIZATION,
