@@ -349,20 +349,35 @@ comment on constraint invoice_items_meter_code_fkey on stripe.invoice_items is
 comment on constraint invoice_items_currency_fkey on stripe.invoice_items is
   'goldleaves lint reference_without_organization: currencies are the same for everybody, and no tenant writes it';
 
--- What the last reconciliation found of a period, a row a meter or line.
+-- Which billing periods were reconciled with Stripe, and when. Who is at one has claimed it for a while.
+create table stripe.reconciled_periods (
+  organization_id uuid not null references tenancy.organizations (id) on delete cascade,
+  period_start timestamptz not null,
+  checked_at timestamptz,
+  claimed_until timestamptz not null default '-infinity',
+  primary key (organization_id, period_start)
+);
+
+-- What the last reconciliation found of a period, a row a meter, line or item.
 create table stripe.reconciliations (
   organization_id uuid not null references tenancy.organizations (id) on delete cascade,
   period_start timestamptz not null,
-  -- usage: of a meter; invoice_line: of an invoice at Stripe, under its id and line.
-  kind text not null check (kind in ('usage', 'invoice_line')),
+  -- usage: of a meter; invoice_line: of an invoice at Stripe, and which line; invoice_item: an amount that we have sent, under its id.
+  kind text not null check (kind in ('usage', 'invoice_line', 'invoice_item')),
   subject text not null,
   ours numeric not null,
+  -- Null: Stripe does not say.
   theirs numeric,
+  -- What of the difference is as it should be: it waits to be sent, say, or was credited. The rest is drift.
+  explained numeric not null default 0,
   drift numeric not null,
-  cause text,
+  cause text not null,
+  -- When the provider's application was told of the drift.
+  told_at timestamptz,
   checked_at timestamptz not null default clock_timestamp(),
   primary key (organization_id, period_start, kind, subject)
 );
+create index reconciliations_drifting on stripe.reconciliations (organization_id) where drift <> 0;
 
 -- Whose invoice counts: ours; or Stripe's, which is made of meter events, or of items for the lines of ours, which is then a statement.
 alter table billing.defaults
@@ -371,6 +386,9 @@ alter table billing.defaults
 alter table billing.billing_terms add column invoice_mode text check (invoice_mode in ('local', 'stripe_meters', 'stripe_items'));
 alter table billing.billing_periods
   add column invoice_mode text not null default 'local' check (invoice_mode in ('local', 'stripe_meters', 'stripe_items'));
+create index billing_periods_at_stripe on billing.billing_periods (period_end) where invoice_mode <> 'local';
+comment on index billing.billing_periods_at_stripe is
+  'goldleaves lint key_without_organization: the sidecar reconciles periods of all organizations';
 alter table billing.invoices
   alter column number drop not null,
   add column kind text not null default 'invoice' check (kind in ('invoice', 'statement')),

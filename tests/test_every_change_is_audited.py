@@ -50,6 +50,7 @@ NOT_WATCHED = {
     "stripe.invoice_items": "an outbox of what invoices and credits say, and what became of it",
     "stripe.invoices": "what Stripe says; the payments that follow from it are in the log",
     "stripe.meter_event_reports": "an outbox of usage, and what became of it",
+    "stripe.reconciled_periods": "when a period was compared with Stripe",
     "stripe.reconciliations": "what the last comparison with Stripe found",
     "stripe.refetches": "what Stripe is to be asked for; who has asked removes it",
     "stripe.report_marks": "how far a report has come; it moves with each one",

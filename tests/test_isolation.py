@@ -168,8 +168,10 @@ ROWS: Mapping[str, str] = {
         values (%(org)s, %(id)s, 'credit', 'api.request', %(id)s, -25, 'usd', 'secret', '2020-01-01Z', '2020-02-01Z',
           'acknowledged')""",
     "stripe.reconciliations": """
-        insert into stripe.reconciliations (organization_id, period_start, kind, subject, ours, drift)
-        values (%(org)s, '2020-01-01Z', 'usage', 'api.request', 12345, 0)""",
+        insert into stripe.reconciliations (organization_id, period_start, kind, subject, ours, drift, cause)
+        values (%(org)s, '2020-01-01Z', 'usage', 'api.request', 12345, 0, 'secret')""",
+    "stripe.reconciled_periods": """
+        insert into stripe.reconciled_periods (organization_id, period_start) values (%(org)s, '2020-01-01Z')""",
     "billing.entitlement_overrides": """
         insert into billing.entitlement_overrides (organization_id, feature, kind, reason, created_by)
         values (%(org)s, 'secret', 'boolean', 'secret', 'secret')""",
