@@ -41,11 +41,15 @@ from api.quotas import Quotas
 from api.rate_limits.counters import LocalCounters
 from api.rate_limits.rate_limits import RateLimits
 from api.refusals import Refusals
-from api.routes import REPORT_ROUTES, BillableRoutes, Targets
+from api.routes import REPORT_ROUTES, STRIPE_WEBHOOK_ROUTES, BillableRoutes, Targets
 from api.scheduler import Rollups, every_hour
 from api.sender import Sender
 from api.settings import Settings, SettingsError
 from api.spool import Spool
+from api.stripe.backlog import EventBacklog
+from api.stripe.inbox import Inbox
+from api.stripe.webhook import StripeWebhook
+from api.stripe.worker import Reapplying
 from api.subscriptions import Subscriptions
 from api.tenants import Tenants
 from api.tokens import Exchange
@@ -82,7 +86,10 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     local_counters = LocalCounters()
     shared_counters = _shared_counters(settings, local_counters)
     webhooks, webhook_backlog = _webhook_sender(settings, database), WebhookBacklog(database)
-    collectors = (one for one in (closing, shared_counters, webhooks) if one is not None)
+    inbox, stripe_backlog = Inbox(database, _stripe_mode(settings)), EventBacklog(database)
+    hears_stripe = settings.stripe_webhook_secret is not None or settings.stripe_secret_key is not None
+    of_stripe = (inbox, stripe_backlog) if hears_stripe else ()
+    collectors = (one for one in (closing, shared_counters, webhooks, *of_stripe) if one is not None)
     metrics = Metrics(spool, database, rollups, alerts, webhook_backlog, *collectors)
     refusals = Refusals(database, metrics)
     token = settings.metrics_token
@@ -110,6 +117,8 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             tasks.start("quotas", quotas.run),
             tasks.start("webhook-backlog", webhook_backlog.keep_read),
             tasks.start("endpoints", lambda: endpoints.keep_read(database)),
+            *([tasks.start("stripe-events", Reapplying(database, inbox).run)] if hears_stripe else ()),
+            *([tasks.start("stripe-backlog", stripe_backlog.keep_read)] if hears_stripe else ()),
             *([tasks.start("closing", closing.run)] if closing is not None else ()),
             *([tasks.start("redis", shared_counters.run)] if shared_counters is not None else ()),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
@@ -138,6 +147,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             *ingestion_routes(settings, database, tenants, metrics.events_of),
             *(Route(path, gateway, methods=["GET"]) for path in REPORT_ROUTES),
             *invoice_routes(gateway),
+            *_stripe_webhook_routes(settings, inbox),
             *plans_routes(gateway),
             Route(
                 "/health",
@@ -210,6 +220,23 @@ def _identity_provider(settings: Settings) -> IdentityProvider | None:
         raise SettingsError(f"JWT_JWKS_URL is {settings.jwt_jwks_url}: {error}.") from None
     exchange = Exchange(settings.require("jwt_secret"), settings.jwt_algorithm, settings.jwt_audience)
     return IdentityProvider(keys, exchange, settings.jwt_role_claim)
+
+
+def _stripe_webhook_routes(settings: Settings, inbox: Inbox) -> list[Route]:
+    """They are there without a secret, too: then they say what is missing."""
+    signatures = None
+    if (secrets := settings.stripe_webhook_secret) is not None:
+        from api.stripe.signature import Signatures  # which takes a while
+
+        signatures = Signatures([secret.strip() for secret in secrets.get_secret_value().split(",")])
+    webhook = StripeWebhook(signatures, inbox)
+    return [Route(path, webhook, methods=["POST"]) for path in STRIPE_WEBHOOK_ROUTES]
+
+
+def _stripe_mode(settings: Settings) -> bool | None:
+    """Whether the key is one of live mode; None: there is no key."""
+    key = settings.stripe_secret_key
+    return None if key is None else key.get_secret_value().split("_")[1] == "live"
 
 
 def _webhook_sender(settings: Settings, database: Database) -> WebhookSender | None:

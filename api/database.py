@@ -78,6 +78,25 @@ _WEBHOOK_DELIVERED: Final = "select notifications.mark_webhook_delivered(%s, %s,
 _WEBHOOK_FAILED: Final = "select notifications.mark_webhook_failed(%s, %s, %s, %s, %s, %s)"
 _POSTPONE_WEBHOOK: Final = "select notifications.postpone_webhook(%s, %s, %s, %s)"
 _WEBHOOK_BACKLOG: Final = "select pending, dead, oldest_seconds from notifications.webhook_backlog()"
+_RECEIVE_STRIPE: Final = """
+  select outcome, message, error_state, error_message
+  from stripe.receive_events(%b::text[], %s, %s)
+  order by position
+"""
+_DUE_STRIPE_EVENTS: Final = "select id from stripe.due_events(%s, %s)"
+_APPLY_STRIPE_EVENT: Final = "select outcome, message from stripe.apply_event(%s)"
+_FAIL_STRIPE_EVENT: Final = "select stripe.fail_event(%s, %s)"
+_STRIPE_BACKLOG: Final = "select pending, dead, unlinked, oldest_seconds from stripe.event_backlog()"
+_BEGIN_CHECKOUT: Final = "select stripe.begin_checkout(%s, %s, %s, %s, %s, %s)"
+_RECORD_CHECKOUT: Final = "select stripe.record_checkout(%s, %s, %s, %s, %s, %s::jsonb)"
+_REQUIRE_ENDED: Final = "select stripe.require_ended(%s, %s)"
+_BEGIN_PORTAL: Final = "select stripe.begin_portal(%s, %s, %s)"
+_RECORD_PORTAL: Final = "select stripe.record_portal(%s, %s, %s, %s::jsonb)"
+_CLAIM_REFETCHES: Final = "select object_type, object_id, asked from stripe.claim_refetches(%s, %s)"
+_RECEIVE_FETCHED: Final = "select stripe.receive_fetched(%s, %s, %s, %s::jsonb, %s)"
+_REFETCH_FAILED: Final = "select stripe.mark_refetch_failed(%s, %s, %s, %s, %s)"
+_POSTPONE_REFETCH: Final = "select stripe.postpone_refetch(%s, %s, %s, %s)"
+_DROP_REFETCH: Final = "select stripe.drop_refetch(%s, %s, %s)"
 _RECORD_REFUSALS: Final = "select audit.record_refusals(%s::jsonb)"
 
 # Classes of SQLSTATE. What was sent is at fault, and would be again: data, constraints, limits, raised by ourselves.
@@ -148,6 +167,44 @@ class WaitingWebhooks:
     pending: int
     dead: int
     oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of an event of Stripe's: applied, duplicate, stale, ignored, unlinked, pending or dead."""
+
+    outcome: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StripeBacklog:
+    """Events of Stripe that are not applied: that are tried again, that are not, and whose customer is nobody's."""
+
+    pending: int
+    dead: int
+    unlinked: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BegunCheckout:
+    """What Stripe is to be sent. `asked` and `number` are its idempotency key: the first says what makes two checkouts
+    the same, the second counts those that are over.
+    """
+
+    params: dict[str, Any]
+    asked: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refetch:
+    """An object that Stripe is to be asked for. `asked` is how often that was wanted, until it was claimed."""
+
+    object_type: str
+    object_id: str
+    asked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,6 +534,103 @@ class Database:
         row = await self._first(_WEBHOOK_BACKLOG, within=QUICK_CALL_TIMEOUT_SECONDS)
         assert row is not None  # noqa: S101 - the function returns one row
         return WaitingWebhooks(row.pending, row.dead, row.oldest_seconds)
+
+    async def receive_stripe_events(
+        self, payloads: Sequence[str], is_live: bool | None, waits: bool
+    ) -> list[Settled | DatabaseError]:
+        """Store and apply events in one transaction, each by itself, and return what became of each. `is_live`: the
+        mode of our key, None without one. `waits`: for who closes a period, but not for long.
+        """
+        rows = await self._rows(_RECEIVE_STRIPE, list(payloads), is_live, waits)
+        return [
+            Settled(row.outcome, row.message or "")
+            if row.error_state is None
+            else DatabaseError.raised(row.error_state, row.error_message, None, None)
+            for row in rows
+        ]
+
+    async def due_stripe_events(self, most: int, lease: timedelta) -> list[str]:
+        """Ids of events that are to be tried again, ours until the lease ends."""
+        return [str(row[0]) for row in await self._rows(_DUE_STRIPE_EVENTS, most, lease)]
+
+    async def apply_stripe_event(self, event_id: str) -> Settled | None:
+        """None: somebody else has."""
+        row = await self._first(_APPLY_STRIPE_EVENT, event_id)
+        return Settled(row.outcome, row.message or "") if row is not None else None
+
+    async def fail_stripe_event(self, event_id: str, error: str) -> bool:
+        """Whether that was the last attempt."""
+        row = await self._first(_FAIL_STRIPE_EVENT, event_id, error)
+        return row is not None and bool(row[0])
+
+    async def stripe_backlog(self) -> StripeBacklog:
+        row = await self._first(_STRIPE_BACKLOG, within=QUICK_CALL_TIMEOUT_SECONDS)
+        assert row is not None  # noqa: S101 - the function returns one row
+        return StripeBacklog(row.pending, row.dead, row.unlinked, row.oldest_seconds)
+
+    async def begin_checkout(
+        self,
+        user_id: UUID,
+        organization_id: UUID,
+        plan: str,
+        coupon: str | None,
+        app_url: str,
+        *,
+        is_configured: bool,
+    ) -> BegunCheckout | None:
+        """What Stripe is to be asked for; None where it is not `is_configured`."""
+        row = await self._first(
+            _BEGIN_CHECKOUT,
+            user_id,
+            organization_id,
+            plan,
+            coupon,
+            app_url,
+            is_configured,
+            within=QUICK_CALL_TIMEOUT_SECONDS,
+        )
+        if row is None or row[0] is None:
+            return None
+        return BegunCheckout(dict(row[0]["params"]), str(row[0]["asked"]), int(row[0]["number"]))
+
+    async def record_checkout(
+        self, user_id: UUID, organization_id: UUID, session_id: str, plan: str, asked: str, caller: str
+    ) -> bool:
+        """Whether it is one that was not known."""
+        row = await self._first(_RECORD_CHECKOUT, user_id, organization_id, session_id, plan, asked, caller)
+        return row is not None and bool(row[0])
+
+    async def require_ended(self, organization_id: UUID, subscription_id: str | None) -> None:
+        await self._first(_REQUIRE_ENDED, organization_id, subscription_id, within=QUICK_CALL_TIMEOUT_SECONDS)
+
+    async def begin_portal(self, user_id: UUID, organization_id: UUID, *, is_configured: bool) -> str | None:
+        """The customer whose portal it is; None where it is not `is_configured`."""
+        row = await self._first(
+            _BEGIN_PORTAL, user_id, organization_id, is_configured, within=QUICK_CALL_TIMEOUT_SECONDS
+        )
+        return str(row[0]) if row is not None and row[0] is not None else None
+
+    async def record_portal(self, user_id: UUID, organization_id: UUID, customer_id: str, caller: str) -> None:
+        await self._first(_RECORD_PORTAL, user_id, organization_id, customer_id, caller)
+
+    async def claim_refetches(self, most: int, lease: timedelta) -> list[Refetch]:
+        """Objects that Stripe is to be asked for, ours until the lease ends."""
+        rows = await self._rows(_CLAIM_REFETCHES, most, lease)
+        return [Refetch(row.object_type, row.object_id, int(row.asked)) for row in rows]
+
+    async def receive_fetched(self, one: Refetch, found: str, at: datetime) -> None:
+        """Store and apply what Stripe says of an object, given as JSON text, as an event of that moment."""
+        await self._first(_RECEIVE_FETCHED, one.object_type, one.object_id, one.asked, found, at)
+
+    async def mark_refetch_failed(self, one: Refetch, error: str, after: timedelta) -> None:
+        await self._first(_REFETCH_FAILED, one.object_type, one.object_id, one.asked, error, after)
+
+    async def postpone_refetch(self, one: Refetch, after: timedelta) -> None:
+        """Give it back without an attempt."""
+        await self._first(_POSTPONE_REFETCH, one.object_type, one.object_id, one.asked, after)
+
+    async def drop_refetch(self, one: Refetch) -> None:
+        await self._first(_DROP_REFETCH, one.object_type, one.object_id, one.asked)
 
     async def health(self) -> dict[str, Any]:
         """What is known of any schema: this call does not ask for ours."""

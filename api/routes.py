@@ -72,6 +72,7 @@ def missing_in_report(target: Target, query: bytes) -> list[str]:
 
 
 PLANS_ROUTES: Final = ("/api/billing/plans", "/billing/plans")
+STRIPE_WEBHOOK_ROUTES: Final = ("/api/billing/stripe_webhook", "/billing/webhook", "/webhooks/stripe")
 REPORT_ROUTES: Final = tuple(
     f"{mount}/billing/{report}/{{tenant_id}}" for mount in ("/api", "") for report in ("usage-summary", "usage-report")
 )

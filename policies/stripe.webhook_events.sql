@@ -12,5 +12,6 @@ create policy webhook_events_staff on stripe.webhook_events for select to platfo
 create policy webhook_events_kernel on stripe.webhook_events to goldleaves_kernel using (true) with check (true);
 
 grant select on stripe.webhook_events to platform_admin;
-grant select, insert, delete, update (facts, status, message, organization_id, attempts, next_attempt_at, settled_at)
+grant select, insert, delete,
+  update (object_id, customer_id, subscription_id, facts, payload, status, message, organization_id, attempts, next_attempt_at, settled_at)
   on stripe.webhook_events to goldleaves_kernel;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import TokenVerifier
@@ -9,6 +11,10 @@ from api.context import context_of, single_header
 from api.keys import ApiKeys, looks_like_a_key
 from api.metrics import METRICS_PATH
 from api.middleware.tenant import UNASKED
+from api.routes import STRIPE_WEBHOOK_ROUTES
+
+# That have tokens, or signatures, of their own.
+NOT_OURS: Final = frozenset({METRICS_PATH, *STRIPE_WEBHOOK_ROUTES})
 
 
 class Authentication:
@@ -23,7 +29,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = context_of(scope)
-        if scope["path"] == METRICS_PATH:  # that one has a token of its own
+        if scope["path"] in NOT_OURS:
             await self._app(scope, receive, send)
             return
         authorization = single_header(scope, b"authorization")

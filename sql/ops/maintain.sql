@@ -11,6 +11,7 @@ begin
   perform metering.forget_repeated_batches();
   perform billing.queue_alerts_of_time();
   perform notifications.prune_webhooks();
+  perform stripe.prune_events();
 end;
 $$;
 

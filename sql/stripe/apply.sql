@@ -44,8 +44,8 @@ begin
 end;
 $$;
 
--- Applies an event and writes down what came of it. What fails is tried again by the sidecar: then it raises nothing, and the outcome is
--- pending. Only that a lock was not to be had is raised, where it may not wait for it.
+-- Applies an event that is stored and writes down what came of it. What fails is tried again by the sidecar: then it raises nothing, and the
+-- outcome is pending. Only that a lock was not to be had is raised, where it may not wait for it.
 create or replace function stripe.settle(p_event stripe.webhook_events, p_waits boolean, out outcome text, out message text)
 language plpgsql
 volatile
@@ -63,12 +63,16 @@ begin
     outcome := case when v_pause is null then 'dead' else 'pending' end;
     message := left(sqlerrm, 500);
   end;
+  -- Most are stored as what they then are.
+  if outcome = 'applied' and p_event.status = 'applied' and p_event.organization_id is not null then
+    return;
+  end if;
   update stripe.webhook_events e
   set
     status = case outcome when 'pending' then 'failed' else outcome end,
-    message = settle.message,
+    message = nullif(settle.message, case when outcome = 'applied' then settle.message end),
     organization_id = coalesce(stripe.organization_of(p_event.customer_id), e.organization_id),
-    attempts = e.attempts + 1,
+    attempts = p_event.attempts + 1,
     next_attempt_at = clock_timestamp() + coalesce(v_pause * (1 + random() * 0.2), '0'),
     settled_at = case when outcome in ('applied', 'stale', 'ignored') then clock_timestamp() end
   where e.id = p_event.id;

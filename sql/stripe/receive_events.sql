@@ -103,53 +103,90 @@ begin
 end;
 $$;
 
--- p_is_live: whether our key is one of live mode, whose account hears of both; null: there is none.
-create or replace function stripe.receive_event(p_payload jsonb, p_is_live boolean, p_waits boolean, out id text, out outcome text, out message text)
+-- What was dead or is replayed is read anew, by what may be a newer version. What was received long ago has no payload any more.
+create or replace function stripe.read_again(p_id text)
+returns stripe.webhook_events
 language plpgsql
 volatile
 set search_path = ''
 as $$
 declare
-  v_event stripe.webhook_events := stripe.parse_event(p_payload);
-  v_stored stripe.webhook_events;
+  v_event stripe.webhook_events;
+  v_read stripe.webhook_events;
 begin
-  id := v_event.id;
+  select e.* into strict v_event from stripe.webhook_events e where e.id = p_id for update;
+  v_read := case when v_event.payload = '{}' then v_event else stripe.parse_event(v_event.payload) end;
+  update stripe.webhook_events e
+  set
+    facts = v_read.facts, object_id = v_read.object_id, customer_id = v_read.customer_id, subscription_id = v_read.subscription_id,
+    status = case when v_read.payload <> '{}' and v_read.message is not null then 'dead' else 'received' end,
+    message = case when v_read.payload <> '{}' then v_read.message end,
+    attempts = 0, next_attempt_at = clock_timestamp(), settled_at = null
+  where e.id = p_id
+  returning e.* into v_event;
+  return v_event;
+end;
+$$;
+
+-- p_is_live: whether our key is one of live mode, whose account hears of both; null: there is none.
+create or replace function stripe.receive_event(
+  p_event stripe.webhook_events, p_is_live boolean, p_waits boolean, out outcome text, out message text
+)
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_event stripe.webhook_events := p_event;
+begin
   perform stripe.lock_customer(v_event.customer_id);
-  insert into stripe.webhook_events as e (
-    id, type, api_version, created_at, is_live, object_id, customer_id, subscription_id, facts, payload, status, message, attempts
-  )
-  values (
-    v_event.id, v_event.type, v_event.api_version, v_event.created_at, v_event.is_live, v_event.object_id, v_event.customer_id,
-    v_event.subscription_id, v_event.facts, v_event.payload,
-    case when v_event.message is not null then 'dead' when v_event.is_live <> p_is_live then 'ignored' else 'received' end,
-    v_event.message, 0
-  )
-  on conflict do nothing
-  returning * into v_stored;
-  if not found then
-    select * into strict v_stored from stripe.webhook_events e where e.id = v_event.id for update;
-    if v_stored.status in ('applied', 'stale', 'ignored', 'dead') then
+  v_event.organization_id := stripe.organization_of(v_event.customer_id);
+  v_event.received_at := clock_timestamp();
+  v_event.next_attempt_at := v_event.received_at;
+  if v_event.message is not null then
+    v_event.status := 'dead';
+    outcome := 'pending';
+    message := v_event.message;
+  elsif v_event.is_live <> p_is_live then
+    v_event.status := 'ignored';
+    v_event.message := format('it is of %s mode, and the key of the other one', case when v_event.is_live then 'live' else 'test' end);
+    outcome := 'ignored';
+    message := v_event.message;
+  else
+    -- As most turn out to be; what becomes of the others is written once that is known.
+    v_event.status := 'applied';
+  end if;
+  v_event.attempts := case v_event.status when 'dead' then 0 else 1 end;
+  v_event.settled_at := case when v_event.status <> 'dead' then v_event.received_at end;
+  insert into stripe.webhook_events select v_event.* on conflict do nothing;
+  if found then
+    if v_event.status <> 'applied' then
+      return;
+    end if;
+    v_event.attempts := 0;
+  else
+    select e.* into strict v_event from stripe.webhook_events e where e.id = p_event.id for update;
+    if v_event.status in ('applied', 'stale', 'ignored') then
       outcome := 'duplicate';
       message := 'already processed';
       return;
+    elsif v_event.status = 'dead' then
+      -- Stripe sends no event again that was taken, unless somebody has it do so.
+      v_event := stripe.read_again(v_event.id);
+      if v_event.status = 'dead' then
+        outcome := 'pending';
+        message := v_event.message;
+        return;
+      end if;
     end if;
-  elsif v_stored.status = 'ignored' then
-    outcome := 'ignored';
-    message := format('it is of %s mode, and the key of the other one', case when v_event.is_live then 'live' else 'test' end);
-    update stripe.webhook_events e set message = receive_event.message, settled_at = clock_timestamp() where e.id = v_event.id;
-    return;
-  elsif v_stored.status = 'dead' then
-    outcome := 'pending';
-    message := v_stored.message;
-    return;
   end if;
-  select s.outcome, s.message into outcome, message from stripe.settle(v_stored, p_waits) s;
+  select s.outcome, s.message into outcome, message from stripe.settle(v_event, p_waits) s;
 end;
 $$;
 
 -- Several at once, in one transaction, for the sidecar: in the order of their customers and ids, so that two such transactions do not wait for
--- each other in a circle. error_state is an SQLSTATE where one was not stored: it costs the others nothing. is_held_up: to be sent by itself,
--- since somebody closes a period of its organization.
+-- each other in a circle. error_state is an SQLSTATE where one was not stored, which costs the others nothing: of 55P03 it is to be sent by
+-- itself, since somebody closes a period of its organization.
 create or replace function stripe.receive_events(p_payloads text[], p_is_live boolean, p_waits boolean default false)
 returns table ("position" integer, id text, outcome text, message text, error_state text, error_message text)
 language plpgsql
@@ -159,32 +196,40 @@ set search_path = ''
 set timezone = 'UTC'
 as $$
 declare
-  v_payload record;
+  v_events stripe.webhook_events[] := array_fill(null::stripe.webhook_events, array[cardinality(p_payloads)]);
+  v_next record;
 begin
-  for v_payload in
-    select p.position::integer as position, p.payload
-    from unnest(p_payloads) with ordinality as p (payload, position)
-    order by substring(p.payload from '"customer"\s*:\s*"([^"]*)"'), substring(p.payload from '"id"\s*:\s*"([^"]*)"'), p.position
-  loop
-    position := v_payload.position;
+  for v_next in select p.position::integer as position, p.payload from unnest(p_payloads) with ordinality as p (payload, position) loop
     begin
-      error_state := null;
-      error_message := null;
-      select r.id, r.outcome, r.message into id, outcome, message
-      from stripe.receive_event(v_payload.payload::jsonb, p_is_live, p_waits) r;
-    exception
-      when lock_not_available then
-        id := null;
-        outcome := null;
-        message := null;
-        error_state := sqlstate;
-        error_message := sqlerrm;
-      when data_exception or program_limit_exceeded or sqlstate 'PT400' then
-        id := null;
-        outcome := null;
-        message := null;
-        error_state := 'PT400';
-        error_message := case when sqlstate = 'PT400' then sqlerrm else 'INVALID_BODY: this is no JSON that can be stored' end;
+      v_events[v_next.position] := stripe.parse_event(v_next.payload::jsonb);
+    exception when data_exception or program_limit_exceeded or sqlstate 'PT400' then
+      position := v_next.position;
+      error_state := 'PT400';
+      error_message := case when sqlstate = 'PT400' then sqlerrm else 'INVALID_BODY: this is no JSON that can be stored' end;
+      return next;
+    end;
+  end loop;
+  if p_waits then
+    -- Nobody here waits for longer: who waits for a period is let go before that, and what it came with is stored and tried again later.
+    perform set_config('statement_timeout', '8s', true);
+  end if;
+  for v_next in
+    select n as position, v_events[n] as event
+    from generate_subscripts(v_events, 1) as n
+    where (v_events[n]).id is not null
+    order by (v_events[n]).customer_id, (v_events[n]).created_at, (v_events[n]).id, n
+  loop
+    position := v_next.position;
+    id := (v_next.event).id;
+    error_state := null;
+    error_message := null;
+    begin
+      select r.outcome, r.message into outcome, message from stripe.receive_event(v_next.event, p_is_live, p_waits) r;
+    exception when lock_not_available then
+      outcome := null;
+      message := null;
+      error_state := sqlstate;
+      error_message := sqlerrm;
     end;
     return next;
   end loop;
@@ -192,6 +237,6 @@ end;
 $$;
 
 alter function stripe.receive_events(text[], boolean, boolean) owner to goldleaves_kernel;
-grant execute on function stripe.raise_invalid_event(text), stripe.parse_event(jsonb), stripe.check_facts(jsonb),
-  stripe.receive_event(jsonb, boolean, boolean) to goldleaves_kernel;
+grant execute on function stripe.raise_invalid_event(text), stripe.parse_event(jsonb), stripe.check_facts(jsonb), stripe.read_again(text),
+  stripe.receive_event(stripe.webhook_events, boolean, boolean) to goldleaves_kernel;
 grant execute on function stripe.receive_events(text[], boolean, boolean) to sidecar;
