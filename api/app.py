@@ -47,7 +47,10 @@ from api.sender import Sender
 from api.settings import Settings, SettingsError
 from api.spool import Spool
 from api.stripe.backlog import EventBacklog
+from api.stripe.banner import Account
 from api.stripe.inbox import Inbox
+from api.stripe.owners import People
+from api.stripe.routes import owner_routes
 from api.stripe.webhook import StripeWebhook
 from api.stripe.worker import Reapplying
 from api.subscriptions import Subscriptions
@@ -62,6 +65,8 @@ from api.webhooks.signing import Signer
 
 if TYPE_CHECKING:
     from api.rate_limits.shared_counters import SharedCounters
+    from api.stripe.client import Stripe
+    from api.stripe.refetch import Refetching
 
 log = structlog.get_logger(__name__)
 
@@ -86,10 +91,18 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     local_counters = LocalCounters()
     shared_counters = _shared_counters(settings, local_counters)
     webhooks, webhook_backlog = _webhook_sender(settings, database), WebhookBacklog(database)
+    tiers = settings.tier_rate_limits
+    rate_limits = RateLimits(tiers, shared_counters or local_counters) if tiers else None
+    stripe = _stripe(settings)
+    refetching = _refetching(database, stripe)
+    people = People(tenants, allowances, rate_limits)
+    account = Account(stripe, settings.stripe_publishable_key, settings.app_url)
     inbox, stripe_backlog = Inbox(database, _stripe_mode(settings)), EventBacklog(database)
     hears_stripe = settings.stripe_webhook_secret is not None or settings.stripe_secret_key is not None
     of_stripe = (inbox, stripe_backlog) if hears_stripe else ()
-    collectors = (one for one in (closing, shared_counters, webhooks, *of_stripe) if one is not None)
+    collectors = (
+        one for one in (closing, shared_counters, webhooks, stripe, refetching, *of_stripe) if one is not None
+    )
     metrics = Metrics(spool, database, rollups, alerts, webhook_backlog, *collectors)
     refusals = Refusals(database, metrics)
     token = settings.metrics_token
@@ -119,6 +132,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             tasks.start("endpoints", lambda: endpoints.keep_read(database)),
             *([tasks.start("stripe-events", Reapplying(database, inbox).run)] if hears_stripe else ()),
             *([tasks.start("stripe-backlog", stripe_backlog.keep_read)] if hears_stripe else ()),
+            *([tasks.start("stripe-refetches", refetching.run)] if refetching is not None else ()),
             *([tasks.start("closing", closing.run)] if closing is not None else ()),
             *([tasks.start("redis", shared_counters.run)] if shared_counters is not None else ()),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
@@ -136,6 +150,8 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             for task in (*to_finish, *beside):
                 task.cancel()
             await asyncio.gather(*to_finish, *beside, return_exceptions=True)
+            if stripe is not None:
+                await stripe.close()
             await database.close()
 
     billable = BillableRoutes(settings.billable_routes)
@@ -148,6 +164,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             *(Route(path, gateway, methods=["GET"]) for path in REPORT_ROUTES),
             *invoice_routes(gateway),
             *_stripe_webhook_routes(settings, inbox),
+            *owner_routes(database, people, account),
             *plans_routes(gateway),
             Route(
                 "/health",
@@ -164,8 +181,6 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     )
     endpoints.add_routes(router.routes)
     app: ASGIApp = Dispatch(gateway, router)
-    tiers = settings.tier_rate_limits
-    rate_limits = RateLimits(tiers, shared_counters or local_counters) if tiers else None
     app = AllowanceOfTenant(app, allowances, rate_limits, quotas)
     app = TenantResolution(app, tenants)
     app = Authentication(app, verifier, keys)
@@ -237,6 +252,23 @@ def _stripe_mode(settings: Settings) -> bool | None:
     """Whether the key is one of live mode; None: there is no key."""
     key = settings.stripe_secret_key
     return None if key is None else key.get_secret_value().split("_")[1] == "live"
+
+
+def _stripe(settings: Settings) -> Stripe | None:
+    """None: there is no key, and nothing is asked of Stripe."""
+    if settings.stripe_secret_key is None:
+        return None
+    from api.stripe.client import Stripe  # whose SDK takes a while to import
+
+    return Stripe(settings.stripe_secret_key.get_secret_value(), settings.stripe_api_base)
+
+
+def _refetching(database: Database, stripe: Stripe | None) -> Refetching | None:
+    if stripe is None:
+        return None
+    from api.stripe.refetch import Refetching
+
+    return Refetching(database, stripe)
 
 
 def _webhook_sender(settings: Settings, database: Database) -> WebhookSender | None:
