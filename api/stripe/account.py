@@ -1,0 +1,60 @@
+"""What operators say of the account at Stripe, from the command line: whose customer is whose, and which price is which
+plan. `url` is that of goldleaves_migrator, or of a superuser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import class_row
+
+from api.stripe.failed import StripeCommandFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """The newest one of a plan is what a checkout sells."""
+
+    plan: str
+    price_id: str
+    since: datetime
+
+
+def link(url: str, organization: str, customer_id: str, is_live: bool | None) -> None:
+    """Raises StripeCommandFailed for an organization that there is not, psycopg.Error for what may not be linked."""
+    with _kernel(url) as conn:
+        row = conn.execute("select tenancy.find_organization(%s)", [organization]).fetchone()
+        found: UUID | None = row[0] if row is not None else None
+        if found is None:
+            raise StripeCommandFailed(f"There is no organization {organization!r}. Name it by its id or slug.")
+        conn.execute("select stripe.link(%s, %s, %s)", [found, customer_id, is_live])
+
+
+def set_price(url: str, plan: str, price_id: str) -> None:
+    """Raises psycopg.Error for a plan that there is not, and a price that is another plan's."""
+    with _kernel(url) as conn:
+        conn.execute("select stripe.set_price(%s, %s)", [plan, price_id])
+
+
+def prices(url: str, plan: str | None) -> list[Price]:
+    """The newest ones of each plan first."""
+    with _kernel(url) as conn, conn.cursor(row_factory=class_row(Price)) as cursor:
+        return cursor.execute("select plan, price_id, since from stripe.prices_of(%s)", [plan]).fetchall()
+
+
+@contextmanager
+def _kernel(url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """One transaction, in UTC, as the role that owns these functions."""
+    with psycopg.connect(url, application_name="goldleaves stripe") as conn:
+        row = conn.execute("select to_regprocedure('stripe.set_price(text, text)') is not null").fetchone()
+        if not row or not row[0]:
+            raise StripeCommandFailed("This database knows nothing of Stripe yet. Run `goldleaves migrate` first.")
+        conn.execute("set local timezone = 'UTC'")
+        conn.execute("set local role goldleaves_kernel")
+        yield conn
