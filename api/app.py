@@ -66,6 +66,7 @@ from api.webhooks.signing import Signer
 if TYPE_CHECKING:
     from api.rate_limits.shared_counters import SharedCounters
     from api.stripe.client import Stripe
+    from api.stripe.invoice_items import InvoiceItems
     from api.stripe.refetch import Refetching
 
 log = structlog.get_logger(__name__)
@@ -95,13 +96,16 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     rate_limits = RateLimits(tiers, shared_counters or local_counters) if tiers else None
     stripe = _stripe(settings)
     refetching = _refetching(database, stripe)
+    invoice_items = _invoice_items(database, stripe)
     people = People(tenants, allowances, rate_limits)
     account = Account(stripe, settings.stripe_publishable_key, settings.app_url)
     inbox, stripe_backlog = Inbox(database, _stripe_mode(settings)), EventBacklog(database)
     hears_stripe = settings.stripe_webhook_secret is not None or settings.stripe_secret_key is not None
     of_stripe = (inbox, stripe_backlog) if hears_stripe else ()
     collectors = (
-        one for one in (closing, shared_counters, webhooks, stripe, refetching, *of_stripe) if one is not None
+        one
+        for one in (closing, shared_counters, webhooks, stripe, refetching, invoice_items, *of_stripe)
+        if one is not None
     )
     metrics = Metrics(spool, database, rollups, alerts, webhook_backlog, *collectors)
     refusals = Refusals(database, metrics)
@@ -133,6 +137,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             *([tasks.start("stripe-events", Reapplying(database, inbox).run)] if hears_stripe else ()),
             *([tasks.start("stripe-backlog", stripe_backlog.keep_read)] if hears_stripe else ()),
             *([tasks.start("stripe-refetches", refetching.run)] if refetching is not None else ()),
+            *([tasks.start("stripe-invoice-items", invoice_items.run)] if invoice_items is not None else ()),
             *([tasks.start("closing", closing.run)] if closing is not None else ()),
             *([tasks.start("redis", shared_counters.run)] if shared_counters is not None else ()),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
@@ -269,6 +274,14 @@ def _refetching(database: Database, stripe: Stripe | None) -> Refetching | None:
     from api.stripe.refetch import Refetching
 
     return Refetching(database, stripe)
+
+
+def _invoice_items(database: Database, stripe: Stripe | None) -> InvoiceItems | None:
+    if stripe is None:
+        return None
+    from api.stripe.invoice_items import InvoiceItems
+
+    return InvoiceItems(database, stripe)
 
 
 def _webhook_sender(settings: Settings, database: Database) -> WebhookSender | None:

@@ -97,6 +97,13 @@ _RECEIVE_FETCHED: Final = "select stripe.receive_fetched(%s, %s, %s, %s::jsonb, 
 _REFETCH_FAILED: Final = "select stripe.mark_refetch_failed(%s, %s, %s, %s, %s)"
 _POSTPONE_REFETCH: Final = "select stripe.postpone_refetch(%s, %s, %s, %s)"
 _DROP_REFETCH: Final = "select stripe.drop_refetch(%s, %s, %s)"
+_CLAIM_ITEMS: Final = "select * from stripe.claim_invoice_items(%s, %s, %s)"
+_ACKNOWLEDGE_ITEM: Final = "select stripe.acknowledge_invoice_item(%s, %s, %s)"
+_RETRY_ITEM: Final = "select stripe.retry_invoice_item(%s, %s, %s, %s)"
+_POSTPONE_ITEM: Final = "select stripe.postpone_invoice_item(%s, %s, %s, %s)"
+_REJECT_ITEM: Final = "select stripe.reject_invoice_item(%s, %s, %s, %s)"
+_RENEW_ITEM: Final = "select stripe.renew_invoice_item(%s, %s, %s)"
+_ITEM_BACKLOG: Final = "select pending, uncertain, rejected, oldest_seconds from stripe.invoice_item_backlog()"
 _RECORD_REFUSALS: Final = "select audit.record_refusals(%s::jsonb)"
 
 # Classes of SQLSTATE. What was sent is at fault, and would be again: data, constraints, limits, raised by ourselves.
@@ -205,6 +212,39 @@ class Refetch:
     object_type: str
     object_id: str
     asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedItem:
+    """An amount for Stripe's invoice, which is ours to send for a while. `amount` is in Stripe's smallest units.
+    `is_lost`: it is to be looked for there.
+    """
+
+    organization_id: UUID
+    id: UUID
+    attempts: int
+    idempotency_key: str
+    is_lost: bool
+    created_at: datetime
+    customer_id: str
+    subscription_id: str | None
+    amount: int
+    currency: str
+    description: str
+    period_start: datetime
+    period_end: datetime
+    tax_behavior: str | None
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingItems:
+    """Amounts that Stripe does not have, or may not have."""
+
+    pending: int
+    uncertain: int
+    rejected: int
+    oldest_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,6 +574,30 @@ class Database:
         row = await self._first(_WEBHOOK_BACKLOG, within=QUICK_CALL_TIMEOUT_SECONDS)
         assert row is not None  # noqa: S101 - the function returns one row
         return WaitingWebhooks(row.pending, row.dead, row.oldest_seconds)
+
+    async def claim_invoice_items(self, most: int, lease: timedelta, is_live: bool) -> list[ClaimedItem]:
+        rows = await self._rows(_CLAIM_ITEMS, most, lease, is_live)
+        return [ClaimedItem(_uuid(row[0]), _uuid(row[1]), *row[2:]) for row in map(tuple, rows)]
+
+    async def acknowledge_invoice_item(self, item: ClaimedItem, stripe_id: str) -> None:
+        await self._first(_ACKNOWLEDGE_ITEM, item.organization_id, item.id, stripe_id)
+
+    async def retry_invoice_item(self, item: ClaimedItem, error: str) -> None:
+        await self._first(_RETRY_ITEM, item.organization_id, item.id, item.attempts, error)
+
+    async def postpone_invoice_item(self, item: ClaimedItem, after: timedelta) -> None:
+        await self._first(_POSTPONE_ITEM, item.organization_id, item.id, item.attempts, after)
+
+    async def reject_invoice_item(self, item: ClaimedItem, error: str) -> None:
+        await self._first(_REJECT_ITEM, item.organization_id, item.id, item.attempts, error)
+
+    async def renew_invoice_item(self, item: ClaimedItem) -> None:
+        await self._first(_RENEW_ITEM, item.organization_id, item.id, item.attempts)
+
+    async def invoice_item_backlog(self) -> WaitingItems:
+        row = await self._first(_ITEM_BACKLOG, within=QUICK_CALL_TIMEOUT_SECONDS)
+        assert row is not None  # noqa: S101 - the function returns one row
+        return WaitingItems(row.pending, row.uncertain, row.rejected, row.oldest_seconds)
 
     async def receive_stripe_events(
         self, payloads: Sequence[str], is_live: bool | None, waits: bool

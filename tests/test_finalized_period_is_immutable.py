@@ -20,7 +20,11 @@ PARTITION = f"metering.usage_events_{LAST:%Y_%m}"
 CURRENT_PARTITION = f"metering.usage_events_{CURRENT:%Y_%m}"
 COLUMNS = "(organization_id, occurred_at, source, event_name, quantity, recorded_generation)"
 INSERT = f"{COLUMNS} values (%(org)s, {{at}}, 'sql', 'api.request', 1, 1)"
-LEDGERS = ("payments", "credit_notes", "credit_note_lines", "refunds", "balance_entries")  # a truncate takes them along
+# A truncate takes them along.
+LEDGERS = (
+    *(f"billing.{name}" for name in ("payments", "credit_notes", "credit_note_lines", "refunds", "balance_entries")),
+    "stripe.invoice_items",
+)
 LAST_MOMENT = "%(end)s::timestamptz - interval '1 microsecond'"
 
 
@@ -48,7 +52,7 @@ def closed(shared_database: Database, make_organization: MakeOrganization) -> Cl
             ("billing", "billing.billing_periods"),
             ("billing", "billing.invoices"),
             ("billing", "billing.invoice_lines"),
-            *(("billing", f"billing.{ledger}") for ledger in LEDGERS),
+            *((ledger.partition(".")[0], ledger) for ledger in LEDGERS),
         ]:
             connection.execute(f"grant usage on schema {schema} to goldleaves_kernel")
             connection.execute(f"grant all on {table} to goldleaves_kernel")
