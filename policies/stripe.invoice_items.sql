@@ -3,8 +3,7 @@
 -- may select: platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
 -- may update: goldleaves_kernel everywhere
--- a row: (kind, meter_code, customer_id, amount_cents, currency, description, period_start, period_end)
---   values ('credit', 'api.request', 'cus_isolation', -1, 'usd', 'isolation', '2026-01-01', '2026-02-01')
+-- a row: (kind, meter_code, customer_id, amount_cents, currency, description, period_start, period_end) values ('credit', 'api.request', 'cus_isolation', -1, 'usd', 'isolation', '2026-01-01', '2026-02-01')
 alter table stripe.invoice_items enable row level security;
 alter table stripe.invoice_items force row level security;
 
