@@ -201,7 +201,8 @@ begin
       coalesce(p.period_start, date_trunc('month', q.quarter, 'UTC')) as period_start,
       coalesce(p.period_end, date_trunc('month', q.quarter, 'UTC') + interval '1 month') as period_end,
       metering.bucket_in(q.quarter, coalesce(p.period_start, '-infinity'), coalesce(p.timezone, 'UTC')) as bucket_start,
-      coalesce(p.timezone, 'UTC') as timezone
+      coalesce(p.timezone, 'UTC') as timezone,
+      p.invoice_mode
     from (select distinct organization_id, quarter from quarters) as q
     left join billing.billing_periods p
       on p.organization_id = q.organization_id and p.period_start <= q.quarter and p.period_end > q.quarter
@@ -324,6 +325,17 @@ begin
   queued as (
     insert into billing.alert_queue (organization_id, period_start)
     select distinct p.organization_id, p.period_start from places p
+  ),
+  -- What Stripe is to be told of, likewise.
+  reported as (
+    insert into stripe.report_queue (organization_id, meter_code, bucket_start, generation, xid)
+    select distinct q.organization_id, q.meter_code, p.bucket_start, v_from.generation, v_from.xid
+    from places p
+    join stripe.customers c on c.organization_id = p.organization_id and c.deleted_at is null
+    join quarters q on q.organization_id = p.organization_id and q.quarter = p.quarter
+    join stripe.meters m on m.meter_code = q.meter_code
+    where p.invoice_mode = 'stripe_meters'
+      and q.meter_version > 0
   )
   select
     coalesce((select sum(q.rows) from quarters q), 0),
