@@ -40,7 +40,9 @@ create table stripe.webhook_events (
   attempts integer not null default 0,
   next_attempt_at timestamptz not null default clock_timestamp(),
   received_at timestamptz not null default clock_timestamp(),
-  settled_at timestamptz
+  settled_at timestamptz,
+  -- When the provider's application was sent a message of it: once, however often it is replayed.
+  told_at timestamptz
 );
 comment on constraint webhook_events_pkey on stripe.webhook_events is
   'goldleaves lint key_without_organization: of whom it is may be known later, and no tenant reads or writes it';
@@ -62,6 +64,14 @@ comment on index stripe.webhook_events_dead is
 -- Of those that were settled long ago nothing but the facts is kept.
 create index webhook_events_settled on stripe.webhook_events (settled_at) where settled_at is not null and payload <> '{}';
 comment on index stripe.webhook_events_settled is
+  'goldleaves lint key_without_organization: what Stripe sends names no organization';
+create index webhook_events_of_customer on stripe.webhook_events (customer_id) where subscription_id = object_id;
+comment on index stripe.webhook_events_of_customer is
+  'goldleaves lint key_without_organization: what Stripe sends names no organization';
+-- What names an invoice, a charge or a payment intent, to find which payment it is of.
+create index webhook_events_of_payment on stripe.webhook_events using gin (facts jsonb_path_ops)
+  where type in ('charge.refunded', 'charge.dispute.created', 'invoice_payment.paid');
+comment on index stripe.webhook_events_of_payment is
   'goldleaves lint key_without_organization: what Stripe sends names no organization';
 create index webhook_events_of_organization on stripe.webhook_events (organization_id);
 

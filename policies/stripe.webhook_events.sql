@@ -13,5 +13,5 @@ create policy webhook_events_kernel on stripe.webhook_events to goldleaves_kerne
 
 grant select on stripe.webhook_events to platform_admin;
 grant select, insert, delete,
-  update (object_id, customer_id, subscription_id, facts, payload, status, message, organization_id, attempts, next_attempt_at, settled_at)
+  update (object_id, customer_id, subscription_id, facts, payload, status, message, organization_id, attempts, next_attempt_at, settled_at, told_at)
   on stripe.webhook_events to goldleaves_kernel;

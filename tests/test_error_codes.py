@@ -776,7 +776,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: world.ask("GET", "/api/v1/rpc/usage_summary", making_a_key(world).json()["key"]),
     ),
     "STATEMENT_NOT_PAYABLE": (409, from_paying_a_statement),
-    "STRIPE_UNKNOWN": (409, lambda world: refusal_in_sql(world, "select stripe.status_here('hibernating')")),
+    "STRIPE_UNKNOWN": (409, lambda world: refusal_in_sql(world, "select stripe.require_known('{\"status\": \"hibernating\"}')")),
     "SUBSCRIPTION_AT_STRIPE": (
         409,
         lambda world: refusal_in_sql(world, *AT_STRIPE, "select billing.pause_subscription(%(org)s, null)"),

@@ -26,6 +26,8 @@ begin
       'invoice.finalized', 'invoice.paid', 'invoice.payment_failed', 'invoice.voided', 'invoice.marked_uncollectible', 'invoice.snapshot'
     ) then
       v_applied := stripe.apply_invoice(p_event, p_waits);
+    when p_event.type = 'invoice_payment.paid' then
+      v_applied := stripe.apply_invoice_payment(p_event, p_waits);
     when p_event.type = 'charge.refunded' then
       v_applied := stripe.apply_refund(p_event);
     when p_event.type = 'charge.dispute.created' then
@@ -34,6 +36,10 @@ begin
       v_applied := stripe.apply_checkout(p_event, p_waits);
     when p_event.type in ('customer.created', 'customer.updated', 'customer.deleted') then
       v_applied := stripe.apply_customer(p_event, p_waits);
+    when p_event.type = 'entitlements.active_entitlement_summary.updated' then
+      v_applied := stripe.apply_entitlements(p_event);
+    when p_event.type in ('v1.billing.meter.error_report_triggered', 'v1.billing.meter.no_meter_found') then
+      v_applied := stripe.apply_meter_errors(p_event);
     else
       outcome := 'ignored';
       message := format('nothing is made of %s', left(p_event.type, 80));
@@ -60,9 +66,12 @@ begin
     if sqlstate = '55P03' and not p_waits then
       raise;
     end if;
-    outcome := case when v_pause is null then 'dead' else 'pending' end;
+    outcome := 'pending';
     message := left(sqlerrm, 500);
   end;
+  if outcome = 'pending' and v_pause is null then
+    outcome := 'dead';
+  end if;
   -- Most are stored as what they then are.
   if outcome = 'applied' and p_event.status = 'applied' and p_event.organization_id is not null then
     return;

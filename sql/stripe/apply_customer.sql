@@ -30,7 +30,39 @@ begin
 end;
 $$;
 
--- The last word on a customer counts: that of a deletion, and else of the latest event.
+-- What is known of a customer. The last word counts: that of a deletion, and else of the latest event.
+create or replace function stripe.customer_facts_now(p_id text, out facts jsonb, out event_id text)
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+  v_second record;
+  v_i integer;
+begin
+  facts := '{}';
+  for v_second in
+    select
+      e.created_at as at, e.type, array_agg(e.id order by e.id) as ids, array_agg(e.facts - '_previous' order by e.id) as facts,
+      array_agg(e.facts -> '_previous' order by e.id) as previous
+    from stripe.webhook_events e
+    where e.object_id = p_id
+      and e.type in ('customer.created', 'customer.updated', 'customer.deleted')
+      and e.status <> 'ignored'
+    group by e.created_at, e.type
+    order by e.type = 'customer.deleted', e.created_at, e.type = 'customer.updated'
+  loop
+    foreach v_i in array (stripe.order_of_ties(facts, v_second.facts, v_second.previous)).sequence loop
+      facts := facts || v_second.facts[v_i];
+      event_id := v_second.ids[v_i];
+    end loop;
+    if v_second.type = 'customer.deleted' then
+      facts := facts || jsonb_build_object('deleted_at', v_second.at);
+    end if;
+  end loop;
+end;
+$$;
+
 create or replace function stripe.apply_customer(p_event stripe.webhook_events, p_waits boolean, out outcome text, out message text)
 language plpgsql
 volatile
@@ -39,9 +71,8 @@ as $$
 declare
   v_organization_id uuid := stripe.organization_of(p_event.customer_id);
   v_named text := p_event.facts ->> 'organization_id';
-  v_facts jsonb := '{}';
+  v_facts jsonb;
   v_is_last boolean;
-  v_event record;
 begin
   if v_organization_id is null and tenancy.is_uuid(v_named) and p_event.type <> 'customer.deleted' then
     v_organization_id := v_named::uuid;
@@ -53,17 +84,7 @@ begin
     message := format('customer %s is no organization''s yet', coalesce(p_event.customer_id, '(none)'));
     return;
   end if;
-  for v_event in
-    select e.id, e.type, e.created_at, e.facts - '_previous' as facts
-    from stripe.webhook_events e
-    where e.object_id = p_event.object_id
-      and e.type in ('customer.created', 'customer.updated', 'customer.deleted')
-      and e.status <> 'ignored'
-    order by e.type = 'customer.deleted', e.created_at, e.type = 'customer.updated', e.id
-  loop
-    v_facts := v_facts || v_event.facts || case when v_event.type = 'customer.deleted' then jsonb_build_object('deleted_at', v_event.created_at) else '{}' end;
-    v_is_last := v_event.id = p_event.id;
-  end loop;
+  select f.facts, f.event_id = p_event.id into v_facts, v_is_last from stripe.customer_facts_now(p_event.object_id) f;
   update stripe.customers c
   set
     email = case when v_facts ? 'email' then v_facts ->> 'email' else c.email end,
@@ -85,5 +106,6 @@ begin
 end;
 $$;
 
-grant execute on function stripe.apply_checkout(stripe.webhook_events, boolean), stripe.apply_customer(stripe.webhook_events, boolean)
+grant execute on function stripe.apply_checkout(stripe.webhook_events, boolean), stripe.customer_facts_now(text),
+  stripe.apply_customer(stripe.webhook_events, boolean)
   to goldleaves_kernel;

@@ -20,7 +20,7 @@ begin
     when p_event.id = (select i.latest_event_id from stripe.invoices i where i.id = p_event.object_id) then 'applied'
     else 'stale'
   end;
-  if p_event.type = 'invoice.paid' then
+  if p_event.type = 'invoice.paid' or p_event.facts ->> 'status' = 'paid' then
     if stripe.record_payment(v_organization_id, p_event, v_facts) then
       outcome := 'applied';
     end if;
@@ -34,23 +34,39 @@ begin
     end if;
     perform stripe.mirror_subscription(v_organization_id, p_event.customer_id, p_event.subscription_id, p_event.is_live);
   end if;
+  perform stripe.apply_what_waited_for(p_event.object_id, p_waits);
   if p_event.type = 'invoice.payment_failed' then
-    perform notifications.enqueue_webhook(
-      v_organization_id, 'payment.failed',
-      jsonb_strip_nulls(jsonb_build_object(
-        'organization_id', v_organization_id, 'stripe_invoice_id', p_event.object_id, 'number', v_facts -> 'number',
-        'amount_due_cents', v_facts -> 'amount_due', 'currency', v_facts -> 'currency', 'attempt_count', p_event.facts -> 'attempt_count',
-        'hosted_invoice_url', v_facts -> 'hosted_invoice_url', 'failed_at', metering.time_text(p_event.created_at)
-      ))
-    );
+    if stripe.is_news(p_event.id) then
+      perform notifications.enqueue_webhook(
+        v_organization_id, 'payment.failed',
+        jsonb_strip_nulls(jsonb_build_object(
+          'organization_id', v_organization_id, 'stripe_invoice_id', p_event.object_id, 'number', v_facts -> 'number',
+          'amount_due_cents', v_facts -> 'amount_due', 'currency', v_facts -> 'currency', 'attempt_count', p_event.facts -> 'attempt_count',
+          'hosted_invoice_url', v_facts -> 'hosted_invoice_url', 'failed_at', metering.time_text(p_event.created_at)
+        ))
+      );
+    end if;
     outcome := 'applied';
   end if;
   message := case outcome when 'stale' then 'a later event was applied before' else coalesce(p_event.facts ->> 'status', 'applied') end;
 end;
 $$;
 
--- What was paid of an invoice of Stripe's, or of one of ours that its metadata names (goldleaves_invoice_id). Once, however often it is told.
--- Returns whether it is new.
+-- Whether nobody was sent a message of an event yet. It is taken for sent from then on.
+create or replace function stripe.is_news(p_event_id text)
+returns boolean
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+  update stripe.webhook_events e set told_at = clock_timestamp() where e.id = p_event_id and e.told_at is null;
+  return found;
+end;
+$$;
+
+-- What was paid of an invoice of Stripe's, or of one of ours that its metadata names (goldleaves_invoice_id). Once, however often it is told, and
+-- never lost: what does not fit ours, as when it was paid twice, is a payment of Stripe's invoice. Returns whether it is new.
 create or replace function stripe.record_payment(p_organization_id uuid, p_event stripe.webhook_events, p_facts jsonb)
 returns boolean
 language plpgsql
@@ -58,9 +74,12 @@ volatile
 set search_path = ''
 as $$
 declare
-  v_amount numeric := (p_facts ->> 'amount_paid')::numeric;
-  v_paid_at timestamptz := coalesce(stripe.time_in(p_facts -> 'paid_at'), p_event.created_at);
+  -- Of the event that says that it is paid, which is the same whatever else has come.
+  v_facts jsonb := p_facts || p_event.facts;
+  v_amount numeric := (v_facts ->> 'amount_paid')::numeric;
+  v_invoice billing.invoices;
 begin
+  perform billing.take_ledger_lock(p_organization_id);
   if coalesce(v_amount, 0) <= 0 then
     return false;
   elsif exists (
@@ -71,19 +90,104 @@ begin
       and p.reference = p_event.object_id
   ) then
     return false;
-  elsif p_facts ? 'invoice_id' then
-    perform billing.record_payment(
-      p_organization_id, (p_facts ->> 'invoice_id')::uuid, v_amount, 'stripe', p_event.object_id, v_paid_at
-    );
-  else
-    perform billing.take_ledger_lock(p_organization_id);
-    insert into billing.payments (organization_id, stripe_invoice_id, amount_cents, method, reference, paid_at, recorded_by)
-    values (p_organization_id, p_event.object_id, v_amount, 'stripe', p_event.object_id, v_paid_at, 'stripe')
-    on conflict do nothing;
   end if;
+  if tenancy.is_uuid(v_facts ->> 'invoice_id') then
+    select i.* into v_invoice
+    from billing.invoices i
+    where i.organization_id = p_organization_id
+      and i.id = (v_facts ->> 'invoice_id')::uuid
+      and i.kind = 'invoice'
+      and i.currency = lower(v_facts ->> 'currency')
+      and (select s.remaining_cents + s.written_off_cents >= v_amount from billing.settlement_of(i) s);
+  end if;
+  insert into billing.payments (organization_id, invoice_id, stripe_invoice_id, amount_cents, method, reference, paid_at, recorded_by)
+  values (
+    p_organization_id, v_invoice.id, case when v_invoice.id is null then p_event.object_id end, v_amount, 'stripe', p_event.object_id,
+    coalesce(stripe.time_in(v_facts -> 'paid_at'), p_event.created_at), 'stripe'
+  );
   return true;
 end;
 $$;
 
-grant execute on function stripe.apply_invoice(stripe.webhook_events, boolean), stripe.record_payment(uuid, stripe.webhook_events, jsonb)
-  to goldleaves_kernel;
+-- Which payment an invoice was paid by: the invoice itself is known by its own events.
+create or replace function stripe.apply_invoice_payment(p_event stripe.webhook_events, p_waits boolean, out outcome text, out message text)
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_invoice stripe.invoices;
+begin
+  select * into v_invoice from stripe.invoices i where i.id = p_event.object_id;
+  if not found then
+    outcome := stripe.outcome_of_waiting(p_event);
+    message := format('invoice %s is not known yet', coalesce(p_event.object_id, '(none)'));
+    return;
+  end if;
+  perform stripe.mirror_invoice(v_invoice.organization_id, v_invoice.customer_id, v_invoice.id, v_invoice.is_live);
+  perform stripe.apply_what_waited_for(v_invoice.id, p_waits);
+  outcome := 'applied';
+  message := format('%s was paid by %s', v_invoice.id, coalesce(p_event.facts ->> 'payment_intent', p_event.facts ->> 'charge', '(unknown)'));
+end;
+$$;
+
+-- What names no customer has no lock in common with what it waits for, and may miss it: so it is tried again for as long as what fails is, and then
+-- waits to be called.
+create or replace function stripe.outcome_of_waiting(p_event stripe.webhook_events)
+returns text
+language sql
+stable
+set search_path = ''
+as $$ select case when stripe.pause_after(p_event.attempts + 1) is null then 'unlinked' else 'pending' end $$;
+
+-- What came before the invoice that it is of: which payment it was paid by, refunds and disputes. Who applies one of them meanwhile waits for
+-- the customer's lock, and sees the invoice afterwards.
+create or replace function stripe.apply_what_waited_for(p_invoice_id text, p_waits boolean)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_event stripe.webhook_events;
+begin
+  for v_event in
+    select e.*
+    from stripe.webhook_events e
+    where e.id in (
+        select p.id
+        from stripe.webhook_events p
+        where p.object_id = p_invoice_id
+          and p.type = 'invoice_payment.paid'
+        union all
+        select c.id
+        from stripe.invoices i
+        cross join lateral (
+          select jsonb_build_object('invoice', i.id) as facts
+          union all
+          select jsonb_build_object('charge', i.charge_id) where i.charge_id is not null
+          union all
+          select jsonb_build_object('payment_intent', i.payment_intent_id) where i.payment_intent_id is not null
+          union all
+          select e.facts - 'invoice' from stripe.webhook_events e where e.object_id = p_invoice_id and e.type = 'invoice_payment.paid'
+        ) as f
+        join stripe.webhook_events c
+          on c.facts @> f.facts
+          and c.type in ('charge.refunded', 'charge.dispute.created', 'invoice_payment.paid')
+          and f.facts <> '{}'
+        where i.id = p_invoice_id
+          and c.type <> 'invoice_payment.paid'
+      )
+      and e.status in ('failed', 'unlinked')
+    order by e.type = 'invoice_payment.paid' desc, e.created_at, e.id
+    for update of e skip locked
+  loop
+    perform stripe.settle(v_event, p_waits);
+  end loop;
+end;
+$$;
+
+grant execute on function stripe.apply_invoice(stripe.webhook_events, boolean), stripe.record_payment(uuid, stripe.webhook_events, jsonb),
+  stripe.is_news(text),
+  stripe.apply_invoice_payment(stripe.webhook_events, boolean), stripe.outcome_of_waiting(stripe.webhook_events),
+  stripe.apply_what_waited_for(text, boolean) to goldleaves_kernel;

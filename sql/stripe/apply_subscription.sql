@@ -28,7 +28,21 @@ as $$
     || case when (p_facts ->> 'cancel_at_period_end')::boolean then stripe.picked(p_facts, '{current_period_end}') else '{}' end
 $$;
 
--- Returns whether the timeline is another one than before.
+-- What somebody is told when it changes, of a subscription: not since when it is so, nor why.
+create or replace function stripe.told_of(p_organization_id uuid)
+returns jsonb
+language sql
+stable
+set search_path = ''
+as $$
+  select jsonb_build_object(
+    'id', s.id, 'plan', s.plan, 'status', s.status, 'trial_end', s.trial_end, 'grace_ends_at', s.grace_ends_at,
+    'has_payment_method', s.has_payment_method, 'cancel_at', s.cancel_at, 'next_plan', s.next_plan, 'next_plan_at', s.next_plan_at
+  )
+  from billing.subscription_of(p_organization_id) s
+$$;
+
+-- Returns whether the timeline is another one than before. It is told when what there is now is, and not when only the past is better known.
 create or replace function stripe.renew_timeline(p_organization_id uuid, p_waits boolean)
 returns boolean
 language plpgsql
@@ -36,13 +50,25 @@ volatile
 set search_path = ''
 as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz;
+  v_told jsonb;
 begin
   perform stripe.lock_timeline(p_organization_id, p_waits);
+  -- What time alone has begun until now is told as that.
+  perform billing.announce_phases(p_organization_id);
+  v_told := stripe.told_of(p_organization_id);
   if not stripe.renew_phases(p_organization_id) then
     return false;
   end if;
-  perform billing.announce_phases(p_organization_id);
+  v_now := clock_timestamp();
+  update tenancy.organizations o
+  set plan = f.plan_code
+  from billing.phase_at(p_organization_id, v_now) f
+  where o.id = p_organization_id
+    and o.plan <> f.plan_code;
+  if stripe.told_of(p_organization_id) is distinct from v_told then
+    perform billing.tell_subscription(p_organization_id);
+  end if;
   -- So that it is billed although nothing is ever used.
   perform billing.ensure_periods(p_organization_id, v_now, v_now);
   return true;
@@ -64,15 +90,13 @@ begin
     return;
   end if;
   select
-    max(t.event_id) filter (where t.n = l.n) as last_id,
-    bool_or(t.is_tied and t.event_id = p_event.id) as is_tied,
-    count(distinct stripe.telling_facts(t.facts)) filter (where t.n >= l.n_before) > 1 or l.n_before is null as is_telling
+    (array_agg(t.event_id order by t.n desc))[1] as last_id,
+    (array_agg(t.facts order by t.n desc))[1] as facts,
+    stripe.telling_facts((array_agg(t.facts order by t.n desc))[1])
+      is distinct from stripe.telling_facts((array_agg(t.facts order by t.n desc))[2]) as is_telling,
+    bool_or(t.is_tied) filter (where t.event_id = p_event.id) as is_tied
   into v_states
-  from stripe.subscription_states(p_event.subscription_id) t
-  cross join lateral (
-    select max(s.n) as n, (array_agg(s.n order by s.n desc))[2] as n_before from stripe.subscription_states(p_event.subscription_id) s
-  ) as l
-  group by l.n_before;
+  from stripe.subscription_states(p_event.subscription_id) t;
 
   outcome := case when v_states.last_id = p_event.id then 'applied' else 'stale' end;
   -- The last one that says nothing new of what phases follow from, as most do.
@@ -86,6 +110,34 @@ begin
     perform stripe.ask_for('subscription', p_event.subscription_id);
   end if;
   message := case outcome when 'stale' then 'a later event was applied before' else coalesce(p_event.facts ->> 'status', 'applied') end;
+
+  -- What can be told of it counts. It is tried again until somebody has said what is missing.
+  if v_states.last_id = p_event.id then
+    begin
+      perform stripe.require_known(v_states.facts);
+    exception when sqlstate 'PT409' then
+      outcome := 'pending';
+      message := sqlerrm;
+    end;
+  end if;
+  if p_event.type = 'customer.subscription.trial_will_end' and stripe.is_news(p_event.id) then
+    perform notifications.enqueue_webhook(
+      v_organization_id, 'subscription.trial_will_end',
+      jsonb_build_object(
+        'organization_id', v_organization_id, 'subscription_id', stripe.uuid_of(p_event.subscription_id),
+        'trial_end', metering.time_text(stripe.time_in(p_event.facts -> 'trial_end')),
+        'has_payment_method', coalesce(
+          (
+            select s.has_payment_method
+            from billing.subscriptions s
+            where s.organization_id = v_organization_id
+              and s.id = stripe.uuid_of(p_event.subscription_id)
+          ),
+          false
+        )
+      )
+    );
+  end if;
 end;
 $$;
 
@@ -97,10 +149,11 @@ volatile
 set search_path = ''
 as $$
   insert into stripe.refetches as r (object_type, object_id)
-  values (p_object_type, p_object_id)
+  select p_object_type, p_object_id
+  where p_object_id is not null
   on conflict (object_type, object_id) do update
   set asked = r.asked + 1, attempts = 0, next_attempt_at = clock_timestamp()
 $$;
 
-grant execute on function stripe.lock_timeline(uuid, boolean), stripe.telling_facts(jsonb), stripe.renew_timeline(uuid, boolean),
+grant execute on function stripe.lock_timeline(uuid, boolean), stripe.telling_facts(jsonb), stripe.told_of(uuid), stripe.renew_timeline(uuid, boolean),
   stripe.apply_subscription(stripe.webhook_events, boolean), stripe.ask_for(text, text) to goldleaves_kernel;

@@ -30,6 +30,24 @@ as $$
   where m.key = any (p_names)
 $$;
 
+-- Of a price, or of a plan, as prices were called before. amount says no more than whether something is charged: tiers have none of their own.
+create or replace function stripe.price_facts(p_price jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select jsonb_build_object(
+    'id', coalesce(p_price ->> 'id', ''),
+    'plan', coalesce(p_price #>> '{metadata,plan}', p_price ->> 'lookup_key'),
+    'amount', coalesce(
+      (p_price ->> 'unit_amount_decimal')::numeric, (p_price ->> 'unit_amount')::numeric, (p_price ->> 'amount_decimal')::numeric,
+      (p_price ->> 'amount')::numeric, case p_price ->> 'billing_scheme' when 'tiered' then 1 else 0 end
+    )
+  )
+$$;
+
 -- prices: what is charged whatever is used, so that one of them says the plan; those by usage are not among them.
 create or replace function stripe.subscription_facts(p_object jsonb)
 returns jsonb
@@ -69,11 +87,7 @@ as $$
             'prices',
             coalesce(
               jsonb_agg(
-                jsonb_build_object(
-                  'id', coalesce(i.price ->> 'id', ''),
-                  'plan', coalesce(i.price #>> '{metadata,plan}', i.price ->> 'lookup_key'),
-                  'amount', coalesce((i.price ->> 'unit_amount_decimal')::numeric, (i.price ->> 'unit_amount')::numeric, (i.price ->> 'amount')::numeric, 0)
-                )
+                stripe.price_facts(i.price)
                 order by i.item ->> 'id', i.price ->> 'id'
               ) filter (where coalesce(i.price #>> '{recurring,usage_type}', i.price ->> 'usage_type', 'licensed') = 'licensed'),
               '[]'
@@ -87,6 +101,11 @@ as $$
         ) as i
         having count(*) > 0
       ),
+      -- Long ago a subscription of one plan had no items.
+      case
+        when jsonb_typeof(p_object -> 'plan') = 'object' and coalesce(p_object #>> '{plan,usage_type}', 'licensed') = 'licensed'
+          then jsonb_build_object('prices', jsonb_build_array(stripe.price_facts(p_object -> 'plan')))
+      end,
       '{}'
     )
 $$;
@@ -136,6 +155,21 @@ as $$
     ))
 $$;
 
+-- Which payment an invoice was paid by: since 2025-03-31 the invoice itself no longer says.
+create or replace function stripe.invoice_payment_facts(p_object jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select jsonb_strip_nulls(jsonb_build_object(
+    'invoice', stripe.id_in(p_object -> 'invoice'),
+    'payment_intent', stripe.id_in(p_object #> '{payment,payment_intent}'),
+    'charge', stripe.id_in(p_object #> '{payment,charge}')
+  ))
+$$;
+
 create or replace function stripe.charge_facts(p_object jsonb)
 returns jsonb
 language sql
@@ -174,6 +208,27 @@ as $$
     end
 $$;
 
+-- features: lookup keys of what a customer has now; is_partial: there are more than were listed.
+create or replace function stripe.entitlement_facts(p_object jsonb)
+returns jsonb
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select case
+    when jsonb_typeof(p_object #> '{entitlements,data}') = 'array' then jsonb_build_object(
+      'features',
+      (
+        select coalesce(jsonb_agg(distinct e.entitlement ->> 'lookup_key') filter (where e.entitlement ->> 'lookup_key' is not null), '[]')
+        from jsonb_array_elements(p_object #> '{entitlements,data}') as e (entitlement)
+      ),
+      'is_partial', p_object #> '{entitlements,has_more}' is not distinct from 'true'::jsonb
+    )
+    else '{}'
+  end
+$$;
+
 -- {} for what we make nothing of.
 create or replace function stripe.facts_of(p_type text, p_object jsonb)
 returns jsonb
@@ -185,12 +240,15 @@ as $$
   select case
     when p_type like 'customer.subscription.%' then stripe.subscription_facts(p_object)
     when p_type like 'invoice.%' then stripe.invoice_facts(p_object)
+    when p_type like 'invoice_payment.%' then stripe.invoice_payment_facts(p_object)
     when p_type like 'charge.%' then stripe.charge_facts(p_object)
     when p_type in ('customer.created', 'customer.updated', 'customer.deleted') then stripe.customer_facts(p_object)
+    when p_type = 'entitlements.active_entitlement_summary.updated' then stripe.entitlement_facts(p_object)
     else '{}'
   end
 $$;
 
-grant execute on function stripe.id_in(jsonb), stripe.time_in(jsonb), stripe.picked(jsonb, text[]), stripe.subscription_facts(jsonb),
-  stripe.subscription_of_invoice(jsonb), stripe.invoice_facts(jsonb), stripe.charge_facts(jsonb), stripe.customer_facts(jsonb),
-  stripe.facts_of(text, jsonb) to goldleaves_kernel;
+grant execute on function stripe.id_in(jsonb), stripe.time_in(jsonb), stripe.picked(jsonb, text[]), stripe.price_facts(jsonb), 
+  stripe.subscription_facts(jsonb),
+  stripe.subscription_of_invoice(jsonb), stripe.invoice_facts(jsonb), stripe.invoice_payment_facts(jsonb), stripe.charge_facts(jsonb),
+  stripe.customer_facts(jsonb), stripe.entitlement_facts(jsonb), stripe.facts_of(text, jsonb) to goldleaves_kernel;

@@ -29,9 +29,9 @@ as $$
     latest_event_id = excluded.latest_event_id, latest_event_at = excluded.latest_event_at
 $$;
 
--- Of an invoice in one second: it is finalized, then a payment fails, then it is paid, or given up.
+-- Of an invoice in one second: it is finalized, then a payment fails, then it is paid, or given up. Which payment it was paid by is told beside it.
 create or replace function stripe.invoice_events(p_id text)
-returns table (n bigint, id text, at timestamptz, facts jsonb)
+returns table (n bigint, id text, type text, at timestamptz, facts jsonb)
 language sql
 stable
 set search_path = ''
@@ -48,11 +48,11 @@ as $$
         end,
         e.id
     ),
-    e.id, e.created_at, e.facts
+    e.id, e.type, e.created_at, e.facts - '_previous'
   from stripe.webhook_events e
   where e.object_id = p_id
     and e.status <> 'ignored'
-    and e.type like 'invoice.%'
+    and (e.type like 'invoice.%' or e.type = 'invoice_payment.paid')
 $$;
 
 create or replace function stripe.invoice_facts_now(p_id text, out facts jsonb, out event_id text, out at timestamptz)
@@ -66,8 +66,10 @@ begin
   facts := '{}';
   for v_event in select e.* from stripe.invoice_events(p_id) e order by e.n loop
     facts := facts || v_event.facts;
-    event_id := v_event.id;
-    at := v_event.at;
+    if v_event.type <> 'invoice_payment.paid' then
+      event_id := v_event.id;
+      at := v_event.at;
+    end if;
   end loop;
 end;
 $$;

@@ -38,7 +38,8 @@ begin
   v_event.api_version := left(p_payload ->> 'api_version', 80);
   begin
     v_event.created_at := case jsonb_typeof(p_payload -> 'created')
-      when 'string' then (p_payload ->> 'created')::timestamptz
+      -- Not words such as now.
+      when 'string' then (substring(p_payload ->> 'created' from '^\d{4}-\d\d-\d\dT[0-9:.]{5,20}(?:Z|[+-]\d\d:\d\d)$'))::timestamptz
       else stripe.time_in(p_payload -> 'created')
     end;
   exception when data_exception then
@@ -51,7 +52,15 @@ begin
   end if;
   v_event.is_live := p_payload -> 'livemode' is not distinct from 'true'::jsonb;
   v_event.payload := p_payload;
-  v_event.object_id := left(v_object ->> 'id', 255);
+  -- What it tells of: which payment an invoice was paid by tells of the invoice, and a summary has no id of its own.
+  v_event.object_id := left(
+    case
+      when v_event.type like 'invoice_payment.%' then stripe.id_in(v_object -> 'invoice')
+      when v_event.type = 'entitlements.active_entitlement_summary.updated' then stripe.id_in(v_object -> 'customer')
+      else v_object ->> 'id'
+    end,
+    255
+  );
   v_event.customer_id := left(
     coalesce(stripe.id_in(v_object -> 'customer'), case v_object ->> 'object' when 'customer' then v_object ->> 'id' end), 255
   );
@@ -63,9 +72,10 @@ begin
     255
   );
   v_event.facts := stripe.facts_of(v_event.type, v_object);
-  v_previous := stripe.facts_of(v_event.type, p_payload #> '{data,previous_attributes}');
-  if v_previous <> '{}' then
-    v_event.facts := v_event.facts || jsonb_build_object('_previous', v_previous);
+  v_previous := p_payload #> '{data,previous_attributes}';
+  -- Empty, too: then nothing has changed of what we use.
+  if jsonb_typeof(v_previous) = 'object' and v_event.facts <> '{}' then
+    v_event.facts := v_event.facts || jsonb_build_object('_previous', stripe.facts_of(v_event.type, v_previous));
   end if;
   perform stripe.check_facts(v_event.facts);
   return v_event;
@@ -97,7 +107,7 @@ begin
     perform stripe.time_in(p_facts -> v_name);
   end loop;
   foreach v_name in array '{total,amount,amount_due,amount_paid,amount_refunded}'::text[] loop
-    perform (p_facts ->> v_name)::bigint;
+    perform (p_facts ->> v_name)::bigint, (p_facts #>> array['_previous', v_name])::bigint;
   end loop;
   perform (p_facts ->> 'cancel_at_period_end')::boolean;
 end;
