@@ -24,3 +24,9 @@ def stack_migration_url(settings: Settings) -> str | None:
         return None
     password = secrets.goldleaves_migrator
     return postgres_url(MIGRATOR, password, settings.host, settings.postgres_port, DATABASE)
+
+
+def stack_stripe_webhook_secret(settings: Settings) -> str | None:
+    """What signs the webhooks that the stack believes. None before its first start."""
+    secrets = StateDir(settings.state_dir).read_secrets()
+    return secrets.stripe_webhook if secrets else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hmac
 import json
 import os
 import secrets
@@ -24,6 +25,11 @@ class Secrets:
     sidecar: str = field(repr=False)
     monitor: str = field(repr=False)
     jwt: str = field(repr=False)
+
+    @property
+    def stripe_webhook(self) -> str:
+        """Made of the key of tokens, which it does not give away: state from before there was one has it, too."""
+        return f"whsec_{hmac.new(self.jwt.encode(), b'webhooks of Stripe', 'sha256').hexdigest()}"
 
     def of_services(self) -> dict[str, str]:
         """The passwords of the roles that the migrations make."""

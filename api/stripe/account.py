@@ -29,11 +29,21 @@ class Price:
 def link(url: str, organization: str, customer_id: str, is_live: bool | None) -> None:
     """Raises StripeCommandFailed for an organization that there is not, psycopg.Error for what may not be linked."""
     with _kernel(url) as conn:
-        row = conn.execute("select tenancy.find_organization(%s)", [organization]).fetchone()
-        found: UUID | None = row[0] if row is not None else None
-        if found is None:
-            raise StripeCommandFailed(f"There is no organization {organization!r}. Name it by its id or slug.")
-        conn.execute("select stripe.link(%s, %s, %s)", [found, customer_id, is_live])
+        conn.execute("select stripe.link(%s, %s, %s)", [_organization(conn, organization), customer_id, is_live])
+
+
+def organization_id(url: str, organization: str) -> UUID:
+    """By its id or slug. Raises StripeCommandFailed for one that there is not."""
+    with _kernel(url) as conn:
+        return _organization(conn, organization)
+
+
+def _organization(conn: psycopg.Connection[tuple[Any, ...]], organization: str) -> UUID:
+    row = conn.execute("select tenancy.find_organization(%s)", [organization]).fetchone()
+    found: UUID | None = row[0] if row is not None else None
+    if found is None:
+        raise StripeCommandFailed(f"There is no organization {organization!r}. Name it by its id or slug.")
+    return found
 
 
 def set_price(url: str, plan: str, price_id: str) -> None:
