@@ -12,6 +12,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from traceback import clear_frames
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -104,6 +105,12 @@ _POSTPONE_ITEM: Final = "select stripe.postpone_invoice_item(%s, %s, %s, %s)"
 _REJECT_ITEM: Final = "select stripe.reject_invoice_item(%s, %s, %s, %s)"
 _RENEW_ITEM: Final = "select stripe.renew_invoice_item(%s, %s, %s)"
 _ITEM_BACKLOG: Final = "select pending, uncertain, rejected, oldest_seconds from stripe.invoice_item_backlog()"
+_CLAIM_RECONCILIATIONS: Final = "select organization_id, period_start from stripe.claim_reconciliations(%s, %s)"
+_RECONCILIATION_QUESTION: Final = "select stripe.reconciliation_question(%s, %s)"
+_RECONCILE: Final = """
+  select kind, subject, ours, theirs, explained, drift, cause from stripe.reconcile(%s, %s, %s::jsonb)
+"""
+_STRIPE_DRIFT: Final = "select units, amounts, organizations from stripe.drift()"
 _RECORD_REFUSALS: Final = "select audit.record_refusals(%s::jsonb)"
 
 # Classes of SQLSTATE. What was sent is at fault, and would be again: data, constraints, limits, raised by ourselves.
@@ -593,6 +600,31 @@ class Database:
 
     async def renew_invoice_item(self, item: ClaimedItem) -> None:
         await self._first(_RENEW_ITEM, item.organization_id, item.id, item.attempts)
+
+    async def claim_reconciliations(self, most: int, lease: timedelta) -> list[tuple[UUID, datetime]]:
+        """Billing periods that are to be reconciled with Stripe, ours until the lease ends."""
+        rows = await self._rows(_CLAIM_RECONCILIATIONS, most, lease)
+        return [(_uuid(row.organization_id), row.period_start) for row in rows]
+
+    async def reconciliation_question(self, organization_id: UUID, period_start: datetime) -> dict[str, Any] | None:
+        """What Stripe is to be asked of a period. None: there is none."""
+        row = await self._first(_RECONCILIATION_QUESTION, organization_id, period_start)
+        return row[0] if row is not None else None
+
+    async def reconcile_stripe(
+        self, organization_id: UUID, period_start: datetime, theirs: str
+    ) -> list[tuple[str, str, Decimal, Decimal | None, Decimal, Decimal, str]]:
+        """Compare what Stripe said, given as JSON text, and store what differs: kind, subject, ours, theirs, what
+        explains the difference, drift and cause.
+        """
+        rows = await self._rows(_RECONCILE, organization_id, period_start, theirs)
+        return [(row[0], row[1], row[2], row[3], row[4], row[5], row[6]) for row in map(tuple, rows)]
+
+    async def stripe_drift(self) -> tuple[Decimal, Decimal, int]:
+        """What drifts: units of usage, amounts, and organizations."""
+        row = await self._first(_STRIPE_DRIFT)
+        assert row is not None  # noqa: S101 - the function returns one row
+        return row.units, row.amounts, int(row.organizations)
 
     async def invoice_item_backlog(self) -> WaitingItems:
         row = await self._first(_ITEM_BACKLOG, within=QUICK_CALL_TIMEOUT_SECONDS)

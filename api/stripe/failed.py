@@ -1,4 +1,4 @@
-"""What a command about Stripe says when it cannot go on. A module of its own: whoever explains errors imports no SDK."""
+"""What a command about Stripe says when it cannot go on. Apart, since whoever explains errors imports no SDK."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg.rows import class_row
 
-from api.stripe.client import Stripe, StripeError
+from api.stripe.client import Stripe
 from api.stripe.failed import StripeCommandFailed
+from api.stripe.failures import StripeError
 
 if TYPE_CHECKING:
     from stripe.billing import Meter
