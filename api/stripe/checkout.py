@@ -45,7 +45,7 @@ class Asked(BaseModel):
 
     plan: _Name
     tenant_id: _Name
-    coupon: str | None = None
+    coupon: Annotated[str, StringConstraints(pattern=r"^[^\x00]{0,255}$")] | None = None
 
 
 class Checkout:

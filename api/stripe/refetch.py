@@ -144,7 +144,7 @@ class Refetching(Collector):
         if not isinstance(intent, str):
             return [charge], at
         payment = {"type": "payment_intent", "payment_intent": intent}
-        payments, at = await self._get("/v1/invoice_payments", payment=payment, limit=100)
+        payments, at = await self._get("/v1/invoice_payments", payment=payment, limit=100, expand=["data.invoice"])
         return [payment for payment in payments.get("data", ()) if isinstance(payment, dict)], at
 
     async def _get(self, path: str, **params: object) -> tuple[dict[str, Any], datetime]:

@@ -84,7 +84,7 @@ def price(
     """Say which price at Stripe is which plan, or list what was said.
 
     A checkout sells a plan at the newest of its prices; those before it go on being the plan. STRIPE_PRICE_STARTER,
-    _PRO and _FIRM say the same with each migration run. What Stripe has sent of a price that was unknown is tried again.
+    _PRO and _FIRM say the same with each migration run. What Stripe sent of a price that was unknown is tried again.
 
     Example:  goldleaves stripe price pro price_1MoBy5LkdIwHu7ixZhnattbh
     """
