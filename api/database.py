@@ -98,6 +98,13 @@ _RECEIVE_FETCHED: Final = "select stripe.receive_fetched(%s, %s, %s, %s::jsonb, 
 _REFETCH_FAILED: Final = "select stripe.mark_refetch_failed(%s, %s, %s, %s, %s)"
 _POSTPONE_REFETCH: Final = "select stripe.postpone_refetch(%s, %s, %s, %s)"
 _DROP_REFETCH: Final = "select stripe.drop_refetch(%s, %s, %s)"
+_BUILD_REPORTS: Final = "select meters, made from stripe.build_reports(%s, %s, %s::uuid, %s)"
+_CLAIM_REPORTS: Final = "select * from stripe.claim_reports(%s, %s, %s, %s, %s::uuid)"
+_RECORD_REPORTS: Final = "select stripe.record_reports(%s::jsonb)"
+_TEND_REPORTS: Final = "select stripe.tend_reports(%s, %s)"
+_REPORT_BACKLOG: Final = """
+  select pending, rejected, uncertain, oldest_seconds, invoice_mode from stripe.report_backlog(%s::uuid)
+"""
 _CLAIM_ITEMS: Final = "select * from stripe.claim_invoice_items(%s, %s, %s)"
 _ACKNOWLEDGE_ITEM: Final = "select stripe.acknowledge_invoice_item(%s, %s, %s)"
 _RETRY_ITEM: Final = "select stripe.retry_invoice_item(%s, %s, %s, %s)"
@@ -219,6 +226,32 @@ class Refetch:
     object_type: str
     object_id: str
     asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedReport:
+    """Usage of an hour, which is ours to tell Stripe of, or to have canceled there, for a while."""
+
+    organization_id: UUID
+    meter_code: str
+    quantity: int
+    identifier: str
+    customer_id: str
+    event_name: str
+    happened_at: datetime
+    is_canceling: bool
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingReports:
+    """Reports of usage that Stripe has not acknowledged, and whose invoice counts from now on."""
+
+    pending: int
+    rejected: int
+    uncertain: int
+    oldest_seconds: float
+    invoice_mode: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -581,6 +614,46 @@ class Database:
         row = await self._first(_WEBHOOK_BACKLOG, within=QUICK_CALL_TIMEOUT_SECONDS)
         assert row is not None  # noqa: S101 - the function returns one row
         return WaitingWebhooks(row.pending, row.dead, row.oldest_seconds)
+
+    async def build_reports(
+        self, *, is_live: bool, most: int, organization_id: UUID | None, also_unended: bool
+    ) -> tuple[int, int]:
+        """Make reports of usage. Returns of how many meters, and how many: with fewer than `most` meters it is all."""
+        row = await self._first(_BUILD_REPORTS, is_live, most, organization_id, also_unended)
+        assert row is not None  # noqa: S101 - the function returns one row
+        return row.meters, row.made
+
+    async def claim_reports(
+        self, *, is_live: bool, meters: int, each: int, lease: timedelta, organization_id: UUID | None
+    ) -> list[ClaimedReport]:
+        """Reports that are due, of one meter of an organization after the other, and ours until the lease ends."""
+        rows = await self._rows(_CLAIM_REPORTS, is_live, meters, each, lease, organization_id)
+        return [
+            ClaimedReport(
+                _uuid(r.organization_id),
+                r.meter_code,
+                int(r.quantity),
+                r.identifier,
+                r.customer_id,
+                r.event_name,
+                r.happened_at,
+                r.status == "canceling",
+                r.attempts,
+            )
+            for r in rows
+        ]
+
+    async def record_reports(self, outcomes: str) -> None:
+        """`outcomes` as stripe.record_reports() takes them."""
+        await self._first(_RECORD_REPORTS, outcomes)
+
+    async def tend_reports(self, *, is_live: bool, also_sweep: bool) -> None:
+        await self._first(_TEND_REPORTS, is_live, also_sweep)
+
+    async def report_backlog(self, organization_id: UUID | None = None) -> WaitingReports:
+        row = await self._first(_REPORT_BACKLOG, organization_id, within=QUICK_CALL_TIMEOUT_SECONDS)
+        assert row is not None  # noqa: S101 - the function returns one row
+        return WaitingReports(row.pending, row.rejected, row.uncertain, row.oldest_seconds, row.invoice_mode)
 
     async def claim_invoice_items(self, most: int, lease: timedelta, is_live: bool) -> list[ClaimedItem]:
         rows = await self._rows(_CLAIM_ITEMS, most, lease, is_live)

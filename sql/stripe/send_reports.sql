@@ -272,9 +272,9 @@ begin
 end;
 $$;
 
--- What waits, and what did not arrive: for metrics, and for whoever has asked to report now.
+-- What waits, and what did not arrive: for metrics, and for whoever has asked to report now, who is told whose invoice counts, too.
 create or replace function stripe.report_backlog(p_organization_id uuid default null)
-returns table (pending bigint, rejected bigint, uncertain bigint, oldest_seconds double precision)
+returns table (pending bigint, rejected bigint, uncertain bigint, oldest_seconds double precision, invoice_mode text)
 language sql
 stable
 security definer
@@ -286,7 +286,8 @@ as $$
     count(*) filter (where r.status = 'uncertain'),
     coalesce(
       extract(epoch from greatest(clock_timestamp() - min(r.created_at) filter (where r.status in ('pending', 'canceling')), '0')), 0
-    )::double precision
+    )::double precision,
+    billing.invoice_mode_now(p_organization_id)
   from stripe.meter_event_reports r
   where r.status in ('pending', 'canceling', 'rejected', 'uncertain')
     and (p_organization_id is null or r.organization_id = p_organization_id)
