@@ -83,7 +83,7 @@ CODES: Final[Mapping[str, Code]] = {
         413,
         "The body of POST /v1/events is larger than MAX_INGEST_BYTES, compressed or not, or a line of NDJSON longer "
         "than 1 MB. When details say that some of it was stored, that stays. Or a body in chunks below /api/v1 is "
-        "larger than 256 MiB.",
+        "larger than 256 MiB, or a webhook of Stripe larger than 1 MiB.",
         "Send smaller batches. NDJSON in chunks, without Content-Length, may be of any length; below /api/v1 send "
         "Content-Length.",
     ),
@@ -231,7 +231,7 @@ CODES: Final[Mapping[str, Code]] = {
         400,
         "The body of POST /v1/events is not JSON that Postgres can hold, or neither an event, nor an array nor "
         '{"events": […]}; '
-        "its gzip is damaged; or the headers of a CloudEvent cannot be read.",
+        "its gzip is damaged; or the headers of a CloudEvent cannot be read. Or a webhook of Stripe is no event.",
         "Mend the body; details says what is wrong with it. Nothing of it was stored.",
     ),
     "INVALID_BUDGET": Code(
@@ -352,8 +352,8 @@ CODES: Final[Mapping[str, Code]] = {
     "INVALID_TIMEZONE": Code(400, "The timezone is not known to Postgres.", "Use an IANA name, such as Europe/Vienna."),
     "INVALID_SIGNATURE": Code(
         400,
-        "A webhook of Stripe has no signature, or one that none of STRIPE_WEBHOOK_SECRET has made, or that is older "
-        "than five minutes.",
+        "A webhook of Stripe has no signature, or one that none of STRIPE_WEBHOOK_SECRET has made, or that is more "
+        "than five minutes old, or ahead.",
         "Nothing was stored. Compare STRIPE_WEBHOOK_SECRET with the endpoint's secret at Stripe, and the clocks.",
     ),
     "INVALID_TOKEN": Code(
@@ -738,8 +738,10 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "WEBHOOK_NOT_FOUND": Code(
         404,
-        "There is no message to the provider's application with this id, or not of the organization that is named.",
-        "Take the id from GET /api/v1/webhook_messages. What was delivered is deleted after 30 days.",
+        "There is no message to the provider's application with this id, or not of the organization that is named; or "
+        "Stripe has sent no event with it.",
+        "Take the id from GET /api/v1/webhook_messages, or /stripe_webhook_events. What was delivered is deleted after "
+        "30 days.",
     ),
     "WORKSPACE_LIMIT": Code(
         403,

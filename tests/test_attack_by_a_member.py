@@ -27,7 +27,8 @@ CONTRACT: Mapping[str, Any] = json.loads(DOCUMENT.read_text())
 PATHS: Mapping[str, Mapping[str, Any]] = {
     path.removeprefix("/api/v1/"): methods for path, methods in CONTRACT["paths"].items() if path.startswith("/api/v1/")
 }
-STAFFS = ("meter_versions", "prices", "rejected_events", "webhook_messages")  # views of the provider's staff alone
+# Views of the provider's staff alone.
+STAFFS = ("meter_versions", "prices", "rejected_events", "webhook_messages", "stripe_webhook_events")
 VIEWS = [path for path in PATHS if "/" not in path and path not in STAFFS]
 FUNCTIONS = [path for path in PATHS if path.startswith("rpc/")]
 FOR_EVERYBODY = ("rpc/accept_invitation", "rpc/health")  # whatever organization is named

@@ -15,18 +15,21 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from http.client import HTTPResponse
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx
 import psycopg
 import pytest
+from pydantic import SecretStr
+from starlette.requests import Request
 
 from api.codes import CODES, PASSED_ON
 from api.contract.error_reference import error_reference, raised_codes
 from api.errors import Problem
 from api.jwks import KeySet
 from api.settings import PROJECT
+from api.stripe.webhook import StripeWebhook
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack, free_port, insert_organization
 from tests.observe import database_away, eventually
@@ -107,6 +110,7 @@ def world(open_stack: OpenStack, make_organization: MakeOrganization) -> Iterato
         max_ingest_bytes=MAX_INGEST_BYTES,
         ingest_wait_seconds=0.5,
         request_body_seconds=0.5,
+        stripe_webhook_secret=SecretStr("whsec_of_the_tests"),
         tier_rate_limits=f'{{"{LIMITED_PLAN}": {{"api": 1}}}}',
     ) as stack:
         world = World(stack, make_organization(stack.database, "acme"))
@@ -314,6 +318,14 @@ def from_database_of_another_version(world: World) -> httpx.Response:
     finally:
         with world.stack.database.connect() as superuser:
             superuser.execute(rename, ["", 2])
+
+
+def without_a_webhook_secret(_: World) -> str:
+    """Which this stack has. There is no inbox where nothing is believed."""
+    webhook = StripeWebhook(None, cast(Any, None))
+    with ThreadPoolExecutor(1) as thread, pytest.raises(Problem) as refused:
+        thread.submit(asyncio.run, webhook.receive(Request({"type": "http", "headers": []}))).result()
+    return f"{refused.value.code} {refused.value.message}"
 
 
 def from_unreachable_keys(_: World) -> str:
@@ -651,6 +663,7 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
     "INVALID_SUBSCRIPTION": (400, lambda world: correcting(world, "start_subscription", plan="pro", trial_days=-1)),
     "INVALID_TIMEZONE": (400, lambda world: world.found(timezone="Mars/Olympus")),
+    "INVALID_SIGNATURE": (400, lambda world: world.ask("POST", "/webhooks/stripe", json={})),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/cases", world.stack.token(None), direct=True)),
     "INVALID_WEIGHT": (400, lambda world: by_staff(world, "set_operation_weight", operation="task_create", weight=-1)),
     "INVITATION_EMAIL_MISMATCH": (403, partial(from_an_invitation, email="other@example.com")),
@@ -776,7 +789,11 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: world.ask("GET", "/api/v1/rpc/usage_summary", making_a_key(world).json()["key"]),
     ),
     "STATEMENT_NOT_PAYABLE": (409, from_paying_a_statement),
-    "STRIPE_UNKNOWN": (409, lambda world: refusal_in_sql(world, "select stripe.require_known('{\"status\": \"hibernating\"}')")),
+    "STRIPE_NOT_CONFIGURED": (503, without_a_webhook_secret),
+    "STRIPE_UNKNOWN": (
+        409,
+        lambda world: refusal_in_sql(world, 'select stripe.require_known(\'{"status": "hibernating"}\')'),
+    ),
     "SUBSCRIPTION_AT_STRIPE": (
         409,
         lambda world: refusal_in_sql(world, *AT_STRIPE, "select billing.pause_subscription(%(org)s, null)"),

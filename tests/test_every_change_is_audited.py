@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -540,7 +541,13 @@ _MESSAGE = "(select id from api.webhook_messages where organization_id = tenancy
 STAFF |= {
     "replay_webhook": (f"select api.replay_webhook({_MESSAGE})", {"webhook_message.replayed"}),
     "replay_webhooks": ("select api.replay_webhooks('pending')", {"webhook_message.replayed"}),
+    "replay_stripe_event": ("select api.replay_stripe_event('evt_audited')", {"stripe_webhook_event.replayed"}),
+    "replay_stripe_events": ("select api.replay_stripe_events()", {"stripe_webhook_event.replayed"}),
 }
+# Which is dead at once.
+_UNREADABLE = json.dumps(
+    {"id": "evt_audited", "type": "invoice.paid", "created": 1750000000, "data": {"object": {"total": "much"}}}
+)
 _GRANT = "select api.set_entitlement('pages', 'boolean')"
 STAFF |= {
     "set_entitlement": (_GRANT, {"entitlement_override.created"}),
@@ -605,6 +612,7 @@ def test_whatever_platform_admin_does_is_told(shared_database: Database, organiz
         billed = event("to-bill", moment(1, days=1))
         sent = ingest(sidecar, [billed, event("to-correct"), event("to-resolve", quantity=-1)], organization.id)
         assert (sent.accepted, len(sent.rejected)) == (2, 1)
+        sidecar.execute("select stripe.receive_events(array[%s], null)", [_UNREADABLE])
     with shared_database.connect("authenticator") as staff:
         functions = staff.execute(
             """

@@ -189,7 +189,7 @@ VERBS = ("select", "insert", "update", "delete")
 # Rows of no organization in these are everybody's.
 SHARED = ("metering.operation_weights", "api.operation_weights")
 # Views of the provider's staff alone.
-STAFFS = ("api.rejected_events", "api.webhook_messages")
+STAFFS = ("api.rejected_events", "api.webhook_messages", "api.stripe_webhook_events")
 
 
 def rows() -> Mapping[str, str]:

@@ -36,7 +36,7 @@ SCHEMA_USAGE: Mapping[str, set[str]] = {
     "service": {"api", "tenancy"},
     "platform_admin": {"api", "tenancy", "app", "metering", "billing", "stripe", "notifications", "audit"},
     "sidecar": {"tenancy", "metering", "billing", "stripe", "notifications", "audit", "ops"},
-    "monitor": {"metering"},
+    "monitor": {"metering", "ops"},
     "authenticator": set(),
 }
 
@@ -81,6 +81,7 @@ _STAFF_CORRECTS = {
 _LEDGERS = {f"api.{name}" for name in ("create_credit_note", "record_payment", "record_refund", "write_off_invoice")}
 _STORAGE = {"api.remake_storage_snapshots"}
 _WEBHOOKS = {"api.replay_webhook", "api.replay_webhooks"}
+_STRIPE_EVENTS = {"api.replay_stripe_event", "api.replay_stripe_events"}
 _METERS = {f"api.{name}" for name in ("create_meter", "change_meter", "delete_meter", "set_operation_weight")}
 _CATALOG = {
     f"api.{name}"
@@ -166,6 +167,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _SHOWN
     | _STORAGE
     | _WEBHOOKS
+    | _STRIPE_EVENTS
     | _SUMMARY
     | _DOCUMENTS
     | _PROOF
@@ -188,6 +190,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _SUBSCRIPTIONS
     | _STORAGE
     | _WEBHOOKS
+    | _STRIPE_EVENTS
     | _TERMS
     | _ENTITLEMENTS
     | _BACKEND
@@ -218,6 +221,8 @@ FUNCTIONS: Mapping[str, set[str]] = {
     | _WEBHOOKS
     | {name.replace("api.", "notifications.") for name in _WEBHOOKS}
     | {"notifications.send_test_webhook"}
+    | _STRIPE_EVENTS
+    | {"stripe.replay_event", "stripe.replay_dead_events"}
     | _PERSONAL
     | _CLOSING
     | _SUMMARY
@@ -270,6 +275,10 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "notifications.mark_webhook_failed",
         "notifications.postpone_webhook",
         "notifications.webhook_backlog",
+        "stripe.apply_event",
+        "stripe.due_events",
+        "stripe.event_backlog",
+        "stripe.fail_event",
         "stripe.receive_events",
         "ops.maintain",
         "ops.health",
@@ -278,7 +287,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "ops.allowed_values",
     }
     | _CORRECTING,
-    "monitor": {"metering.repeated_events"},
+    "monitor": {"metering.repeated_events", "ops.unsettled_stripe_events"},
     "authenticator": set(),
 }
 
@@ -414,6 +423,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
         **{f"stripe.{name}": _READ for name in _STRIPE_FOR_STAFF},
+        "api.stripe_webhook_events": _READ,
         "audit.personal": _AUDIT_PERSONAL,
         "tenancy.invitations": _INVITATION,
         "api.pending_invitations": _READ,
@@ -421,7 +431,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.workspaces": _READ for schema in ("tenancy", "api")},
     },
     "sidecar": {},
-    "monitor": {},
+    "monitor": {"ops.stripe_webhook_events": _READ},
     "authenticator": {},
 }
 
