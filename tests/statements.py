@@ -1,0 +1,54 @@
+"""What tests of statements say again and again: whose invoice counts in an organization, and a customer at Stripe."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg.rows import dict_row
+
+from tests.usage import Connection, event, ingest, moment
+
+Row = dict[str, Any]
+
+
+def agree(superuser: Connection, organization: UUID, mode: str | None) -> None:
+    """Whose invoice counts in periods that are made from now on."""
+    superuser.execute(
+        """
+        insert into billing.billing_terms (organization_id, invoice_mode) values (%s, %s)
+        on conflict (organization_id) do update set invoice_mode = excluded.invoice_mode
+        """,
+        [organization, mode],
+    )
+
+
+def link(superuser: Connection, organization: UUID, *, is_live: bool = False) -> str:
+    """A customer of its own, by its id."""
+    customer = f"cus_{organization.hex[-12:]}"
+    superuser.execute("select stripe.link_customer(%s, %s, %s, 'tests')", [organization, customer, is_live])
+    return customer
+
+
+def use(
+    superuser: Connection, organization: UUID, requests: int, months_ago: int = 1, at: datetime | None = None
+) -> None:
+    at = at or moment(months_ago, days=3)
+    sent = [event(f"{at:%Y%m%d%H%M%S}-{number}", at) for number in range(requests)]
+    assert ingest(superuser, sent, organization).accepted == requests
+
+
+def invoices(superuser: Connection, organization: UUID) -> list[Row]:
+    return rows(superuser, "select * from billing.invoices where organization_id = %s order by issued_at", organization)
+
+
+def items(superuser: Connection, organization: UUID) -> list[Row]:
+    """Amounts for Stripe, in the order of the lines they came from."""
+    query = "select * from stripe.invoice_items where organization_id = %s order by created_at, line_number, id"
+    return rows(superuser, query, organization)
+
+
+def rows(superuser: Connection, query: str, *parameters: object) -> list[Row]:
+    with superuser.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(query.encode(), parameters).fetchall()
