@@ -248,7 +248,7 @@ as $$
   end
 $$;
 
-grant execute on function stripe.id_in(jsonb), stripe.time_in(jsonb), stripe.picked(jsonb, text[]), stripe.price_facts(jsonb), 
+grant execute on function stripe.id_in(jsonb), stripe.time_in(jsonb), stripe.picked(jsonb, text[]), stripe.price_facts(jsonb),
   stripe.subscription_facts(jsonb),
   stripe.subscription_of_invoice(jsonb), stripe.invoice_facts(jsonb), stripe.invoice_payment_facts(jsonb), stripe.charge_facts(jsonb),
   stripe.customer_facts(jsonb), stripe.entitlement_facts(jsonb), stripe.facts_of(text, jsonb) to goldleaves_kernel;
