@@ -2,7 +2,7 @@
 --
 -- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
--- a row: (kind, amount_cents) values ('payment', 10)
+-- a row: (kind, invoice_id, amount_cents) values ('payment', null, 10)
 alter table billing.payments enable row level security;
 alter table billing.payments force row level security;
 

@@ -2,7 +2,7 @@
 --
 -- may select: goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
--- a row: (id, plan_code, created_by) values ('cs_isolation', 'pro', 'isolation')
+-- a row: (id, plan_code, created_by) values (ops.new_id(), 'pro', 'isolation')
 alter table stripe.checkout_sessions enable row level security;
 alter table stripe.checkout_sessions force row level security;
 

@@ -3,7 +3,7 @@
 -- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
 -- may update: goldleaves_kernel everywhere
--- a row: (id, is_live, linked_by) values ('cus_isolation', false, 'isolation')
+-- a row: (id, is_live, linked_by) values (ops.new_id(), false, 'isolation')
 alter table stripe.customers enable row level security;
 alter table stripe.customers force row level security;
 

@@ -3,7 +3,7 @@
 -- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
 -- may update: goldleaves_kernel everywhere
--- a row: (id, customer_id, is_live, latest_event_id, latest_event_at) values ('in_isolation', 'cus_isolation', false, 'evt_isolation', now())
+-- a row: (id, customer_id, is_live, latest_event_id, latest_event_at) values (ops.new_id(), 'cus_isolation', false, 'evt_isolation', now())
 alter table stripe.invoices enable row level security;
 alter table stripe.invoices force row level security;
 

@@ -3,7 +3,7 @@
 -- may select: platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
 -- may update: goldleaves_kernel everywhere
--- a row: (meter_code, bucket_start, sequence, quantity, identifier, customer_id, event_name, period_start, generation, xid) values ('api.request', '2026-01-01', 1, 1, 'isolation', 'cus_isolation', 'api.request', '2026-01-01', 0, '0')
+-- a row: (meter_code, bucket_start, sequence, quantity, identifier, customer_id, event_name, period_start, status, generation, xid) values ('api.request', '2026-01-01', 1, 1, ops.new_id(), 'cus_isolation', 'api.request', '2026-01-01', 'pending', 0, '0')
 alter table stripe.meter_event_reports enable row level security;
 alter table stripe.meter_event_reports force row level security;
 

@@ -3,7 +3,7 @@
 -- may select: owner, admin, billing; platform_admin, goldleaves_kernel everywhere
 -- may insert: goldleaves_kernel everywhere
 -- may update: goldleaves_kernel everywhere
--- a row: (id, customer_id, subscription_id, status, is_live, latest_event_id, latest_event_at) values ('sub_isolation', 'cus_isolation', ops.new_id(), 'active', false, 'evt_isolation', now())
+-- a row: (id, customer_id, subscription_id, status, is_live, latest_event_id, latest_event_at) values (ops.new_id(), 'cus_isolation', ops.new_id(), 'active', false, 'evt_isolation', now())
 alter table stripe.subscriptions enable row level security;
 alter table stripe.subscriptions force row level security;
 

@@ -4,7 +4,7 @@
 -- may insert: goldleaves_kernel everywhere
 -- may update: goldleaves_kernel everywhere
 -- may delete: goldleaves_kernel everywhere
--- a row: (id, type, created_at, is_live, payload) values ('evt_isolation', 'isolation.row', now(), false, '{}')
+-- a row: (id, type, created_at, is_live, payload) values (ops.new_id(), 'isolation.row', now(), false, '{}')
 alter table stripe.webhook_events enable row level security;
 alter table stripe.webhook_events force row level security;
 
