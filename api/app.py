@@ -50,6 +50,7 @@ from api.stripe.backlog import EventBacklog
 from api.stripe.banner import Account
 from api.stripe.inbox import Inbox
 from api.stripe.owners import People
+from api.stripe.report_usage import report_routes
 from api.stripe.routes import owner_routes
 from api.stripe.webhook import StripeWebhook
 from api.stripe.worker import Reapplying
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from api.stripe.client import Stripe
     from api.stripe.invoice_items import InvoiceItems
     from api.stripe.refetch import Refetching
+    from api.stripe.reporting import Reporting
 
 log = structlog.get_logger(__name__)
 
@@ -97,6 +99,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     stripe = _stripe(settings)
     refetching = _refetching(database, stripe)
     invoice_items = _invoice_items(database, stripe)
+    reporting = _reporting(database, stripe)
     people = People(tenants, allowances, rate_limits)
     account = Account(stripe, settings.stripe_publishable_key, settings.app_url)
     inbox, stripe_backlog = Inbox(database, _stripe_mode(settings)), EventBacklog(database)
@@ -104,7 +107,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     of_stripe = (inbox, stripe_backlog) if hears_stripe else ()
     collectors = (
         one
-        for one in (closing, shared_counters, webhooks, stripe, refetching, invoice_items, *of_stripe)
+        for one in (closing, shared_counters, webhooks, stripe, refetching, invoice_items, reporting, *of_stripe)
         if one is not None
     )
     metrics = Metrics(spool, database, rollups, alerts, webhook_backlog, *collectors)
@@ -138,6 +141,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             *([tasks.start("stripe-backlog", stripe_backlog.keep_read)] if hears_stripe else ()),
             *([tasks.start("stripe-refetches", refetching.run)] if refetching is not None else ()),
             *([tasks.start("stripe-invoice-items", invoice_items.run)] if invoice_items is not None else ()),
+            *([tasks.start("stripe-reports", reporting.run)] if reporting is not None else ()),
             *([tasks.start("closing", closing.run)] if closing is not None else ()),
             *([tasks.start("redis", shared_counters.run)] if shared_counters is not None else ()),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
@@ -170,6 +174,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             *invoice_routes(gateway),
             *_stripe_webhook_routes(settings, inbox),
             *owner_routes(database, people, account),
+            *report_routes(database, tenants, account, reporting),
             *plans_routes(gateway),
             Route(
                 "/health",
@@ -282,6 +287,14 @@ def _invoice_items(database: Database, stripe: Stripe | None) -> InvoiceItems | 
     from api.stripe.invoice_items import InvoiceItems
 
     return InvoiceItems(database, stripe)
+
+
+def _reporting(database: Database, stripe: Stripe | None) -> Reporting | None:
+    if stripe is None:
+        return None
+    from api.stripe.reporting import Reporting
+
+    return Reporting(database, stripe)
 
 
 def _webhook_sender(settings: Settings, database: Database) -> WebhookSender | None:

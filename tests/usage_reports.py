@@ -46,13 +46,13 @@ def register(superuser: Connection, *meters: str) -> None:
 
 def build(sidecar: Connection, organization: UUID | None = None, *, unended: bool = True) -> int:
     """Make reports of all that is queued. Returns how many there are."""
-    made = 0
+    made: int = 0
     while True:
         found = sidecar.execute(
             "select meters, made from stripe.build_reports(false, 1000, %s, %s)", [organization, unended]
         ).fetchone()
         assert found
-        made += found[1]
+        made += int(found[1])
         if not found[0]:
             return made
 
