@@ -140,23 +140,32 @@ as $$
   join tenancy.organizations o on o.id = p.organization_id
 $$;
 
--- What was recorded of each meter in a period, in its units, as it is reported: with what came late for earlier ones.
+-- What was recorded of each meter in a period, in its units, as reports are made of it: with what came late for earlier ones.
 create or replace function stripe.recorded_usage(p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz)
 returns table (meter_code text, quantity numeric)
 language sql
 stable
 set search_path = ''
 as $$
-  select m.code, trim_scale(sum(u.value) / min(metering.value_of_unit(m.aggregation, m.unit_size)))
-  from (
-    select u.meter_code, u.quantity as value
+  select
+    m.code,
+    case
+      when m.aggregation in ('max', 'min', 'latest') and not m.allow_negative then greatest(u.value, 0)
+      else u.value
+    end / metering.value_of_unit(m.aggregation, m.unit_size)
+  from metering.meters m
+  join (
+    select u.meter_code, false as is_over_time, u.quantity as value
     from metering.measure(p_organization_id, array[p_period_start, p_period_end], p_as_values => true, p_together => true) u
     where u.metered
     union all
-    select l.meter_code, l.value from billing.late_usage(p_organization_id, p_period_start, p_period_end) l
-  ) as u
-  join metering.meters m on m.code = u.meter_code
-  group by m.code
+    -- A level is the sum of what each of its payers has.
+    select u.meter_code, true, sum(u.quantity)
+    from metering.measure(p_organization_id, array[p_period_start, p_period_end], p_as_values => true) u
+    where u.metered
+      and exists (select from metering.meters t where t.aggregation = 'weighted_sum' and t.deleted_at is null)
+    group by 1
+  ) as u on u.meter_code = m.code and u.is_over_time = (m.aggregation = 'weighted_sum')
 $$;
 
 -- 12 and 1.5, as people read them.
@@ -165,7 +174,7 @@ returns text
 language sql
 immutable
 parallel safe
-as $$ select pg_catalog.trim_scale(pg_catalog.abs(p_quantity))::text $$;
+as $$ select pg_catalog.trim_scale(pg_catalog.round(pg_catalog.abs(p_quantity), 6))::text $$;
 
 -- What a report that Stripe did not take says of it, if there are several: the last one.
 create or replace function stripe.last_error_of(p_organization_id uuid, p_meter_code text, p_period_start timestamptz, p_status text)
@@ -216,7 +225,9 @@ begin
         sum(r.quantity) filter (where r.status = 'rejected') as rejected,
         sum(r.quantity) filter (where r.status = 'uncertain') as uncertain,
         sum(r.quantity) filter (where r.status = 'acknowledged' and r.acknowledged_at > now() - stripe.summaries_lag()) as fresh,
-        sum(r.quantity) filter (where r.status = 'canceled' and r.next_attempt_at > now() - interval '1 day') as canceled,
+        sum(r.quantity) filter (
+          where r.status = 'canceled' and r.acknowledged_at is not null and r.next_attempt_at > now() - stripe.summaries_lag()
+        ) as canceled,
         sum(r.quantity) filter (where r.status = 'pending' and r.first_sent_at is not null) as tried
       from stripe.meter_event_reports r
       where r.organization_id = p_period.organization_id
@@ -253,12 +264,14 @@ begin
     )
     select
       m.code, m.aggregation, s.id as stripe_id, s.created_at as registered_at,
-      coalesce(d.quantity, 0) as recorded, coalesce(r.acknowledged, 0) as acknowledged, coalesce(r.canceling, 0) as canceling,
+      trim_scale(round(coalesce(d.quantity, 0), 6)) as recorded, coalesce(r.acknowledged, 0) as acknowledged, coalesce(r.canceling, 0) as canceling,
       coalesce(r.pending, 0) as pending, coalesce(r.rejected, 0) as rejected, coalesce(r.uncertain, 0) as uncertain,
       coalesce(r.fresh, 0) as fresh, coalesce(r.canceled, 0) as canceled, coalesce(r.tried, 0) as tried,
       t.quantity as theirs, coalesce(t.is_unknown, true) as is_unknown, t.error,
-      coalesce(k.carried, 0) / u.value_of_unit as carried, coalesce(k.passed_on, 0) / u.value_of_unit as passed_on,
-      coalesce(k.credited, 0) / u.value_of_unit as credited,
+      -- Thirds of a unit do not end.
+      trim_scale(round(coalesce(k.carried, 0) / u.value_of_unit, 6)) as carried,
+      trim_scale(round(coalesce(k.passed_on, 0) / u.value_of_unit, 6)) as passed_on,
+      trim_scale(round(coalesce(k.credited, 0) / u.value_of_unit, 6)) as credited,
       exists (
         select
         from billing.prices p
@@ -280,7 +293,8 @@ begin
     -- What has no price costs nothing, at Stripe neither: unless it has been reported.
     continue when v_meter.stripe_id is null and not v_meter.is_priced;
     v_causes := '{}';
-    v_reported := v_meter.acknowledged + v_meter.canceling + v_meter.pending + v_meter.rejected + v_meter.uncertain;
+    -- What is canceling is taken back already, and counts again only if Stripe will not do it.
+    v_reported := v_meter.acknowledged + v_meter.pending + v_meter.rejected + v_meter.uncertain;
     v_row := null;
     v_row.organization_id := p_period.organization_id;
     v_row.period_start := p_period.period_start;
@@ -346,6 +360,10 @@ begin
     -- What of it no report was made of.
     v_row.explained := v_row.explained + v_meter.carried - v_meter.passed_on - v_meter.credited;
     v_unreported := v_meter.recorded + v_meter.passed_on + v_meter.credited - v_reported - v_meter.carried;
+    if abs(v_unreported) < 0.00001 then
+      v_row.explained := v_row.explained + v_unreported;
+      v_unreported := 0;
+    end if;
     if v_meter.credited > 0 then
       v_causes := v_causes || format('reported too much (%s), and credited', stripe.units(v_meter.credited));
     end if;
