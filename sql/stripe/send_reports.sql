@@ -216,38 +216,56 @@ as $$
 $$;
 
 -- Reports that Stripe rejected, or of which nobody knows, are canceled here, and made anew under other identifiers. p_statuses: rejected, uncertain.
--- Who sends uncertain ones again has looked at Stripe first: what is there would count twice. Returns how many.
+-- Who sends uncertain ones again has looked at Stripe first: what is there would count twice. Returns how many; the audit log says who did it.
 create or replace function stripe.resend_reports(p_organization_id uuid, p_statuses text[])
 returns bigint
-language sql
+language plpgsql
 volatile
 set search_path = ''
 as $$
-  with canceled as (
-    update stripe.meter_event_reports r
-    set status = 'canceled'
+declare
+  v_meter record;
+  v_reports bigint := 0;
+begin
+  for v_meter in
+    select r.organization_id, r.meter_code, count(*) as reports
+    from stripe.meter_event_reports r
     where r.status = any (p_statuses)
       and r.status in ('rejected', 'uncertain')
       and (p_organization_id is null or r.organization_id = p_organization_id)
-    returning r.*
-  ),
-  carried as (
-    update stripe.report_periods p
-    set carried = p.carried + c.units * metering.value_of_unit(m.aggregation, m.unit_size)
-    from (
-      select k.organization_id, k.meter_code, k.period_start, sum(k.quantity) as units from canceled k group by 1, 2, 3
-    ) as c
-    join metering.meters m on m.code = c.meter_code
-    where p.organization_id = c.organization_id
-      and p.meter_code = c.meter_code
-      and p.period_start = c.period_start
-  ),
-  queued as (
+    group by 1, 2
+    order by 1, 2
+  loop
+    with canceled as (
+      update stripe.meter_event_reports r
+      set status = 'canceled'
+      where r.organization_id = v_meter.organization_id
+        and r.meter_code = v_meter.meter_code
+        and r.status = any (p_statuses)
+        and r.status in ('rejected', 'uncertain')
+      returning r.*
+    ),
+    carried as (
+      update stripe.report_periods p
+      set carried = p.carried + c.units * metering.value_of_unit(m.aggregation, m.unit_size)
+      from (select k.period_start, sum(k.quantity) as units from canceled k group by 1) as c
+      cross join metering.meters m
+      where m.code = v_meter.meter_code
+        and p.organization_id = v_meter.organization_id
+        and p.meter_code = v_meter.meter_code
+        and p.period_start = c.period_start
+    )
     insert into stripe.report_queue (organization_id, meter_code, bucket_start, generation, xid, queued_at)
     select c.organization_id, c.meter_code, c.bucket_start, c.generation, c.xid, c.created_at
-    from canceled c
-  )
-  select count(*) from canceled
+    from canceled c;
+    perform audit.append(
+      v_meter.organization_id, 'stripe_reports.resent', 'meter', v_meter.meter_code,
+      jsonb_build_object('statuses', p_statuses), jsonb_build_object('reports', v_meter.reports), null
+    );
+    v_reports := v_reports + v_meter.reports;
+  end loop;
+  return v_reports;
+end;
 $$;
 
 -- Each minute, by one sidecar at a time: what time alone brings. p_also_sweep: also hours that nobody has queued, as each hour.
