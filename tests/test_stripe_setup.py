@@ -97,6 +97,15 @@ def test_a_meter_that_is_there_is_taken_from_whatever_page(
     assert len(meters_at_stripe(stripe)) == 150 + len(SEEDED)
 
 
+def test_a_meter_that_was_deactivated_is_made_active_again(
+    database: Database, superuser: Connection, stripe: StripeServer
+) -> None:
+    stripe.put(fixtures.meter("mtr_old", event_name="api.request", status="inactive"))
+    assert setup(database, stripe).exit_code == 0
+    assert registered(superuser)["api.request"] == ("mtr_old", "api.request")
+    assert {one["status"] for one in stripe.all("billing.meter")} == {"active"}
+
+
 def test_what_stripe_would_not_add_up_is_refused_and_the_others_are_set_up(
     database: Database, superuser: Connection, stripe: StripeServer
 ) -> None:

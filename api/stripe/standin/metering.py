@@ -217,6 +217,16 @@ async def deactivate_meter(call: Call) -> Json:
     return call.account.store.put("billing.meter", meter["id"], made)
 
 
+async def reactivate_meter(call: Call) -> Json:
+    meter = _meter(call.account, call.path["id"])
+    made = meter | {
+        "status": "active",
+        "updated": call.account.now(),
+        "status_transitions": {"deactivated_at": None},
+    }
+    return call.account.store.put("billing.meter", meter["id"], made)
+
+
 def _meter(account: Account, id: str) -> Json:
     found = account.store.get("billing.meter", id)
     if found is None:
@@ -258,6 +268,7 @@ CALLS = {
     ("GET", "/v1/billing/meters"): (list_meters, _LIST_METERS),
     ("GET", "/v1/billing/meters/{id}"): (retrieve_meter, Members({})),
     ("POST", "/v1/billing/meters/{id}/deactivate"): (deactivate_meter, Members({})),
+    ("POST", "/v1/billing/meters/{id}/reactivate"): (reactivate_meter, Members({})),
 }
 
 
