@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from api.rate_limits.shared_counters import SharedCounters
     from api.stripe.client import Stripe
     from api.stripe.invoice_items import InvoiceItems
+    from api.stripe.reconciliation import Reconciling
     from api.stripe.refetch import Refetching
     from api.stripe.reporting import Reporting
 
@@ -100,6 +101,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     refetching = _refetching(database, stripe)
     invoice_items = _invoice_items(database, stripe)
     reporting = _reporting(database, stripe)
+    reconciling = _reconciling(database, stripe)
     people = People(tenants, allowances, rate_limits)
     account = Account(stripe, settings.stripe_publishable_key, settings.app_url)
     inbox, stripe_backlog = Inbox(database, _stripe_mode(settings)), EventBacklog(database)
@@ -107,7 +109,10 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
     of_stripe = (inbox, stripe_backlog) if hears_stripe else ()
     collectors = (
         one
-        for one in (closing, shared_counters, webhooks, stripe, refetching, invoice_items, reporting, *of_stripe)
+        for one in (
+            *(closing, shared_counters, webhooks),
+            *(stripe, refetching, invoice_items, reporting, reconciling, *of_stripe),
+        )
         if one is not None
     )
     metrics = Metrics(spool, database, rollups, alerts, webhook_backlog, *collectors)
@@ -142,6 +147,7 @@ def create_app(settings: Settings, spool: Spool) -> Sidecar:
             *([tasks.start("stripe-refetches", refetching.run)] if refetching is not None else ()),
             *([tasks.start("stripe-invoice-items", invoice_items.run)] if invoice_items is not None else ()),
             *([tasks.start("stripe-reports", reporting.run)] if reporting is not None else ()),
+            *([tasks.start("stripe-reconciliation", reconciling.run)] if reconciling is not None else ()),
             *([tasks.start("closing", closing.run)] if closing is not None else ()),
             *([tasks.start("redis", shared_counters.run)] if shared_counters is not None else ()),
             *([tasks.start("identity-keys", provider.keys.keep_fresh)] if provider is not None else ()),
@@ -295,6 +301,14 @@ def _reporting(database: Database, stripe: Stripe | None) -> Reporting | None:
     from api.stripe.reporting import Reporting
 
     return Reporting(database, stripe)
+
+
+def _reconciling(database: Database, stripe: Stripe | None) -> Reconciling | None:
+    if stripe is None:
+        return None
+    from api.stripe.reconciliation import Reconciling
+
+    return Reconciling(database, stripe)
 
 
 def _webhook_sender(settings: Settings, database: Database) -> WebhookSender | None:
