@@ -28,7 +28,10 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
     path.removeprefix("/api/v1/"): methods for path, methods in CONTRACT["paths"].items() if path.startswith("/api/v1/")
 }
 # Views of the provider's staff alone.
-STAFFS = ("meter_versions", "prices", "rejected_events", "webhook_messages", "stripe_webhook_events")
+STAFFS = (
+    *("meter_versions", "prices", "rejected_events", "webhook_messages"),
+    *("stripe_webhook_events", "stripe_meter_event_reports", "stripe_reconciliations"),
+)
 VIEWS = [path for path in PATHS if "/" not in path and path not in STAFFS]
 FUNCTIONS = [path for path in PATHS if path.startswith("rpc/")]
 FOR_EVERYBODY = ("rpc/accept_invitation", "rpc/health")  # whatever organization is named

@@ -124,8 +124,8 @@ ROWS: Mapping[str, str] = {
         values (%(org)s, 'api.request', 1, '3')""",
     # Settled, else the sidecar tries to apply it, to send it, or to report it.
     "stripe.webhook_events": """
-        insert into stripe.webhook_events (organization_id, id, type, created_at, is_live, payload, status, settled_at)
-        values (%(org)s, %(id)s, 'isolation.secret', now(), false, '{}', 'ignored', now())""",
+        insert into stripe.webhook_events (organization_id, id, type, created_at, is_live, payload, status)
+        values (%(org)s, %(id)s, 'isolation.secret', now(), false, '{}', 'dead')""",
     "stripe.customers": """
         insert into stripe.customers (organization_id, id, email, is_live, linked_by)
         values (%(org)s, %(id)s, 'secret@example.com', false, 'test')""",
@@ -189,7 +189,10 @@ VERBS = ("select", "insert", "update", "delete")
 # Rows of no organization in these are everybody's.
 SHARED = ("metering.operation_weights", "api.operation_weights")
 # Views of the provider's staff alone.
-STAFFS = ("api.rejected_events", "api.webhook_messages", "api.stripe_webhook_events")
+STAFFS = (
+    *("api.rejected_events", "api.webhook_messages"),
+    *("api.stripe_webhook_events", "api.stripe_meter_event_reports", "api.stripe_reconciliations"),
+)
 
 
 def rows() -> Mapping[str, str]:

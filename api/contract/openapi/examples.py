@@ -356,6 +356,18 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "created_at": "2026-02-01T09:05:00.25+00:00",
         "delivered_at": None,
     },
+    "stripe_reconciliations": {
+        "organization_id": _ORGANIZATION,
+        "period_start": "2026-10-01T00:00:00+00:00",
+        "kind": "usage",
+        "subject": "api.request",
+        "ours": 1204,
+        "theirs": 1180,
+        "explained": 12,
+        "drift": -12,
+        "cause": "not sent yet (12); rejected by Stripe (12): No such customer",
+        "checked_at": "2026-10-20T09:00:00+00:00",
+    },
     "stripe_webhook_events": {
         "id": "evt_1RzQ3k2eZvKYlo2C",
         "type": "customer.subscription.updated",
