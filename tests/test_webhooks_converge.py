@@ -233,7 +233,7 @@ def test_in_order_a_life_ends_in_what_happened(superuser: Connection, sidecar: C
 
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_in_any_order_a_life_ends_in_the_same_rows(
     superuser: Connection, sidecar: Connection, story: Story, data: st.DataObject
@@ -251,7 +251,7 @@ def test_in_any_order_a_life_ends_in_the_same_rows(
     assert_settled(superuser, life)
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(2))
 def test_eight_who_deliver_lives_at_once_end_in_the_same_rows(
     shared_database: Database, superuser: Connection, sidecar: Connection, number: int
 ) -> None:
