@@ -14,6 +14,10 @@ begin
     outcome := 'unlinked';
     message := format('customer %s is no organization''s yet', coalesce(p_event.customer_id, '(none)'));
     return;
+  elsif p_event.object_id is null then
+    outcome := 'ignored';
+    message := 'the invoice has no id';
+    return;
   end if;
   v_facts := stripe.mirror_invoice(v_organization_id, p_event.customer_id, p_event.object_id, p_event.is_live);
   outcome := case

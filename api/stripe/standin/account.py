@@ -47,6 +47,7 @@ class Account:
     ahead: float = 0.0  # of the clock, in seconds
     meter_events_a_second: int = 1_000
     idempotency_keys: set[str] = field(default_factory=set)  # those that a request has right now
+    http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=30, trust_env=False))
 
     def now(self) -> int:
         return int(time.time() + self.ahead)
@@ -64,20 +65,18 @@ class Account:
         status, answer = 0, None
         if self.webhooks.url is None:
             return Delivered(event, status, answer)
-        async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
-            for attempt in range(ATTEMPTS):
-                if attempt:
-                    await asyncio.sleep(ATTEMPT_SECONDS)
-                body, headers = signed(event, self.webhooks.secret)
-                try:
-                    response = await client.post(self.webhooks.url, content=body, headers=headers)
-                except httpx.HTTPError as error:
-                    status, answer = 0, str(error)
-                    continue
-                status = response.status_code
-                answer = _said(response)
-                if response.is_success or 400 <= status < 500:
-                    break
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(ATTEMPT_SECONDS)
+            body, headers = signed(event, self.webhooks.secret)
+            try:
+                response = await self.http.post(self.webhooks.url, content=body, headers=headers)
+            except httpx.HTTPError as error:
+                status, answer = 0, str(error)
+                continue
+            status, answer = response.status_code, _said(response)
+            if response.is_success or 400 <= status < 500:
+                break
         return Delivered(event, status, answer)
 
 
