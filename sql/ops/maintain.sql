@@ -12,6 +12,7 @@ begin
   perform billing.queue_alerts_of_time();
   perform notifications.prune_webhooks();
   perform stripe.prune_events();
+  perform stripe.prune_refetches();
 end;
 $$;
 
