@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +30,7 @@ def main(
     with ExitStack() as stack:
         other = stack.enter_context(localstripe()) if with_localstripe else None
         if other is not None and webhook_url is not None:
-            other.send_webhooks_to(webhook_url, webhook_secret)
+            asyncio.run(other.send_webhooks_to(webhook_url, webhook_secret))
         uvicorn.run(create_app(account, other), host=host, port=port, log_level="warning", timeout_graceful_shutdown=1)
 
 

@@ -51,7 +51,7 @@ def create_app(account: Account, localstripe: Localstripe | None = None) -> Star
         return JSONResponse(Refusal(message, HTTPStatus.NOT_FOUND).body(), HTTPStatus.NOT_FOUND)
 
     return Starlette(
-        routes=[*routes, *page_routes(account), *control_routes(account, counting)],
+        routes=[*routes, *page_routes(account), *control_routes(account, counting, localstripe)],
         exception_handlers={
             Refusal: refused,
             HTTPStatus.NOT_FOUND: unknown,

@@ -29,6 +29,7 @@ from api.stripe import fixtures
 from api.stripe.standin.account import Account, Delivered
 from api.stripe.standin.billing import bill
 from api.stripe.standin.checkout import paid, session_of
+from api.stripe.standin.handing_on import Localstripe
 from api.stripe.standin.metering import Metering
 from api.stripe.standin.refusals import Refusal
 from api.stripe.standin.store import Json
@@ -41,7 +42,7 @@ _ORDERS: dict[str, Callable[[list[Json]], list[Json]]] = {
 _KEYS = {"billing.meter_event": "identifier"}
 
 
-def control_routes(account: Account, metering: Metering) -> list[Route]:
+def control_routes(account: Account, metering: Metering, localstripe: Localstripe | None) -> list[Route]:
     async def plan_fault(request: Request) -> Response:
         account.faults.plan(**await request.json())
         return JSONResponse({})
@@ -81,6 +82,8 @@ def control_routes(account: Account, metering: Metering) -> list[Route]:
         wanted = await request.json()
         account.webhooks.url = wanted.get("webhook_url", account.webhooks.url)
         account.webhooks.secret = wanted.get("webhook_secret", account.webhooks.secret)
+        if localstripe is not None and account.webhooks.url is not None:
+            await localstripe.send_webhooks_to(account.webhooks.url, account.webhooks.secret)
         account.ahead = wanted.get("ahead", account.ahead)
         account.meter_events_a_second = wanted.get("meter_events_a_second", account.meter_events_a_second)
         return JSONResponse({})

@@ -43,10 +43,10 @@ class Localstripe:
             )
         return Response(response.content, response.status_code, media_type=response.headers.get("content-type"))
 
-    def send_webhooks_to(self, url: str, secret: str) -> None:
-        httpx.post(
-            f"{self.url}/_config/webhooks/goldleaves", json={"url": url, "secret": secret}, trust_env=False
-        ).raise_for_status()
+    async def send_webhooks_to(self, url: str, secret: str) -> None:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            told = await client.post(f"{self.url}/_config/webhooks/goldleaves", json={"url": url, "secret": secret})
+            told.raise_for_status()
 
 
 @contextmanager
