@@ -34,6 +34,7 @@ from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack, free_port, insert_organization
 from tests.observe import database_away, eventually
 from tests.sql_requests import Caller, enter, run
+from tests.stripe_server import StripeServer, stripe_server
 from tests.usage import month, value
 
 MAX_INGEST_BYTES = 4096
@@ -61,6 +62,7 @@ def codes_in(folder: str) -> set[str]:
 class World:
     stack: RunningStack
     organization: Organization
+    stripe: StripeServer
 
     def ask(
         self, method: str, path: str, token: str | None = None, *, direct: bool = False, **request: Any
@@ -106,20 +108,29 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(open_stack: OpenStack, make_organization: MakeOrganization) -> Iterator[World]:
-    with open_stack(
-        max_ingest_bytes=MAX_INGEST_BYTES,
-        ingest_wait_seconds=0.5,
-        request_body_seconds=0.5,
-        stripe_webhook_secret=SecretStr("whsec_of_the_tests"),
-        tier_rate_limits=f'{{"{LIMITED_PLAN}": {{"api": 1}}}}',
-    ) as stack:
-        world = World(stack, make_organization(stack.database, "acme"))
+    with (
+        stripe_server() as stripe,
+        open_stack(
+            max_ingest_bytes=MAX_INGEST_BYTES,
+            ingest_wait_seconds=0.5,
+            request_body_seconds=0.5,
+            tier_rate_limits=f'{{"{LIMITED_PLAN}": {{"api": 1}}}}',
+            stripe_secret_key=SecretStr(stripe.key),
+            stripe_api_base=stripe.url,
+            stripe_webhook_secret=SecretStr(stripe.secret),
+        ) as stack,
+    ):
+        world = World(stack, make_organization(stack.database, "acme"), stripe)
         assert world.close("finalize_period", month(1)).status_code == 200
         yield world
 
 
 # A subscription, as functions write it: staff in one transaction, which is taken back.
 START = "select billing.start_subscription(%(org)s, 'pro', 0, true, null)"
+CHECKOUT = """
+    select stripe.begin_checkout(o.owner_user_id, o.id, 'pro', null, 'https://app.example.com', true)
+    from tenancy.organizations o where o.id = %(org)s
+"""
 LINK = "select stripe.link_customer(%(org)s, '{}', false, 'test')"
 AT_STRIPE = (
     """
@@ -336,6 +347,18 @@ def from_unreachable_keys(_: World) -> str:
     return f"{refused.value.code} {refused.value.message}"
 
 
+def from_stripe(world: World, *, status: int) -> httpx.Response:
+    """Where an owner asks for a checkout, and Stripe answers with the status."""
+    with world.stack.database.connect() as superuser:
+        superuser.execute("select stripe.set_price('pro', 'price_of_pro')")
+    world.stripe.fail(path="/v1/checkout", kind="status", status=status)
+    try:
+        body = {"plan": "pro", "tenant_id": world.organization.slug}
+        return world.ask("POST", "/api/billing/create_checkout_session", world.member(), json=body)
+    finally:
+        world.stripe.mend()
+
+
 def answers(url: str) -> bool:
     try:
         httpx.get(f"{url}/health", trust_env=False)
@@ -517,7 +540,10 @@ def from_paying_a_statement(world: World) -> httpx.Response:
         "set local session_replication_role = replica",
         "update billing.invoices set kind = 'statement', number = null where organization_id = %(org)s",
         "set local session_replication_role = origin",
-        "select billing.write_off_invoice(organization_id, id, 'gone') from billing.invoices where organization_id = %(org)s",
+        """
+        select billing.write_off_invoice(i.organization_id, i.id, 'gone')
+        from billing.invoices i where i.organization_id = %(org)s
+        """,
     )
 
 
@@ -662,8 +688,8 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
     "INVALID_ROLE": (400, lambda world: invite(world, role="boss")),
     "INVALID_SLUG": (400, lambda world: world.found(slug="No Slug")),
     "INVALID_SUBSCRIPTION": (400, lambda world: correcting(world, "start_subscription", plan="pro", trial_days=-1)),
+    "INVALID_STRIPE_ID": (400, lambda world: correcting(world, "link_stripe_customer", customer_id="no id")),
     "INVALID_TIMEZONE": (400, lambda world: world.found(timezone="Mars/Olympus")),
-    "INVALID_SIGNATURE": (400, lambda world: world.ask("POST", "/webhooks/stripe", json={})),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/cases", world.stack.token(None), direct=True)),
     "INVALID_WEIGHT": (400, lambda world: by_staff(world, "set_operation_weight", operation="task_create", weight=-1)),
     "INVITATION_EMAIL_MISMATCH": (403, partial(from_an_invitation, email="other@example.com")),
@@ -789,7 +815,13 @@ SQL_CODES: Mapping[str, tuple[int, Raised]] = {
         lambda world: world.ask("GET", "/api/v1/rpc/usage_summary", making_a_key(world).json()["key"]),
     ),
     "STATEMENT_NOT_PAYABLE": (409, from_paying_a_statement),
-    "STRIPE_NOT_CONFIGURED": (503, without_a_webhook_secret),
+    "STRIPE_PRICE_MISSING": (409, lambda world: refusal_in_sql(world, "delete from stripe.plan_prices", CHECKOUT)),
+    "STRIPE_PRICE_TAKEN": (
+        409,
+        lambda world: refusal_in_sql(
+            world, """select stripe.set_plan_prices('{"pro": "price_of_both", "firm": "price_of_both"}')"""
+        ),
+    ),
     "STRIPE_UNKNOWN": (
         409,
         lambda world: refusal_in_sql(world, 'select stripe.require_known(\'{"status": "hibernating"}\')'),
@@ -851,6 +883,7 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
         400,
         lambda world: world.ask("GET", f"/billing/usage-report/{world.organization.slug}", world.member()),
     ),
+    "INVALID_SIGNATURE": (400, lambda world: world.ask("POST", "/webhooks/stripe", content="{}")),
     "INVALID_TOKEN": (401, lambda world: world.ask("GET", "/api/v1/cases", "no.to.ken")),
     "JWKS_UNAVAILABLE": (503, from_unreachable_keys),
     "MALFORMED_REQUEST": (400, lambda world: from_raw_bytes(world, b"nonsense\r\n\r\n")),
@@ -873,6 +906,9 @@ API_CODES: Mapping[str, tuple[int, Raised]] = {
     "ROUTE_NOT_FOUND": (404, lambda world: world.ask("GET", "/nothing/here", world.member())),
     "SCOPE_REQUIRED": (403, lambda world: world.send("[]", token=making_a_key(world).json()["key"])),
     "SCHEMA_MISMATCH": (503, from_database_of_another_version),
+    "STRIPE_NOT_CONFIGURED": (503, without_a_webhook_secret),
+    "STRIPE_REFUSED": (502, partial(from_stripe, status=402)),
+    "STRIPE_UNAVAILABLE": (503, partial(from_stripe, status=500)),
     "UNKNOWN_PARAMETER": (
         400,
         lambda world: world.ask("DELETE", "/v1/events/1?sauce=x", world.stack.token("backend", role="service")),

@@ -541,6 +541,8 @@ _MESSAGE = "(select id from api.webhook_messages where organization_id = tenancy
 STAFF |= {
     "replay_webhook": (f"select api.replay_webhook({_MESSAGE})", {"webhook_message.replayed"}),
     "replay_webhooks": ("select api.replay_webhooks('pending')", {"webhook_message.replayed"}),
+    "link_stripe_customer": ("select api.link_stripe_customer('cus_told')", {"stripe_customer.created"}),
+    "set_stripe_price": ("select api.set_stripe_price('pro', 'price_told')", {"stripe_price.created"}),
     "replay_stripe_event": ("select api.replay_stripe_event('evt_audited')", {"stripe_webhook_event.replayed"}),
     "replay_stripe_events": ("select api.replay_stripe_events()", {"stripe_webhook_event.replayed"}),
 }

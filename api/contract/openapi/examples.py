@@ -380,7 +380,7 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "organization_id": _ORGANIZATION,
         "payload": {"id": "evt_1RzQ3k2eZvKYlo2C", "type": "customer.subscription.updated", "created": 1769936700},
         "status": "dead",
-        "message": "STRIPE_UNKNOWN: the prices price_1RzQ are of none of our plans",
+        "message": 'it cannot be read: invalid input syntax for type bigint: "much"',
         "attempts": 9,
         "next_attempt_at": "2026-02-03T05:12:40.5+00:00",
         "received_at": "2026-02-01T09:05:01.25+00:00",
