@@ -223,18 +223,23 @@ class Reporting(Collector):
             self._paused_until = max(self._paused_until, time.monotonic() + AWAY_SECONDS)
             return Outcome(report, "unknown", str(error))
         except StripeBusy as error:
-            self._answers = True
+            self._note_answer()
             pause = max(error.pause, DENIED_SECONDS) if isinstance(error, StripeDenied) else error.pause
             if pause > 1.0:  # else it is about this customer and meter alone
                 self._paused_until = max(self._paused_until, time.monotonic() + pause)
             return Outcome(report, "busy", str(error), pause)
         except StripeRefused as error:
-            self._answers = True
+            self._note_answer()
             return Outcome(report, "sent" if _is_done(report, error) else "refused", str(error))
         except StripeError as error:
             return Outcome(report, "unknown", str(error))
-        self._answers = True
+        self._note_answer()
         return Outcome(report, "sent")
+
+    def _note_answer(self) -> None:
+        if not self._answers:
+            self._paused_until = 0.0
+        self._answers = True
 
     async def _record(self, outcomes: Sequence[Outcome], lease_ends: float) -> None:
         """While it is not known, all would be sent again: insist, for as long as the lease lasts."""
