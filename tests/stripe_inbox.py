@@ -33,8 +33,7 @@ class Stripe:
     superuser: Connection
 
     def send(self, event: Json, *, path: str = PATH, secret: str = SECRET, at: int | None = None) -> httpx.Response:
-        body, headers = signed(event, secret, at=at)
-        return self.http.post(path, content=body, headers=headers)
+        return send(self.http, event, path=path, secret=secret, at=at)
 
     def post(self, body: bytes, **headers: str) -> httpx.Response:
         """Any body, with the signature that it would have, unless another one is given."""
@@ -58,6 +57,13 @@ class Stripe:
     def stored(self) -> int:
         found = self.superuser.execute("select count(*) from stripe.webhook_events").fetchone()
         return int(found[0]) if found else 0
+
+
+def send(
+    http: httpx.Client, event: Json, *, path: str = PATH, secret: str = SECRET, at: int | None = None
+) -> httpx.Response:
+    body, headers = signed(event, secret, at=at)
+    return http.post(path, content=body, headers=headers)
 
 
 @contextmanager
