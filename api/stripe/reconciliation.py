@@ -131,7 +131,7 @@ class Reconciliation:
                 )
             for line in lines:
                 price = _price_of(line)
-                starts_in_period = question["invoices_since"] <= line["period"]["start"] < question["lines_until"]
+                starts_in_period = question["lines_since"] <= line["period"]["start"] < question["lines_until"]
                 if price is not None and starts_in_period and not _is_item(line):
                     yield _told(invoice, line, price, await self._meter_of(price))
 

@@ -82,9 +82,9 @@ as $$
 $$;
 
 -- What Stripe is to be asked of a period: {"organization", "period_start", "period_end", "invoice_mode", "customers": […], "usage":
--- [{"customer_id", "meter_code", "meter_id", "ranges": [[from, until], …]}, …], "invoices_since", "invoices_until",
--- "lines_until", "items"}, times as Stripe has them; items: how many amounts of it were to be sent. Ranges are the period itself, and where reports of it were sent under other times, since Stripe takes none of long ago. Null: there is no
--- such period.
+-- [{"customer_id", "meter_code", "meter_id", "ranges": [[from, until], …]}, …], "invoices_since", "invoices_until", "lines_since",
+-- "lines_until", "items"}, times as Stripe has them; items: how many amounts of it were to be sent. Ranges are the period itself, and where
+-- reports of it were sent under other times, since Stripe takes none of long ago. Null: there is no such period.
 create or replace function stripe.reconciliation_question(p_organization_id uuid, p_period_start timestamptz)
 returns jsonb
 language sql
@@ -132,8 +132,9 @@ as $$
     'customers', (select coalesce(jsonb_agg(c.id order by c.id), '[]') from customers c),
     'usage', (select coalesce(jsonb_agg(to_jsonb(a) order by a.customer_id, a.meter_code), '[]') from asked a),
     -- What is charged of a period by usage is charged after it.
-    'invoices_since', extract(epoch from p.period_start)::bigint, 'lines_until', extract(epoch from p.period_end)::bigint,
+    'invoices_since', extract(epoch from p.period_start - interval '3 days')::bigint,
     'invoices_until', extract(epoch from p.period_end + interval '35 days')::bigint,
+    'lines_since', extract(epoch from p.period_start)::bigint, 'lines_until', extract(epoch from p.period_end)::bigint,
     'items', (select count(*) from stripe.invoice_items i where i.organization_id = p.organization_id and i.period_start = p.period_start)
   )
   from period p
@@ -503,7 +504,8 @@ begin
         and r.status in ('acknowledged', 'canceling')
         and r.happened_at >= v_line.line_start
         and r.happened_at < v_line.line_end
-        and r.acknowledged_at > v_line.finalized_at;
+        -- Stripe's clock goes by seconds.
+        and r.acknowledged_at > v_line.finalized_at + interval '1 second';
       v_row.cause := case
         when v_line.quantity < v_row.ours and v_late > 0
           then format('not on the invoice (%s): reported after it was finalized', stripe.units(least(v_late, v_row.ours - v_line.quantity)))
@@ -654,8 +656,13 @@ begin
   where r.organization_id = p_organization_id
     and r.period_start = p_period_start
     and not exists (select from unnest(v_found) f where (f.kind, f.subject) = (r.kind, r.subject));
-  insert into stripe.reconciliations as r
-  select f.* from unnest(v_found) f
+  insert into stripe.reconciliations as r (
+    organization_id, period_start, kind, subject, ours, theirs, explained, drift, cause, checked_at
+  )
+  select
+    p_organization_id, p_period_start, f.kind, f.subject, trim_scale(f.ours), trim_scale(f.theirs), trim_scale(f.explained), trim_scale(f.drift),
+    f.cause, f.checked_at
+  from unnest(v_found) f
   on conflict (organization_id, period_start, kind, subject) do update
   set
     ours = excluded.ours, theirs = excluded.theirs, explained = excluded.explained, drift = excluded.drift, cause = excluded.cause,
