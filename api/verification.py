@@ -37,12 +37,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Listed:
-    """An invoice that is to be verified. `digest` is None where it is older than digests."""
+    """An invoice that is to be verified, or a statement, which has no number. `digest` is None where it is older than
+    digests.
+    """
 
     organization_id: UUID
     slug: str
     id: UUID
-    number: str
+    number: str | None
     digest: str | None
 
 
@@ -59,7 +61,8 @@ class Verdict:
         number = len(self.differences)
         told = "verified" if self.is_proved else f"{number} difference{'' if number == 1 else 's'}"
         older = "" if self.invoice.digest else ", older than digests: only its quantities and amounts can be verified"
-        return f"{self.invoice.slug} {self.invoice.number}: {told}{older}"
+        name = self.invoice.number or f"statement {self.invoice.id}"
+        return f"{self.invoice.slug} {name}: {told}{older}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ _LIST = """
     )
     and (%(organization)s::text is null or %(organization)s in (o.slug, i.organization_id::text))
     and (%(invoice)s::text is null or %(invoice)s in (i.number, i.id::text))
-  order by 2, i.number
+  order by 2, i.number, i.id
 """
 
 

@@ -97,13 +97,14 @@ DATASETS: Final = {
         whose="organization_id",
     ),
     "invoices": Dataset(
-        "select * from api.invoices where organization_id = {organization} and {within} order by period_start, number",
+        "select * from api.invoices where organization_id = {organization} and {within} "
+        "order by period_start, number, id",
         time="period_start",
     ),
     "invoice_lines": Dataset(
         "select l.* from api.invoices i join api.invoice_lines l on (l.organization_id, l.invoice_id) = "
         "(i.organization_id, i.id) where i.organization_id = {organization} and {within} "
-        "order by i.period_start, i.number, l.line_number",
+        "order by i.period_start, i.number, i.id, l.line_number",
         time="i.period_start",
     ),
 }
