@@ -1,7 +1,8 @@
-"""Reconciling from the command line, with a connection of its own: of one organization after the other."""
+"""Reconciling from the command line, with a connection of its own: of all organizations, a few at a time."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ from api.stripe.failed import StripeCommandFailed
 from api.stripe.failures import StripeError
 from api.stripe.reconciliation import Finding, Period, Reconciliation
 
-PAGE: Final = 500
+PAGE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,15 @@ async def reconcile_all(
             reconciliation = Reconciliation(stripe)
             books = _Books(conn)
             found = False
-            async for period in books.periods(at, organization):
+            async for periods in books.periods(at, organization):
                 found = True
-                done = await reconciliation.reconcile(books, period)
-                if done is not None:
-                    question, findings = done
-                    tell(Reconciled(question["organization"], question["period_start"], findings))
+                at_once = (reconciliation.reconcile(books, period) for period in periods)
+                for done in await asyncio.gather(*at_once, return_exceptions=True):
+                    if isinstance(done, BaseException):
+                        raise done
+                    if done is not None:
+                        question, findings = done
+                        tell(Reconciled(question["organization"], question["period_start"], findings))
             if organization is not None and not found:
                 raise StripeCommandFailed(
                     f"There is no organization {organization} with a billing period then in which Stripe's invoice "
@@ -70,7 +74,8 @@ class _Books:
     def __init__(self, conn: psycopg.AsyncConnection[Any]) -> None:
         self._conn = conn
 
-    async def periods(self, at: datetime | None, organization: str | None) -> AsyncIterator[Period]:
+    async def periods(self, at: datetime | None, organization: str | None) -> AsyncIterator[list[Period]]:
+        """Some at a time: Stripe takes its time, and answers several at once."""
         after: UUID | None = None
         while True:
             async with self._conn.cursor(row_factory=class_row(Period)) as cursor:
@@ -78,8 +83,8 @@ class _Books:
                     "select * from stripe.periods_at_stripe(%s, %s, %s, %s)", [at, organization, after, PAGE]
                 )
                 page = await cursor.fetchall()
-            for period in page:
-                yield period
+            if page:
+                yield page
             if len(page) < PAGE:
                 return
             after = page[-1].organization_id
