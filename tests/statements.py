@@ -39,6 +39,21 @@ def use(
     assert ingest(superuser, sent, organization).accepted == requests
 
 
+def arrive(superuser: Connection, organization: UUID, months_ago: int) -> None:
+    """What is late is recorded now: put it where it should have come, in a month that is over."""
+    at = moment(months_ago, days=10)
+    with superuser.transaction():
+        superuser.execute("set local session_replication_role = replica")
+        for table in ("usage_events", "event_keys"):
+            superuser.execute(
+                f"""
+                update metering.{table} set occurred_at = %s
+                where organization_id = %s and occurred_at > clock_timestamp() - interval '1 hour'
+                """.encode(),
+                [at, organization],
+            )
+
+
 def invoices(superuser: Connection, organization: UUID) -> list[Row]:
     return rows(superuser, "select * from billing.invoices where organization_id = %s order by issued_at", organization)
 

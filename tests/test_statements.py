@@ -18,7 +18,7 @@ from tests.conftest import MakeOrganization
 from tests.harness import Database, Organization
 from tests.ledgers import issue, refused_by_hand, staff
 from tests.sql_requests import Caller, Connection, request
-from tests.statements import agree, invoices, items, rows, use
+from tests.statements import agree, arrive, invoices, items, rows, use
 from tests.usage import event, finalize, ingest, moment, month, value
 
 MODES = ("stripe_meters", "stripe_items")
@@ -91,20 +91,20 @@ def test_it_leaves_the_balance_alone(superuser: Connection, api: Connection, org
     paid = finalize(superuser, organization.id, month(3)).id
     superuser.execute("select billing.record_payment(%s, %s, 100, 'cash', 'r1', null)", [organization.id, paid])
     superuser.execute("select billing.create_credit_note(%s, %s, null, 'wrong', null)", [organization.id, paid])
-    statement = close(superuser, organization.id, "stripe_items", 2, 3)
-    finalize(superuser, organization.id, month(1))
-    first = f"{moment(2, days=3):%Y%m%d%H%M%S}-0"
-    superuser.execute("select metering.void_event(%s, %s, 'api', 'adjust')", [organization.id, first])
+    above = close(superuser, organization.id, "stripe_items", 2, 3)
+    for number in range(2):
+        key = f"{moment(2, days=3):%Y%m%d%H%M%S}-{number}"
+        superuser.execute("select metering.void_event(%s, %s, 'api', 'adjust')", [organization.id, key])
+        arrive(superuser, organization.id, 1)
+    below = finalize(superuser, organization.id, month(1)).id
     with staff(api, organization) as provider:
         assert provider.balance() == 100
-        assert provider.invoice(statement)["total_cents"] == 75
-        assert provider.invoice(statement)["balance_applied_cents"] == 0
-    (draft,) = rows(
-        superuser,
-        "select (d.invoice).* from billing.draft_invoices(%s, %s, %s, 'UTC') d",
-        *(organization.id, moment(0), moment(-1)),
-    )
-    assert (draft["total_cents"], draft["amount_due_cents"], draft["kind"]) == (-25, 0, "statement")
+        for statement, total in ((above, 75), (below, -50)):
+            shown = provider.invoice(statement)
+            assert (shown["total_cents"], shown["balance_applied_cents"], shown["amount_due_cents"]) == (total, 0, 0)
+    assert [item["amount_cents"] for item in items(superuser, organization.id)] == [75, -50]
+    for statement in (above, below):
+        assert rows(superuser, "select * from billing.verify_invoice(%s)", statement) == []
 
 
 PAYING: dict[str, Callable[[UUID], tuple[str, dict[str, object]]]] = {
@@ -140,6 +140,10 @@ BY_HAND = {
         values (%(org)s, %(invoice)s, 'usd', 'wrong', 'me', 'r1', 1, 0, 1, 1)
         """,
 }
+INTO_THE_BALANCE = """
+  insert into billing.balance_entries (organization_id, currency, kind, amount_cents, invoice_id)
+  values (%(org)s, 'usd', 'negative_invoice', 100, %(invoice)s)
+"""
 
 
 @pytest.mark.parametrize("what", BY_HAND)
@@ -148,6 +152,11 @@ def test_nor_does_who_writes_to_the_ledger_by_hand(
 ) -> None:
     statement = close(superuser, organization.id, "stripe_meters")
     refused_by_hand(superuser, "STATEMENT_NOT_PAYABLE: ", BY_HAND[what], org=organization.id, invoice=statement)
+
+
+def test_nor_does_it_put_anything_on_the_balance(superuser: Connection, organization: Organization) -> None:
+    statement = close(superuser, organization.id, "stripe_meters")
+    refused_by_hand(superuser, "LEDGER_INCONSISTENT: ", INTO_THE_BALANCE, org=organization.id, invoice=statement)
 
 
 def test_a_person_who_pays_gets_one_too(
@@ -174,7 +183,7 @@ def test_the_message_and_the_document_say_what_it_is(superuser: Connection, orga
     assert {name: told["payload"][name] for name in expected} == expected
 
     document = document_of(superuser, statement)
-    assert (document.kind, document.status, document.remaining_cents) == ("statement", "statement", 0)
+    assert (document.kind, document.status, int(document.remaining_cents)) == ("statement", "statement", 0)
     assert document.name == f"statement-{month(1)}"
     html = page(document)
     assert "<h1>Statement</h1>" in html and "invoice counts" in html and "no invoice" in html

@@ -1,5 +1,6 @@
 -- The balance of a payer is never below zero, and each entry of it has a source that says the same: an invoice that took from it or was
--- below zero, a credit note, a refund. Whoever writes them; looked at when the transaction commits, since source and entry are two rows.
+-- below zero, a credit note, a refund; never a statement, which Stripe settles. Whoever writes them; looked at when the transaction commits,
+-- since source and entry are two rows.
 
 create or replace function billing.guard_balance_entries()
 returns trigger
@@ -32,7 +33,7 @@ begin
         case new.kind when 'applied' then - i.balance_applied_cents else - least(i.total_cents, 0) end as amount_cents
       into v_source
       from billing.invoices i
-      where i.organization_id = new.organization_id and i.id = new.invoice_id;
+      where i.organization_id = new.organization_id and i.id = new.invoice_id and i.kind = 'invoice';
     when 'credit_note' then
       select c.payer_user_id, c.currency, c.to_balance_cents as amount_cents into v_source
       from billing.credit_notes c
@@ -90,7 +91,7 @@ create constraint trigger check_applied after insert on billing.invoices deferra
   for each row when (new.balance_applied_cents <> 0) execute function billing.check_has_balance_entry('applied');
 drop trigger if exists check_negative on billing.invoices;
 create constraint trigger check_negative after insert on billing.invoices deferrable initially deferred
-  for each row when (new.total_cents < 0) execute function billing.check_has_balance_entry('negative_invoice');
+  for each row when (new.total_cents < 0 and new.kind = 'invoice') execute function billing.check_has_balance_entry('negative_invoice');
 drop trigger if exists check_balance on billing.credit_notes;
 create constraint trigger check_balance after insert on billing.credit_notes deferrable initially deferred
   for each row when (new.to_balance_cents <> 0) execute function billing.check_has_balance_entry('credit_note');
