@@ -38,7 +38,7 @@ begin
     end if;
     perform stripe.mirror_subscription(v_organization_id, p_event.customer_id, p_event.subscription_id, p_event.is_live);
   end if;
-  perform stripe.apply_what_waited_for(p_event.object_id, p_waits);
+  perform stripe.apply_what_waited_for(p_event.object_id, array['invoice_payment.paid', 'charge.refunded', 'charge.dispute.created'], p_waits);
   if p_event.type = 'invoice.payment_failed' then
     if stripe.is_news(p_event.id) then
       perform notifications.enqueue_webhook(
@@ -129,7 +129,7 @@ begin
     return;
   end if;
   perform stripe.mirror_invoice(v_invoice.organization_id, v_invoice.customer_id, v_invoice.id, v_invoice.is_live);
-  perform stripe.apply_what_waited_for(v_invoice.id, p_waits);
+  perform stripe.apply_what_waited_for(v_invoice.id, array['charge.refunded', 'charge.dispute.created'], p_waits);
   outcome := 'applied';
   message := format('%s was paid by %s', v_invoice.id, coalesce(p_event.facts ->> 'payment_intent', p_event.facts ->> 'charge', '(unknown)'));
 end;
@@ -144,9 +144,10 @@ stable
 set search_path = ''
 as $$ select case when stripe.pause_after(p_event.attempts + 1) is null then 'unlinked' else 'pending' end $$;
 
--- What came before the invoice that it is of: which payment it was paid by, refunds and disputes. Who applies one of them meanwhile waits for
--- the customer's lock, and sees the invoice afterwards.
-create or replace function stripe.apply_what_waited_for(p_invoice_id text, p_waits boolean)
+-- What came before the invoice that it is of: which payment it was paid by, refunds and disputes. Who applies one of them meanwhile is on its row,
+-- waits for the customer's lock, and sees the invoice afterwards. p_types: not that of the event that is applied here, of which it is yet to be
+-- written down that it waits no longer.
+create or replace function stripe.apply_what_waited_for(p_invoice_id text, p_types text[], p_waits boolean)
 returns void
 language plpgsql
 volatile
@@ -182,6 +183,7 @@ begin
         where i.id = p_invoice_id
           and c.type <> 'invoice_payment.paid'
       )
+      and e.type = any (p_types)
       and e.status in ('failed', 'unlinked')
     order by e.type = 'invoice_payment.paid' desc, e.created_at, e.id
     for update of e skip locked
@@ -192,6 +194,5 @@ end;
 $$;
 
 grant execute on function stripe.apply_invoice(stripe.webhook_events, boolean), stripe.record_payment(uuid, stripe.webhook_events, jsonb),
-  stripe.is_news(text),
-  stripe.apply_invoice_payment(stripe.webhook_events, boolean), stripe.outcome_of_waiting(stripe.webhook_events),
-  stripe.apply_what_waited_for(text, boolean) to goldleaves_kernel;
+  stripe.is_news(text), stripe.apply_invoice_payment(stripe.webhook_events, boolean), stripe.outcome_of_waiting(stripe.webhook_events),
+  stripe.apply_what_waited_for(text, text[], boolean) to goldleaves_kernel;

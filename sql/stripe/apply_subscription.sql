@@ -96,7 +96,8 @@ begin
       is distinct from stripe.telling_facts((array_agg(t.facts order by t.n desc))[2]) as is_telling,
     bool_or(t.is_tied) filter (where t.event_id = p_event.id) as is_tied
   into v_states
-  from stripe.subscription_states(p_event.subscription_id) t;
+  from stripe.subscription_states(p_event.subscription_id) t
+  where t.event_id is not null;
 
   outcome := case when v_states.last_id = p_event.id then 'applied' else 'stale' end;
   -- The last one that says nothing new of what phases follow from, as most do.

@@ -61,7 +61,7 @@ as $$
   end
 $$;
 
--- A row an event, in their order: what is known of the subscription from then on. What an invoice says counts until Stripe's own word for the
+-- A row an event, in their order, and one without for the time before the first: what is known of the subscription from then on. What an invoice says counts until Stripe's own word for the
 -- status comes: a payment that failed, if it is not of an invoice from before the last one, and one that succeeds after it. is_tied: events of
 -- that second do not say which one came last.
 create or replace function stripe.subscription_states(p_subscription_id text)
@@ -112,7 +112,6 @@ begin
       end if;
       continue when not v_facts ? 'status';
 
-      event_id := v_second.ids[v_i];
       if n = 0 and stripe.time_in(v_facts -> 'created') < v_second.at then
         n := 1;
         at := stripe.time_in(v_facts -> 'created');
@@ -124,6 +123,7 @@ begin
         return next;
       end if;
       n := n + 1;
+      event_id := v_second.ids[v_i];
       at := v_second.at;
       facts := v_facts;
       is_tied := v_second.rank = 3 and (not v_order.is_decided or v_second.has_snapshot);
