@@ -212,6 +212,11 @@ def test_real_rows_are_as_described(
         call(document, staff, "set_entitlement", feature="pages", kind="limit_per_period", limit_value=9)
         call(document, staff, "reserve_quota", n=3, feature="pages", reference="book")
         call(document, staff, "release_quota", n=1, feature="pages", reference="book")
+        call(document, staff, "link_stripe_customer", customer_id="cus_acme")
+        call(document, staff, "set_stripe_price", plan="pro", price_id="price_of_pro")
+        of_stripe(stack, organization)
+        call(document, staff, "replay_stripe_event", event_id="evt_acme")
+        call(document, staff, "replay_stripe_events")
         del staff.headers["X-Organization-ID"]
         for view in ROWS:
             answer = (staff if view in FOR_STAFF else owner).get(f"/api/v1/{view}")
@@ -259,6 +264,35 @@ def test_real_rows_are_as_described(
     with stack.client("somebody-alone") as alone:
         converted = alone.post("/api/v1/rpc/convert_to_organization", json={"name": "Firm", "slug": "alone"})
         check(document, "post", "/api/v1/rpc/convert_to_organization", converted)
+
+
+def of_stripe(stack: RunningStack, organization: Organization) -> None:
+    """What Stripe has told of the organization, and what it is told."""
+    paid = {"id": "in_acme", "object": "invoice", "customer": "cus_acme", "status": "paid", "amount_paid": 4900}
+    event = {"id": "evt_acme", "type": "invoice.paid", "created": 1767225600, "livemode": False}
+    with stack.database.connect("sidecar") as sidecar:
+        sidecar.execute(
+            "select stripe.receive_events(array[%s], null)",
+            [json.dumps({**event, "data": {"object": {**paid, "currency": "usd", "number": "A-1"}}})],
+        )
+    with stack.database.connect() as superuser:
+        superuser.execute(
+            """
+            insert into stripe.meter_event_reports (organization_id, meter_code, bucket_start, sequence, quantity,
+              identifier, customer_id, event_name, period_start, status, generation, xid)
+            values (%(org)s, 'api.request', '2026-01-01Z', 1, 341, 'acme', 'cus_acme', 'api.request', '2026-01-01Z',
+              'acknowledged', 1, '3')
+            """,
+            {"org": organization.id},
+        )
+        superuser.execute(
+            """
+            insert into stripe.reconciliations (organization_id, period_start, kind, subject, ours, theirs, drift,
+              cause)
+            values (%s, '2026-01-01Z', 'usage', 'api.request', 341, 341, 0, 'in step')
+            """,
+            [organization.id],
+        )
 
 
 def settle(document: Document, staff: httpx.Client, invoice: Document) -> None:

@@ -31,22 +31,22 @@ create trigger refuse_write instead of insert or update or delete on api.payment
   for each row execute function billing.refuse_write();
 
 comment on view api.payments is 'What was paid for invoices, Stripe''s among them, and what was written off of ours.';
-comment on column api.payments.id is 'What refunds.payment_id points at.';
-comment on column api.payments.organization_id is 'Whose invoice it is for.';
+comment on column api.payments.id is 'What refunds.payment_id points at. Never null.';
+comment on column api.payments.organization_id is 'Whose invoice it is for. Never null.';
 comment on column api.payments.billing_entity_type is 'Who paid, as in the invoice: user or organization. What is paid at Stripe is the '
   'organization''s. Never null.';
 comment on column api.payments.billing_entity_id is 'The id of the user or of the organization. Never null.';
 comment on column api.payments.invoice_id is 'The invoice; null for one of Stripe''s.';
-comment on column api.payments.kind is 'payment; write_off: nobody will pay it.';
-comment on column api.payments.amount_cents is 'In whole minor units of currency.';
+comment on column api.payments.kind is 'payment; write_off: nobody will pay it. Never null.';
+comment on column api.payments.amount_cents is 'In whole minor units of currency. Never null.';
 comment on column api.payments.refunded_cents is 'What of it was paid back. Never null.';
 comment on column api.payments.currency is 'That of the invoice, such as usd. Never null.';
-comment on column api.payments.method is 'How it was paid, such as bank_transfer.';
-comment on column api.payments.reference is 'What it is called elsewhere: a payment counts once.';
+comment on column api.payments.method is 'How it was paid, such as bank_transfer. Never null.';
+comment on column api.payments.reference is 'What it is called elsewhere: a payment counts once. Never null.';
 comment on column api.payments.reason is 'Why it was written off; null for payments.';
-comment on column api.payments.paid_at is 'When it was paid (UTC).';
-comment on column api.payments.recorded_by is 'Who recorded it: the subject of the token, or the role of the database session.';
-comment on column api.payments.recorded_at is 'When it was recorded (UTC).';
+comment on column api.payments.paid_at is 'When it was paid (UTC). Never null.';
+comment on column api.payments.recorded_by is 'Who recorded it: the subject of the token, or the role of the database session. Never null.';
+comment on column api.payments.recorded_at is 'When it was recorded (UTC). Never null.';
 comment on column api.payments.stripe_invoice_id is 'Stripe''s invoice, in stripe_invoices; null for one of ours.';
 
 create view api.refunds with (security_invoker) as
@@ -74,20 +74,20 @@ create trigger refuse_write instead of insert or update or delete on api.refunds
   for each row execute function billing.refuse_write();
 
 comment on view api.refunds is 'What was paid back: for a credit note, out of the balance; or without one, and then the invoice is to be paid again.';
-comment on column api.refunds.id is 'Its id.';
-comment on column api.refunds.organization_id is 'Whose payment it was.';
+comment on column api.refunds.id is 'Its id. Never null.';
+comment on column api.refunds.organization_id is 'Whose payment it was. Never null.';
 comment on column api.refunds.billing_entity_type is 'Who had paid, as in the invoice: user or organization. What was paid at Stripe is the '
   'organization''s. Never null.';
 comment on column api.refunds.billing_entity_id is 'The id of the user or of the organization. Never null.';
 comment on column api.refunds.invoice_id is 'The invoice that the payment was for; null for one of Stripe''s.';
-comment on column api.refunds.payment_id is 'The payment.';
+comment on column api.refunds.payment_id is 'The payment. Never null.';
 comment on column api.refunds.credit_note_id is 'The credit note that it pays out; null when it is for none.';
-comment on column api.refunds.amount_cents is 'In whole minor units of currency.';
+comment on column api.refunds.amount_cents is 'In whole minor units of currency. Never null.';
 comment on column api.refunds.currency is 'That of the invoice, such as usd. Never null.';
-comment on column api.refunds.reference is 'What it is called elsewhere: a refund counts once.';
-comment on column api.refunds.refunded_at is 'When it was paid back (UTC).';
-comment on column api.refunds.recorded_by is 'Who recorded it: the subject of the token, or the role of the database session.';
-comment on column api.refunds.recorded_at is 'When it was recorded (UTC).';
+comment on column api.refunds.reference is 'What it is called elsewhere: a refund counts once. Never null.';
+comment on column api.refunds.refunded_at is 'When it was paid back (UTC). Never null.';
+comment on column api.refunds.recorded_by is 'Who recorded it: the subject of the token, or the role of the database session. Never null.';
+comment on column api.refunds.recorded_at is 'When it was recorded (UTC). Never null.';
 comment on column api.refunds.stripe_invoice_id is 'Stripe''s invoice that the payment was for; null for one of ours.';
 
 grant select on api.payments, api.refunds to member, platform_admin;

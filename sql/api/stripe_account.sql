@@ -61,6 +61,10 @@ For platform_admin. From then on a checkout of the plan sells at this price, and
 before go on being it. STRIPE_PRICE_STARTER, _PRO and _FIRM say the same with each migration run. Webhooks that failed since nothing was known of
 the price are tried again. Called again, it changes nothing. Returns the prices of the plan, the one that is sold first.
 
+- plan_code: Code of the plan. Never null.
+- price: Id of the price at Stripe (price_…). Never null.
+- since: When it was named (UTC). Never null.
+
 Errors: INVALID_STRIPE_ID (400), ROLE_REQUIRED (403), PLAN_NOT_FOUND (404), STRIPE_PRICE_TAKEN (409).$$;
 
 grant execute on function api.link_stripe_customer(text, boolean), api.set_stripe_price(text, text) to member, service, platform_admin;

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Final
 
 from api.contract.catalog import Catalog
-from api.contract.openapi import gateway, invoices, plans, reports, sidecar
+from api.contract.openapi import gateway, invoices, plans, reports, sidecar, stripe
 from api.contract.openapi.components import COMPONENTS, Json, examples
 
 _READERS: Final = """
@@ -26,16 +26,17 @@ def build_document(catalog: Catalog) -> Json:
         "openapi": "3.1.0",
         "info": {"title": title, "version": version("goldleaves"), "description": description.strip() + _READERS},
         "servers": [{"url": "/", "description": "This gateway"}],
-        "tags": [*gateway.tags(catalog.views), *sidecar.TAGS],
+        "tags": [*gateway.tags(catalog.views), *stripe.TAGS, *sidecar.TAGS],
         "paths": of_gateway
         | reports.paths(of_gateway)
         | invoices.paths(of_gateway)
         | plans.paths(of_gateway)
+        | stripe.PATHS
         | sidecar.PATHS,
         "components": {
             **COMPONENTS,
             "examples": examples(),
             "parameters": COMPONENTS["parameters"] | gateway.PARAMETERS,
-            "schemas": COMPONENTS["schemas"] | gateway.schemas(catalog.views) | sidecar.SCHEMAS,
+            "schemas": COMPONENTS["schemas"] | gateway.schemas(catalog.views) | stripe.SCHEMAS | sidecar.SCHEMAS,
         },
     }

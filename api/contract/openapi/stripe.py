@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from api.contract.openapi.components import REQUEST_ID, SECURED, Json, refusals
+from api.stripe.banner import TEST_MODE
 
 _OUTCOMES: Final = ("applied", "duplicate", "stale", "ignored", "unlinked", "pending")
 _CONFIGURED: Final[Json] = {
@@ -47,7 +48,7 @@ _CHECKOUT: Final[Json] = {
         **_CONFIGURED,
         "publishable_key": {"type": ["string", "null"], "description": "For pages that use Stripe.js."},
     },
-    "required": ["success", "configured", "checkout_url"],
+    "required": ["success", "configured", "checkout_url", "test_mode", "banner", "publishable_key"],
 }
 
 _PORTAL: Final[Json] = {
@@ -61,7 +62,7 @@ _PORTAL: Final[Json] = {
         },
         **_CONFIGURED,
     },
-    "required": ["success", "configured", "portal_url"],
+    "required": ["success", "configured", "portal_url", "test_mode", "banner"],
 }
 
 _REPORT: Final[Json] = {
@@ -75,14 +76,20 @@ _REPORT: Final[Json] = {
         },
         "pending": {"type": "integer", "minimum": 0, "description": "Those that wait, and are sent by themselves."},
         "rejected": {"type": "integer", "minimum": 0, "description": "Those that Stripe does not take."},
+        "uncertain": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "Those of which nobody knows whether Stripe has them, and which are too old to send again.",
+        },
         **_CONFIGURED,
         "invoice_mode": {
             "type": "string",
             "enum": ["local", "stripe_meters", "stripe_items"],
-            "description": "Whose invoice counts where an organization's terms say nothing else.",
+            "description": "Whose invoice counts: of the organization that was named, else where terms say nothing "
+            "else.",
         },
     },
-    "required": ["sent", "pending", "rejected", "configured"],
+    "required": ["sent", "units", "pending", "rejected", "uncertain", "configured", "invoice_mode"],
 }
 
 SCHEMAS: Final[Json] = {
@@ -148,6 +155,7 @@ _RECEIVE_WEBHOOK: Final[Json] = {
                 "INVALID_BODY",
                 "BODY_TOO_LARGE",
                 "STRIPE_NOT_CONFIGURED",
+                "INGEST_BUSY",
                 "DATABASE_BUSY",
                 "DATABASE_UNAVAILABLE",
                 "REQUEST_TIMEOUT",
@@ -159,9 +167,8 @@ _RECEIVE_WEBHOOK: Final[Json] = {
 _ASKED_BY_AN_OWNER: Final = (
     "NOT_A_MEMBER",
     "ROLE_REQUIRED",
-    "USER_NOT_PROVISIONED",
-    "ORGANIZATION_NOT_FOUND",
-    "INVALID_ENCODING",
+    "SCOPE_REQUIRED",
+    "RATE_LIMITED",
     "STRIPE_REFUSED",
     "STRIPE_UNAVAILABLE",
     "DATABASE_BUSY",
@@ -192,6 +199,7 @@ _CREATE_CHECKOUT: Final[Json] = {
                         },
                     },
                     "required": ["plan", "tenant_id"],
+                    "additionalProperties": False,
                 },
                 "example": {"plan": "pro", "tenant_id": "acme"},
             }
@@ -206,7 +214,7 @@ _CREATE_CHECKOUT: Final[Json] = {
                 "configured": True,
                 "checkout_url": "https://checkout.stripe.com/c/pay/cs_test_a1b2c3",
                 "test_mode": True,
-                "banner": "Test mode: no money moves.",
+                "banner": TEST_MODE,
                 "publishable_key": "pk_test_a1b2c3",
             },
         ),
@@ -217,7 +225,9 @@ _CREATE_CHECKOUT: Final[Json] = {
                 "BODY_TOO_LARGE",
                 "UNSUPPORTED_MEDIA_TYPE",
                 "PLAN_NOT_FOUND",
+                "STRIPE_PRICE_MISSING",
                 "SUBSCRIPTION_EXISTS",
+                "INGEST_BUSY",
                 "REQUEST_TIMEOUT",
             )
         ),
@@ -250,10 +260,10 @@ _GET_PORTAL: Final[Json] = {
                 "configured": True,
                 "portal_url": "https://billing.stripe.com/p/session/test_a1b2c3",
                 "test_mode": True,
-                "banner": "Test mode: no money moves.",
+                "banner": TEST_MODE,
             },
         ),
-        **refusals((*_ASKED_BY_AN_OWNER, "INVALID_BODY", "NO_SUBSCRIPTION")),
+        **refusals((*_ASKED_BY_AN_OWNER, "ORGANIZATION_REQUIRED", "UNKNOWN_PARAMETER", "NO_SUBSCRIPTION")),
     },
 }
 
@@ -266,6 +276,24 @@ _REPORT_USAGE: Final[Json] = {
     "`/billing/report-usage`.",
     "security": SECURED,
     "parameters": [{"$ref": "#/components/parameters/RequestId"}],
+    "requestBody": {
+        "required": False,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "tenant_id": {
+                            "type": ["string", "null"],
+                            "description": "Id or slug of one organization, instead of X-Organization-ID.",
+                        }
+                    },
+                    "additionalProperties": False,
+                },
+                "example": {"tenant_id": "acme"},
+            }
+        },
+    },
     "responses": {
         **_answer(
             "What was sent.",
@@ -275,9 +303,10 @@ _REPORT_USAGE: Final[Json] = {
                 "units": {"api.request": 341},
                 "pending": 0,
                 "rejected": 0,
+                "uncertain": 0,
                 "configured": True,
                 "test_mode": True,
-                "banner": "Test mode: no money moves.",
+                "banner": TEST_MODE,
                 "invoice_mode": "stripe_meters",
             },
         ),
@@ -285,10 +314,12 @@ _REPORT_USAGE: Final[Json] = {
             (
                 "ROLE_REQUIRED",
                 "SCOPE_REQUIRED",
+                "NOT_A_MEMBER",
                 "ORGANIZATION_NOT_FOUND",
                 "INVALID_BODY",
                 "BODY_TOO_LARGE",
-                "STRIPE_UNAVAILABLE",
+                "INGEST_BUSY",
+                "REQUEST_TIMEOUT",
                 "DATABASE_BUSY",
                 "DATABASE_UNAVAILABLE",
                 "JWKS_UNAVAILABLE",
