@@ -543,6 +543,19 @@ def test_periods_that_we_invoice_ourselves_are_left_alone(books: Books) -> None:
     assert "in which Stripe's invoice counts" in result.output
 
 
+def test_what_belongs_to_no_organization_is_nobodys_to_pay(books: Books) -> None:
+    platform = value(books.superuser, "select audit.platform()")
+    books.superuser.execute("update billing.defaults set invoice_mode = 'stripe_meters'")
+    books.superuser.execute("select billing.ensure_periods(%s, now(), now())", [platform])
+    books.superuser.execute("update billing.defaults set invoice_mode = 'local'")
+    assert value(
+        books.superuser, "select invoice_mode from billing.billing_periods where organization_id = %s", platform
+    ) == ("stripe_meters")
+    claimed = books.sidecar.execute("select organization_id from stripe.claim_reconciliations(1000, '0')").fetchall()
+    listed = books.superuser.execute("select organization_id from stripe.periods_at_stripe(null, null, null, 1000)")
+    assert (platform,) not in [*claimed, *listed.fetchall()]
+
+
 def test_staff_sees_what_was_found(books: Books, api: Connection) -> None:
     books.use(12)
     books.usage()

@@ -32,6 +32,8 @@ as $$
   from billing.billing_periods p
   join tenancy.organizations o on o.id = p.organization_id
   where p.invoice_mode <> 'local'
+    -- What belongs to no organization is nobody's to pay.
+    and p.organization_id <> audit.platform()
     and p.period_start <= coalesce(p_at, now())
     and p.period_end > coalesce(p_at, now())
     and (p_organization is null or p_organization in (o.slug, o.id::text))
@@ -54,6 +56,7 @@ as $$
     from billing.billing_periods p
     left join stripe.reconciled_periods r on r.organization_id = p.organization_id and r.period_start = p.period_start
     where p.invoice_mode <> 'local'
+      and p.organization_id <> audit.platform()
       and p.period_start <= now()
       and p.period_end > now() - interval '32 days'
       and (r.checked_at is null or r.checked_at < now() - interval '1 day')
