@@ -90,7 +90,7 @@ def known(superuser: Connection, subscription: str) -> Json:
     return facts
 
 
-SAID = {
+SAID: Json = {
     "status": "past_due",
     "trial_end": BEGINNING + DAY,
     "cancel_at": BEGINNING + 50 * DAY,

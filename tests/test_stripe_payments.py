@@ -47,15 +47,17 @@ def life(superuser: Connection, organization: Organization) -> Life:
 
 
 def paid(life: Life, name: str = "in", version: str = OLD, **members: Any) -> Json:
+    members = {"total": 1000} | members
     made = fixtures.invoice(
         life.name(name),
         customer=life.customer,
         subscription=None,
+        status="paid",
         created=BEGINNING,
         charge=life.name(f"ch_{name}"),
         payment_intent=life.name(f"pi_{name}"),
         api_version=version,
-        **{"status": "paid", "total": 1000} | members,
+        **members,
     )
     return fixtures.event("invoice.paid", made, created=BEGINNING + 5, api_version=version)
 

@@ -94,7 +94,7 @@ def taken_back(life: Life, organization: UUID) -> None:
 
 def standing_still(life: Life, organization: UUID) -> None:
     """A trial without anything to charge ends in a pause, which is resumed; collecting nothing changes nothing."""
-    trial = {"status": "trialing", "trial_end": BEGINNING + 5 * DAY, "payment_method": None}
+    trial: dict[str, Any] = {"status": "trialing", "trial_end": BEGINNING + 5 * DAY, "payment_method": None}
     subscription = life.subscribe(0, **trial, without_payment_method="pause")
     subscription.change(2 * DAY, trial_end=BEGINNING + 6 * DAY)
     subscription.change(6 * DAY, "paused", status="paused")
@@ -248,6 +248,62 @@ def test_in_any_order_a_life_ends_in_the_same_rows(
     apply_what_is_due(superuser, sidecar, life.token)
     assert found(superuser, organization, life.token) == expected(life)
     assert rows(superuser, life, organization) == in_order(story, superuser, sidecar)
+    assert_settled(superuser, life)
+
+
+# Lives that nobody has thought of: what happens next, and how many seconds later.
+STATUSES = ("active", "past_due", "unpaid", "paused", "trialing", "incomplete")
+HAPPENS = st.one_of(
+    st.fixed_dictionaries({"status": st.sampled_from(STATUSES)}),
+    st.fixed_dictionaries({"plan": st.sampled_from(("starter", "pro", "firm"))}),
+    st.fixed_dictionaries({"cancel_at_period_end": st.booleans()}),
+    st.fixed_dictionaries({"cancel_at": st.sampled_from((None, BEGINNING + 20 * DAY, BEGINNING + 70 * DAY))}),
+    st.fixed_dictionaries({"trial_end": st.sampled_from((None, BEGINNING + 15 * DAY, BEGINNING + 80 * DAY))}),
+    st.fixed_dictionaries({"payment_method": st.sampled_from((None, "pm_card"))}),
+    st.just({"delete": True}),
+    st.just({"fail": True}),
+    st.just({"pay": True}),
+)
+LATER = st.sampled_from((0, 0, 1, 60, DAY, 5 * DAY))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_life_in_any_order_ends_in_what_happened(
+    superuser: Connection, sidecar: Connection, data: st.DataObject
+) -> None:
+    happens = data.draw(st.lists(st.tuples(st.booleans(), LATER, HAPPENS), min_size=1, max_size=9))
+
+    def story(life: Life, organization: UUID) -> None:
+        at, last_invoice_at = 0, -1
+        both = [life.subscribe(0, "sub_a"), life.subscribe(data.draw(LATER), "sub_b", plan="firm")]
+        at = both[1].begun_at
+        over: set[str] = set()
+        for number, (which, later, members) in enumerate(happens):
+            subscription = both[which]
+            at += later
+            if {"fail", "pay"} & set(members) or at == last_invoice_at:
+                at += 1  # what invoices say comes first in its second, whatever happened
+            if subscription.id in over:
+                continue
+            if "delete" in members:
+                subscription.delete(at)
+                over.add(subscription.id)
+            elif "fail" in members or "pay" in members:
+                outcome = "payment_failed" if "fail" in members else "paid"
+                subscription.bill(at, f"in_{number}", (outcome, at))
+                last_invoice_at = at
+            else:
+                subscription.change(at, **members)
+
+    life, organization = begin(superuser, story)
+    numbers = range(len(life.events()))
+    order = data.draw(st.permutations([LINK, *numbers, *data.draw(st.lists(st.sampled_from(numbers), max_size=3))]))
+    note(str([(told.type, told.at - BEGINNING) for told in life.told]))
+    note(str(order))
+    tell(life, organization, order, superuser, sidecar)
+    apply_what_is_due(superuser, sidecar, life.token)
+    assert found(superuser, organization, life.token) == expected(life)
     assert_settled(superuser, life)
 
 

@@ -27,8 +27,8 @@ stable
 set search_path = ''
 as $$
   select
-    e.created_at, e.rank, bool_or(e.rank = 4) over (partition by e.created_at), array_agg(e.id order by e.id), array_agg(e.type order by e.id), array_agg(e.object_id order by e.id),
-    array_agg(e.facts - '_previous' order by e.id), array_agg(e.facts -> '_previous' order by e.id)
+    e.created_at, e.rank, bool_or(e.rank = 4) over (partition by e.created_at), array_agg(e.id order by e.id),
+    array_agg(e.type order by e.id), array_agg(e.object_id order by e.id), array_agg(e.facts - '_previous' order by e.id), array_agg(e.facts -> '_previous' order by e.id)
   from (
     select w.id, w.type, w.created_at, w.object_id, w.facts, stripe.rank_of(w.type) as rank
     from stripe.webhook_events w
@@ -61,9 +61,9 @@ as $$
   end
 $$;
 
--- A row an event, in their order, and one without for the time before the first: what is known of the subscription from then on. What an invoice says counts until Stripe's own word for the
--- status comes: a payment that failed, if it is not of an invoice from before the last one, and one that succeeds after it. is_tied: events of
--- that second do not say which one came last.
+-- A row an event, in their order, and one without for the time before the first: what is known of the subscription from then on. What an invoice
+-- says counts until Stripe's own word for the status comes: a payment that failed, if it is not of an invoice from before the last one, and one
+-- that succeeds after it. is_tied: events of that second do not say which one came last.
 create or replace function stripe.subscription_states(p_subscription_id text)
 returns table (n integer, at timestamptz, event_id text, facts jsonb, is_tied boolean)
 language plpgsql
