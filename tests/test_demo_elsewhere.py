@@ -28,6 +28,7 @@ def test_it_can_be_played_twice_and_leaves_sql_out(stack: RunningStack) -> None:
         done = demo(url, JWT_SECRET=stack.jwt_secret)
         assert done.returncode == 0, done.stderr
         assert "That try is left out" in done.stdout
+        assert "it starts a sidecar of its own" in done.stdout, "where no stack is ours, none is started"
         assert "make up" not in done.stdout
 
 

@@ -446,6 +446,7 @@ def test_the_demo_plays_and_stops_what_it_started() -> None:
         assert traces(fresh.state) == []
         assert str(fresh.state.stack_file) in told
         assert "0.333¢" in told
+        assert "40 of 40" in told, "usage was reported to what stands in for Stripe"
 
         fresh.succeed("demo")
         assert traces(fresh.state) == []

@@ -20,6 +20,7 @@ from api.demo.month import (
 )
 from api.demo.people import Cast, DemoError, Person
 from api.demo.stage import clip, copyable, scene, short, table_of
+from api.demo.stripe import pay_with_stripe
 from api.demo.subscription import KAURI_TIMEZONE, subscribe
 from api.demo.venue import Venue
 
@@ -36,6 +37,7 @@ def play(console: Console, venue: Venue) -> None:
         mend_mistake(console, cast, invoice)
         prove(console, cast, venue, invoice, batch[0])
         subscribe(console, cast, venue)
+        pay_with_stripe(console, cast, venue)
         _where_next(console, cast, venue)
 
 
@@ -185,7 +187,7 @@ def _send_three_times(console: Console, cast: Cast) -> list[dict[str, Any]]:
 
 
 def _where_next(console: Console, cast: Cast, venue: Venue) -> None:
-    scene(console, 10, "Where to go next")
+    scene(console, 11, "Where to go next")
     gateway = venue.gateway_url
     slug = cast.aurora["slug"]
     console.print(venue.afterwards, markup=False, highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ PAPERS = "demo"
 class Venue:
     """`superuser_url` is None where nobody is let into the database. `afterwards` says what is left there.
 
-    `papers` is a folder of ours for what is printed.
+    `papers` is a folder of ours for what is printed. `settings` are those of the embedded stack; None elsewhere.
     """
 
     gateway_url: str
@@ -33,6 +33,7 @@ class Venue:
     superuser_url: str | None = field(repr=False)
     papers: Path
     afterwards: str
+    settings: Settings | None = field(default=None, repr=False)
 
     def person(self, subject: str, **options: Any) -> Person:
         return Person(self.gateway_url, self.jwt_secret, self.algorithm, subject, audience=self.audience, **options)
@@ -52,6 +53,7 @@ def stack_venue(endpoints: Endpoints, settings: Settings) -> Venue:
             f"  health    {endpoints.gateway_url}/health\n"
             f"  database  psql, with database_url from {StateDir(settings.state_dir).stack_file}\n"
         ),
+        settings=settings,
     )
 
 
