@@ -31,6 +31,7 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
 STAFFS = (
     *("meter_versions", "prices", "rejected_events", "webhook_messages"),
     *("stripe_webhook_events", "stripe_meter_event_reports", "stripe_reconciliations"),
+    "stripe_invoice_items",
 )
 VIEWS = [path for path in PATHS if "/" not in path and path not in STAFFS]
 FUNCTIONS = [path for path in PATHS if path.startswith("rpc/")]

@@ -192,6 +192,7 @@ SHARED = ("metering.operation_weights", "api.operation_weights")
 STAFFS = (
     *("api.rejected_events", "api.webhook_messages"),
     *("api.stripe_webhook_events", "api.stripe_meter_event_reports", "api.stripe_reconciliations"),
+    "api.stripe_invoice_items",
 )
 
 

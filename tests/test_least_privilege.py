@@ -456,7 +456,7 @@ TABLES: Mapping[str, Mapping[str, Mapping[str, set[str]]]] = {
         **{f"{schema}.{name}": _READ for schema in ("app", "api") for name in ("clients", "cases", "documents")},
         **{f"{schema}.{name}": _READ for schema in ("tenancy", "api") for name in ("organizations", "memberships")},
         **{f"stripe.{name}": _READ for name in _STRIPE_FOR_STAFF},
-        **{f"api.stripe_{name}": _READ for name in ("webhook_events", "meter_event_reports", "reconciliations")},
+        **{f"api.stripe_{name}": _READ for name in _STRIPE_FOR_STAFF if name != "disputes"},
         "audit.personal": _AUDIT_PERSONAL,
         "tenancy.invitations": _INVITATION,
         "api.pending_invitations": _READ,

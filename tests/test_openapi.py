@@ -173,6 +173,7 @@ def test_functions_that_write_are_not_called_with_get(document: Document) -> Non
 FOR_STAFF = (
     *("meter_versions", "prices", "rejected_events", "webhook_messages"),
     *("stripe_webhook_events", "stripe_meter_event_reports", "stripe_reconciliations"),
+    "stripe_invoice_items",
 )
 
 
@@ -290,6 +291,14 @@ def of_stripe(stack: RunningStack, organization: Organization) -> None:
             insert into stripe.reconciliations (organization_id, period_start, kind, subject, ours, theirs, drift,
               cause)
             values (%s, '2026-01-01Z', 'usage', 'api.request', 341, 341, 0, 'in step')
+            """,
+            [organization.id],
+        )
+        superuser.execute(
+            """
+            insert into stripe.invoice_items (organization_id, kind, meter_code, amount_cents, currency, description,
+              period_start, period_end)
+            values (%s, 'credit', 'api.request', -75, 'usd', 'Taken back', '2026-01-01Z', '2026-02-01Z')
             """,
             [organization.id],
         )

@@ -20,6 +20,7 @@ _KEY: Final = "019a6d0f-7d41-7e55-a3b8-6c9d8e7f0a11"
 _NEXT_KEY: Final = "019b0a11-2c80-7a91-b4c7-7daeaf80b122"
 _INVOICE: Final = "019b0a11-4d3e-7b83-89fa-9dc1c0b0af76"
 _PAYMENT: Final = "019b4f02-5e4f-7c94-9a0b-0ed2d1c1ba87"
+_ITEM: Final = "019b0a11-4d41-7c05-9a6e-2f0d7b1c9e34"
 _CREDIT_NOTE: Final = "019b5a13-6f50-7da5-8b1c-1fe3e2d2cb98"
 _MESSAGE: Final = "019b0a11-4d42-7c06-8e12-5a60b7c8d9e1"
 _SUBSCRIPTION: Final = "019a6d10-4a10-7d31-8b62-9c0d1e2f3a4b"
@@ -487,6 +488,29 @@ ROWS: Final[dict[str, dict[str, Any]]] = {
         "currency": "usd",
         "updated_at": "2026-01-05T17:30:00.5+00:00",
         "invoice_mode": None,
+    },
+    "stripe_invoice_items": {
+        "organization_id": _ORGANIZATION,
+        "id": _ITEM,
+        "kind": "line",
+        "invoice_id": _INVOICE,
+        "line_number": 1,
+        "meter": None,
+        "customer_id": "cus_TFirmAcme",
+        "subscription_id": "sub_1RbqVu2eZvKYlo2C",
+        "amount_cents": 30100,
+        "currency": "usd",
+        "description": "Requests to the API, 1204 request",
+        "period_start": "2026-01-01T08:00:00+00:00",
+        "period_end": "2026-02-01T08:00:00+00:00",
+        "status": "acknowledged",
+        "attempts": 1,
+        "next_attempt_at": "2026-02-01T08:15:03.1+00:00",
+        "first_sent_at": "2026-02-01T08:10:03.1+00:00",
+        "acknowledged_at": "2026-02-01T08:10:03.4+00:00",
+        "stripe_id": "ii_1RbqVv2eZvKYlo2C",
+        "last_error": None,
+        "created_at": "2026-02-01T08:10:00+00:00",
     },
     "stripe_invoices": {
         "id": "in_1RbqVv2eZvKYlo2C",
