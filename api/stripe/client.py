@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 import stripe
+import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from purgatory import AsyncCircuitBreakerFactory
@@ -37,6 +38,11 @@ _NAME: Final = "stripe"
 _SECRET: Final = re.compile(r"\b(?:sk|rk|pk|whsec)_\w+(?:\*+\w*)?")
 _OPEN: Final = "it has not answered for a while, and is asked again in some seconds"
 
+# What its SDK raises over an answer that is JSON, and not of the shape that it thought of, or is no UTF-8.
+_UNREADABLE: Final = (AttributeError, LookupError, TypeError, ValueError)
+
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 
 
@@ -56,7 +62,7 @@ class Stripe(Collector):
         self._call_seconds = call_seconds
         stripe.enable_telemetry = False
         # The whole call is limited where it is made: httpx counts each read by itself.
-        self._http = stripe.HTTPXClient(timeout=httpx.Timeout(call_seconds, connect=min(CONNECT_SECONDS, call_seconds)))
+        self._http = _Http(timeout=httpx.Timeout(call_seconds, connect=min(CONNECT_SECONDS, call_seconds)))
         self._client = stripe.StripeClient(
             secret_key,
             base_addresses={"api": base, "meter_events": base} if base is not None else None,
@@ -117,6 +123,20 @@ class Stripe(Collector):
             raise StripeAway(f"no answer within {self._call_seconds:.0f} s") from None
         except stripe.StripeError as error:
             raise _told(error) from None
+        except _UNREADABLE as error:
+            log.warning("stripe_answer_not_read", exc_info=True)
+            raise StripeAway(f"its answer cannot be read: {type(error).__name__}") from None
+
+
+class _Http(stripe.HTTPXClient):
+    async def request_async(
+        self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
+    ) -> tuple[bytes, int, Mapping[str, str]]:
+        """All that Stripe says is an object. Its SDK takes a list, or nothing, for an answer, too."""
+        content, status, said = await super().request_async(method, url, headers, post_data)
+        if status < HTTPStatus.BAD_REQUEST and not content.lstrip().startswith(b"{"):
+            raise StripeAway(f"{status} that is not of Stripe")
+        return content, status, said
 
 
 def _outcome(error: StripeError) -> str:
@@ -129,7 +149,7 @@ def _outcome(error: StripeError) -> str:
 
 def _told(error: stripe.StripeError) -> StripeError:
     """An answer that cannot be read is none."""
-    text = _SECRET.sub("(a key)", error.user_message or str(error) or type(error).__name__)[:500]
+    text = _SECRET.sub("(a key)", str(error.user_message or error) or type(error).__name__)[:500]
     status = error.http_status
     if status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, stripe.APIConnectionError):
         return StripeAway(text)
