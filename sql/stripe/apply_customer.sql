@@ -101,6 +101,10 @@ begin
   if found and exists (select from stripe.subscriptions s where s.customer_id = p_event.customer_id and s.organization_id = v_organization_id) then
     perform stripe.renew_timeline(v_organization_id, p_waits);
   end if;
+  if p_event.type = 'customer.deleted' then
+    -- What a customer had that is gone.
+    perform stripe.renew_entitlements(v_organization_id);
+  end if;
   outcome := case when v_is_last then 'applied' else 'stale' end;
   message := case outcome when 'stale' then 'a later event was applied before' else 'customer' end;
 end;

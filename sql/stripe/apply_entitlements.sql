@@ -35,6 +35,54 @@ begin
 end;
 $$;
 
+-- Returns whether the organization has others than before.
+create or replace function stripe.renew_entitlements(p_organization_id uuid)
+returns boolean
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  -- One customer after the other may have been the organization's.
+  v_features text[] := array(
+    select distinct f.feature
+    from stripe.customers c
+    cross join lateral unnest(stripe.features_of(c.id)) as f (feature)
+    where c.organization_id = p_organization_id
+      and c.deleted_at is null
+  );
+  v_is_other boolean;
+begin
+  delete from stripe.entitlements e
+  where e.organization_id = p_organization_id
+    and e.feature <> all (v_features);
+  v_is_other := found;
+  insert into stripe.entitlements (organization_id, feature)
+  select p_organization_id, f.feature
+  from unnest(v_features) as f (feature)
+  on conflict do nothing;
+  v_is_other := v_is_other or found;
+
+  delete from billing.entitlement_overrides v
+  where v.organization_id = p_organization_id
+    and v.created_by = stripe.override_author()
+    and v.feature <> all (v_features);
+  -- Other lookup keys than ours name nothing here; and what is limited is so by the plan, or by staff. What staff has set says nothing any more
+  -- once it is expired.
+  insert into billing.entitlement_overrides as v (organization_id, feature, kind, reason, created_by)
+  select p_organization_id, f.feature, 'boolean', 'Stripe: active entitlement', stripe.override_author()
+  from unnest(v_features) as f (feature)
+  where f.feature ~ '^[a-z0-9_.]{1,64}$'
+    and not exists (select from billing.plan_features p where p.feature = f.feature and p.kind <> 'boolean')
+  on conflict (organization_id, feature) do update
+  set
+    is_granted = true, kind = excluded.kind, limit_value = null, enforcement = excluded.enforcement, meter_code = null, expires_at = null,
+    reason = excluded.reason, created_at = excluded.created_at, created_by = excluded.created_by
+  where v.expires_at <= clock_timestamp();
+  return v_is_other;
+end;
+$$;
+
 create or replace function stripe.apply_entitlements(p_event stripe.webhook_events, out outcome text, out message text)
 language plpgsql
 volatile
@@ -42,47 +90,16 @@ set search_path = ''
 as $$
 declare
   v_organization_id uuid := stripe.organization_of(p_event.customer_id);
-  v_features text[];
-  v_is_other boolean;
 begin
   if v_organization_id is null then
     outcome := 'unlinked';
     message := format('customer %s is no organization''s yet', coalesce(p_event.customer_id, '(none)'));
     return;
   end if;
-  -- One customer after the other may have been the organization's.
-  v_features := array(
-    select distinct f.feature
-    from stripe.customers c
-    cross join lateral unnest(stripe.features_of(c.id)) as f (feature)
-    where c.organization_id = v_organization_id
-      and c.deleted_at is null
-  );
-  delete from stripe.entitlements e
-  where e.organization_id = v_organization_id
-    and e.feature <> all (v_features);
-  v_is_other := found;
-  insert into stripe.entitlements (organization_id, feature)
-  select v_organization_id, f.feature
-  from unnest(v_features) as f (feature)
-  on conflict do nothing;
-  v_is_other := v_is_other or found;
-
-  delete from billing.entitlement_overrides v
-  where v.organization_id = v_organization_id
-    and v.created_by = stripe.override_author()
-    and v.feature <> all (v_features);
-  -- Other lookup keys than ours name nothing here; and what is limited is so by the plan, or by staff.
-  insert into billing.entitlement_overrides (organization_id, feature, kind, reason, created_by)
-  select v_organization_id, f.feature, 'boolean', 'Stripe: active entitlement', stripe.override_author()
-  from unnest(v_features) as f (feature)
-  where f.feature ~ '^[a-z0-9_.]{1,64}$'
-    and not exists (select from billing.plan_features p where p.feature = f.feature and p.kind <> 'boolean')
-  on conflict (organization_id, feature) do nothing;
-  outcome := case when v_is_other then 'applied' else 'stale' end;
-  message := format('%s features', cardinality(v_features));
+  outcome := case when stripe.renew_entitlements(v_organization_id) then 'applied' else 'stale' end;
+  message := case outcome when 'stale' then 'a later event was applied before, or it says nothing new' else 'entitlements' end;
 end;
 $$;
 
-grant execute on function stripe.override_author(), stripe.features_of(text), stripe.apply_entitlements(stripe.webhook_events)
-  to goldleaves_kernel;
+grant execute on function stripe.override_author(), stripe.features_of(text), stripe.renew_entitlements(uuid),
+  stripe.apply_entitlements(stripe.webhook_events) to goldleaves_kernel;
