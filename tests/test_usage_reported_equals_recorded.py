@@ -9,6 +9,7 @@ import random
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,7 +18,7 @@ import pytest
 from tests.conftest import MakeOrganization
 from tests.harness import Database
 from tests.meters import roll_up_all, void
-from tests.usage import Connection, event, ingest, moment, value
+from tests.usage import Connection, event, finalize, ingest, moment, month, value
 from tests.usage_reports import (
     Remembered,
     accounted,
@@ -201,6 +202,8 @@ def test_whatever_happens_in_whatever_order(
         build(sidecar, organization)
         superuser.execute("select stripe.settle_report_periods(false)")
         settle(superuser, sidecar, stripe, organization)
+    live = {r["identifier"]: r["quantity"] for r in reports(superuser, organization) if r["status"] != "canceled"}
+    assert live == stripe.units
     used = recorded(superuser, organization)
     for code in CODES:
         assert accounted(superuser, organization, code, moment()) == used[code], code
@@ -217,6 +220,92 @@ def test_whatever_happens_in_whatever_order(
         assert carried < UNIT[code], code
         states = {report["status"] for report in reports(superuser, organization, code)}
         assert states <= {"acknowledged", "canceled"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_month_is_closed_in_the_middle_of_it(
+    superuser: Connection,
+    sidecar: Connection,
+    shared_database: Database,
+    make_organization: MakeOrganization,
+    seed: int,
+) -> None:
+    """What comes late, and is taken back late, counts in the open month; what is then too much is credited."""
+    chance = random.Random(seed)
+    organization = make_organization(shared_database, roles=("owner",)).id
+    link(superuser, organization)
+    stripe = Remembered()
+    sent: list[str] = []
+    keys = (f"event {n}" for n in count())
+    is_closed = False
+
+    def record_some() -> None:
+        for _ in range(chance.choice((1, 3))):
+            sent.append(next(keys))
+            at = moment(1, hours=chance.randrange(600)) if chance.random() < 0.6 else None
+            one = event(sent[-1], at, name="t", quantity=chance.choice((1, 2.5, 40)), user_id=f"u{chance.randrange(5)}")
+            assert ingest(sidecar, [one], organization, late="adjust").accepted == 1
+
+    def take_back() -> None:
+        if sent:
+            sidecar.execute(
+                "select metering.void_event(%s, %s, 'api', 'adjust')",
+                [organization, sent.pop(chance.randrange(len(sent)))],
+            )
+
+    def roll_up() -> None:
+        sidecar.execute("select metering.roll_up(%s)", [chance.choice((1, 5, 1000))])
+
+    def make_reports() -> None:
+        build(sidecar, organization)
+        superuser.execute("select stripe.settle_report_periods(false)")
+
+    def send() -> None:
+        settle(superuser, sidecar, stripe, organization)
+
+    def grow_old() -> None:
+        superuser.execute(
+            """
+            update stripe.meter_event_reports set acknowledged_at = now() - interval '24 hours'
+            where organization_id = %s and status in ('acknowledged', 'canceling')
+            """,
+            [organization],
+        )
+        stripe.kept.update(stripe.units)
+
+    steps = (record_some,) * 3 + (take_back, take_back, roll_up, roll_up, make_reports, make_reports, send, grow_old)
+    closes_at = chance.randrange(10, 40)
+    for n in range(50):
+        if n == closes_at:
+            finalize(superuser, organization, month(1))
+            is_closed = True
+        chance.choice(steps)()
+    assert is_closed
+    for _ in range(3):
+        roll_up_all(sidecar)
+        make_reports()
+        send()
+
+    live = {r["identifier"]: r["quantity"] for r in reports(superuser, organization) if r["status"] != "canceled"}
+    assert live == stripe.units
+    for months_ago in (1, 0):
+        rows = superuser.execute(
+            """
+            select coalesce(sum(quantity), 0), count(*) filter (where event_type <> 'void')
+              - count(*) filter (where event_type = 'void')
+            from metering.usage_events
+            where organization_id = %s and event_name = 't' and occurred_at >= %s and occurred_at < %s
+            """,
+            [organization, moment(months_ago), moment(months_ago - 1)],
+        ).fetchone()
+        assert rows
+        for code in ADDED:
+            used = rows[1] if code == "t.count" else rows[0]
+            assert accounted(superuser, organization, code, moment(months_ago)) == used, (code, months_ago)
+    left = (
+        "select count(*) from stripe.report_periods where organization_id = %s and period_start = %s and carried <> 0"
+    )
+    assert value(superuser, left, organization, moment(1)) == 0, "nothing is carried in a period that is closed"
 
 
 def complain(superuser: Connection, errors: dict[str, str]) -> None:
