@@ -55,6 +55,10 @@ comment on index stripe.webhook_events_of_object is
 create index webhook_events_unlinked on stripe.webhook_events (customer_id) where status = 'unlinked';
 comment on index stripe.webhook_events_unlinked is
   'goldleaves lint key_without_organization: what Stripe sends names no organization';
+create index webhook_events_unsettled on stripe.webhook_events (subscription_id)
+  where status in ('received', 'failed', 'dead', 'unlinked') and subscription_id is not null;
+comment on index stripe.webhook_events_unsettled is
+  'goldleaves lint key_without_organization: what Stripe sends names no organization';
 create index webhook_events_due on stripe.webhook_events (next_attempt_at) where status in ('received', 'failed');
 comment on index stripe.webhook_events_due is
   'goldleaves lint key_without_organization: what Stripe sends names no organization';
@@ -105,6 +109,8 @@ create table stripe.subscriptions (
   canceled_at timestamptz,
   ended_at timestamptz,
   is_live boolean not null,
+  -- All that is known of it.
+  facts jsonb not null default '{}',
   -- The last event that tells of it, by Stripe's clock.
   latest_event_id text not null,
   latest_event_at timestamptz not null,
@@ -335,6 +341,7 @@ create table stripe.invoice_items (
   attempts integer not null default 0,
   -- How often it was sent anew, under another key, once it was certain that Stripe does not have it.
   rounds integer not null default 0,
+  looked_for_at timestamptz,
   next_attempt_at timestamptz not null default clock_timestamp(),
   first_sent_at timestamptz,
   acknowledged_at timestamptz,

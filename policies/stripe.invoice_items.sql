@@ -11,5 +11,5 @@ create policy invoice_items_staff on stripe.invoice_items for select to platform
 create policy invoice_items_kernel on stripe.invoice_items to goldleaves_kernel using (true) with check (true);
 
 grant select on stripe.invoice_items to platform_admin;
-grant select, insert, update (customer_id, subscription_id, status, attempts, rounds, next_attempt_at, first_sent_at, acknowledged_at, stripe_id,
+grant select, insert, update (customer_id, subscription_id, status, attempts, rounds, looked_for_at, next_attempt_at, first_sent_at, acknowledged_at, stripe_id,
   last_error) on stripe.invoice_items to goldleaves_kernel;

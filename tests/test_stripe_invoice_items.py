@@ -268,6 +268,34 @@ def test_after_a_day_stripe_is_asked_for_it_before_it_is_sent_anew(
     assert items(superuser, organization)[0]["rounds"] == (0 if arrived else 1)
 
 
+@pytest.mark.parametrize("sent", [True, False])
+def test_what_was_sent_after_a_backup_is_not_sent_once_more(
+    superuser: Connection, shared_database: Database, stripe: StripeServer, organization: UUID, sent: bool
+) -> None:
+    """A database that was restored does not know what became of what waited in it."""
+    customer = link(superuser, organization)
+    close(superuser, organization)
+    if sent:
+        send(shared_database, stripe)
+        superuser.execute(
+            """
+            update stripe.invoice_items set status = 'pending', attempts = 0, first_sent_at = null, stripe_id = null,
+              acknowledged_at = null, customer_id = null, next_attempt_at = now()
+            where organization_id = %s
+            """,
+            [organization],
+        )
+    generation = "insert into metering.generations (generation, system_identifier) values (99, 1) returning generation"
+    value(superuser, generation)
+    try:
+        stripe.forget_requests()
+        send(shared_database, stripe, steps=3)
+    finally:
+        superuser.execute("delete from metering.generations where generation = 99")
+    assert (at_stripe(stripe, customer), statuses(superuser, organization)) == ([100], ["acknowledged"])
+    assert [one["method"] for one in stripe.requests(PATH)] == (["GET"] if sent else ["GET", "POST"])
+
+
 def test_an_error_of_stripes_that_it_repeats_for_a_day_ends(
     superuser: Connection, shared_database: Database, stripe: StripeServer, organization: UUID
 ) -> None:

@@ -122,7 +122,10 @@ begin
       for update skip locked
     ), chosen as (
       select
-        d.*, coalesce(i.first_sent_at < clock_timestamp() - stripe.key_lasts(), false) as is_lost,
+        d.*,
+        -- In a database that was restored it may have been sent after the backup.
+        coalesce(i.first_sent_at < clock_timestamp() - stripe.key_lasts(), false)
+          or coalesce(i.looked_for_at, i.created_at) < r.restored_at as is_lost,
         case when i.first_sent_at is null then c.id else i.customer_id end as customer_id,
         case
           when i.first_sent_at is not null then i.subscription_id
@@ -139,6 +142,9 @@ begin
       from due d
       join stripe.invoice_items i on i.organization_id = d.organization_id and i.id = d.id
       left join stripe.customers c on c.organization_id = d.organization_id and c.deleted_at is null and c.is_live = p_is_live
+      cross join (
+        select coalesce(max(g.began_at) filter (where g.generation > 1), '-infinity') as restored_at from metering.generations g
+      ) as r
     ), claimed as (
       update stripe.invoice_items i
       set
@@ -243,7 +249,9 @@ security definer
 set search_path = ''
 as $$
   update stripe.invoice_items i
-  set status = 'pending', attempts = 0, rounds = i.rounds + 1, first_sent_at = null, next_attempt_at = clock_timestamp()
+  set
+    status = 'pending', attempts = 0, rounds = i.rounds + 1, looked_for_at = clock_timestamp(), first_sent_at = null,
+    next_attempt_at = clock_timestamp()
   where i.organization_id = p_organization_id
     and i.id = p_id
     and i.attempts = p_attempts
