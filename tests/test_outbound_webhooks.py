@@ -28,6 +28,7 @@ from api.app import create_app
 from api.cli import app
 from api.settings import PROJECT, Settings, SettingsError
 from api.spool import Spool
+from api.stripe.fixtures.life import Life, happened
 from api.webhooks.signing import Signer
 from tests.audit_log import entries, length
 from tests.conftest import MakeOrganization
@@ -563,6 +564,27 @@ def test_a_quota_that_is_used_up_is_told_of_as_the_guide_shows(
     assert_shown(message)
     assert (message["data"]["feature"], message["data"]["limit"], message["data"]["used"]) == ("uploads", 2, 2)
     assert message["data"]["period_start"] == f"{month()}T00:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("happens", "type"),
+    [
+        ("customer.subscription.trial_will_end", "subscription.trial_will_end"),
+        ("invoice.payment_failed", "payment.failed"),
+        ("charge.dispute.created", "payment.disputed"),
+    ],
+)
+def test_what_stripe_says_is_told_of_as_the_guide_shows(
+    superuser: Connection, sidecar: Connection, organization: Organization, happens: str, type: str
+) -> None:
+    life = Life(int(time.time()), organization_id=str(organization.id))
+    superuser.execute("select stripe.link(%s, %s, false)", [organization.id, life.customer_id])
+    for one in ("customer.subscription.created", "invoice.paid", "invoice_payment.paid", happens, happens):
+        told = json.dumps(happened(one, life, id=f"evt_{organization.id}_{one}"))
+        sidecar.execute("select stripe.receive_events(array[%s], null)", [told])
+    [message] = sent(superuser, organization.id, type)
+    assert_shown(message)
+    assert message["data"]["organization_id"] == str(organization.id)
 
 
 def test_the_receiver_of_the_guide_takes_what_is_signed_and_nothing_else(
