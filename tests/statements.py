@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from psycopg.rows import dict_row
 
-from tests.usage import Connection, event, ingest, moment
+from api.invoices.document import Document
+from tests.usage import Connection, event, ingest, moment, value
 
 Row = dict[str, Any]
 
@@ -62,6 +64,20 @@ def items(superuser: Connection, organization: UUID) -> list[Row]:
     """Amounts for Stripe, in the order of the lines they came from."""
     query = "select * from stripe.invoice_items where organization_id = %s order by created_at, line_number, id"
     return rows(superuser, query, organization)
+
+
+def document_of(superuser: Connection, statement: UUID) -> Document:
+    found = value(
+        superuser,
+        """
+        select billing.document_of(i, array(
+          select l from billing.invoice_lines l where l.invoice_id = i.id order by l.line_number
+        ))
+        from billing.invoices i where i.id = %s
+        """,
+        statement,
+    )
+    return Document.of_json(json.dumps(found, default=str).encode())
 
 
 def rows(superuser: Connection, query: str, *parameters: object) -> list[Row]:

@@ -9,10 +9,11 @@ from uuid import UUID
 
 import pytest
 
+from api.invoices.page import page
 from tests.conftest import MakeOrganization
 from tests.harness import Database
 from tests.sql_requests import Connection
-from tests.statements import agree, items, rows, use
+from tests.statements import agree, document_of, items, rows, use
 from tests.usage import finalize, moment, month, value
 
 START, END = moment(1), moment(0)
@@ -144,6 +145,17 @@ def test_a_fee_is_charged_once(superuser: Connection, organization: UUID, name: 
     phases, expected = EXAMPLES[name]
     subscribe(superuser, organization, *phases)
     assert closed(superuser, organization, mode) == expected[mode]
+
+
+def test_a_statement_says_which_fee_stripe_charges(superuser: Connection, organization: UUID) -> None:
+    subscribe(superuser, organization, (at(0), "active", PLAN, False), (at(10), "active", PLAN, True))
+    agree(superuser, organization, "stripe_items")
+    use(superuser, organization, 1)
+    document = document_of(superuser, finalize(superuser, organization, month(1)).id)
+    ours, theirs, _ = document.lines
+    assert ours.price and theirs.price and (ours.price.by_stripe, theirs.price.by_stripe) == (False, True)
+    html = page(document)
+    assert html.count("Charged with the subscription at Stripe: 11 ") == 1 and "10 of " in html
 
 
 def test_usage_is_charged_wherever_the_fee_is(superuser: Connection, organization: UUID) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import MakeOrganization
 from tests.harness import Database, Organization
 from tests.ledgers import issue, refused_by_hand, staff
 from tests.sql_requests import Caller, Connection, request
-from tests.statements import agree, arrive, invoices, items, rows, use
+from tests.statements import agree, arrive, document_of, invoices, items, rows, use
 from tests.usage import event, finalize, ingest, moment, month, value
 
 MODES = ("stripe_meters", "stripe_items")
@@ -33,20 +33,6 @@ def close(superuser: Connection, organization: UUID, mode: str, months_ago: int 
     agree(superuser, organization, mode)
     use(superuser, organization, requests, months_ago)
     return finalize(superuser, organization, month(months_ago)).id
-
-
-def document_of(superuser: Connection, statement: UUID) -> Document:
-    found = value(
-        superuser,
-        """
-        select billing.document_of(i, array(
-          select l from billing.invoice_lines l where l.invoice_id = i.id order by l.line_number
-        ))
-        from billing.invoices i where i.id = %s
-        """,
-        statement,
-    )
-    return Document.of_json(json.dumps(found, default=str).encode())
 
 
 @pytest.mark.parametrize("mode", MODES)
