@@ -13,7 +13,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from bench import closing, entitlements, events, gateway, lag, proof, rls, summary, triggers
+from bench import closing, entitlements, events, gateway, lag, proof, rls, stripe_webhooks, summary, triggers
 from bench.figures import COLUMNS, Figure, keep
 from bench.stack import when_and_where
 
@@ -26,6 +26,7 @@ BENCHMARKS: Final[dict[str, Callable[[], Sequence[Figure]]]] = {
     "bench.closing": closing.measure,
     "bench.proof": proof.measure,
     "bench.entitlements": entitlements.measure,
+    "bench.stripe_webhooks": stripe_webhooks.measure,
     "bench.rls": rls.measure,
 }
 
