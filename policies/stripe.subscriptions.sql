@@ -14,5 +14,5 @@ create policy subscriptions_staff on stripe.subscriptions for select to platform
 create policy subscriptions_kernel on stripe.subscriptions to goldleaves_kernel using (true) with check (true);
 
 grant select on stripe.subscriptions to member, platform_admin;
-grant select, insert, update (status, plan_code, price_id, current_period_start, current_period_end, trial_end, cancel_at, canceled_at, ended_at, latest_event_id, latest_event_at)
+grant select, insert, update (status, plan_code, price_id, current_period_start, current_period_end, trial_end, cancel_at, canceled_at, ended_at, facts, latest_event_id, latest_event_at)
   on stripe.subscriptions to goldleaves_kernel;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -13,7 +14,7 @@ from api.database import DatabaseError, Settled
 from api.errors import problem
 from api.ingestion.body import pieces, refuse_declared, too_large
 from api.ingestion.content import Content
-from api.ingestion.limits import Room
+from api.ingestion.limits import Room, Share
 
 if TYPE_CHECKING:
     from api.stripe.inbox import Inbox
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES: Final = 1024 * 1024
 BODIES_IN_MEMORY: Final = 64  # of that size, or very many of the usual one
+
+log = structlog.get_logger(__name__)
 
 _AS_IT_COMES: Final = Content("events")
 
@@ -48,28 +51,29 @@ class StripeWebhook:
             raise problem("STRIPE_NOT_CONFIGURED", "STRIPE_WEBHOOK_SECRET is not set, so no webhook is believed")
         refuse_declared(request, MOST_BYTES)
         header = single_header(request.scope, b"stripe-signature")
-        payload = await self._body(request)
-        try:
-            # Verified as it came: JSON that was read and written again is another text.
-            text = payload.decode("utf-8")
-        except UnicodeDecodeError:
-            raise problem("INVALID_SIGNATURE", "Stripe signs UTF-8, and this is none") from None
-        self._signatures.verify(text, header)
-        if "\0" in text:  # which no JSON has, and would spoil a whole group
-            raise problem("INVALID_BODY", "the body has a NUL in it")
-        settled = await self._settle(text)
+        with self._room.share() as share:
+            payload = await self._body(request, share)
+            try:
+                # Verified as it came: JSON that was read and written again is another text.
+                text = payload.decode("utf-8")
+            except UnicodeDecodeError:
+                raise problem("INVALID_SIGNATURE", "Stripe signs UTF-8, and this is none") from None
+            self._signatures.verify(text, header)
+            if "\0" in text:  # which no JSON has, and would spoil a whole group
+                raise problem("INVALID_BODY", "the body has a NUL in it")
+            settled = await self._settle(text)
         return JSONResponse({"received": True, "outcome": settled.outcome, "message": settled.message})
 
-    async def _body(self, request: Request) -> bytes:
+    @staticmethod
+    async def _body(request: Request, share: Share) -> bytes:
         chunks, size = [], 0
-        with self._room.share() as share:
-            async for piece in pieces(request, _AS_IT_COMES):
-                size += len(piece)
-                if size > MOST_BYTES:
-                    raise too_large(MOST_BYTES)
-                share.take(len(piece))
-                chunks.append(piece)
-            return b"".join(chunks)
+        async for piece in pieces(request, _AS_IT_COMES):
+            size += len(piece)
+            if size > MOST_BYTES:
+                raise too_large(MOST_BYTES)
+            share.take(len(piece))
+            chunks.append(piece)
+        return b"".join(chunks)
 
     async def _settle(self, text: str) -> Settled:
         try:
@@ -80,4 +84,5 @@ class StripeWebhook:
             if error.malformed:
                 raise problem("INVALID_BODY", "this is no JSON that can be stored") from None
             # Nothing that Stripe sends is our client's fault: it is asked to send it again.
+            log.error("stripe_event_not_stored", state=error.state, error=error.message or str(error))
             raise problem("DATABASE_BUSY", "it could not be stored") from error

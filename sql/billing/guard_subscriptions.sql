@@ -19,7 +19,7 @@ begin
     return new;
   elsif tg_op = 'DELETE' then
     if old.starts_at <= clock_timestamp() then
-      perform billing.take_period_lock(old.organization_id);
+      perform billing.hold_period_lock(old.organization_id);
       if not billing.is_stripes(old.organization_id, old.subscription_id)
         or old.starts_at < coalesce(billing.finalized_until(old.organization_id), '-infinity')
       then
@@ -31,7 +31,7 @@ begin
 
   -- Whoever changes a subscription holds it already. A period that runs is not closed, so what is planned for later needs none.
   if new.starts_at < clock_timestamp() + interval '1 hour' then
-    perform billing.take_period_lock(new.organization_id);
+    perform billing.hold_period_lock(new.organization_id);
   end if;
   v_closed_until := billing.finalized_until(new.organization_id);
   v_is_stripes := billing.is_stripes(new.organization_id, new.subscription_id);

@@ -84,5 +84,21 @@ begin
 end;
 $$;
 
+-- For who mostly holds it already: then it costs nothing. Whoever finds it free waits for nobody, and so for nobody in a circle.
+create or replace function billing.hold_period_lock(p_organization_id uuid)
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+begin
+  if current_setting('transaction_isolation') <> 'read committed'
+    or not pg_try_advisory_xact_lock(billing.period_lock_class(), billing.period_lock_slot(p_organization_id))
+  then
+    perform billing.take_period_lock(p_organization_id);
+  end if;
+end;
+$$;
+
 grant execute on function billing.period_lock_class(), billing.period_lock_slot(uuid), billing.share_period_locks(uuid[]),
-  billing.take_period_lock(uuid) to goldleaves_kernel;
+  billing.take_period_lock(uuid), billing.hold_period_lock(uuid) to goldleaves_kernel;

@@ -32,6 +32,7 @@ begin
   if p_event.type in ('invoice.paid', 'invoice.payment_failed') and p_event.subscription_id is not null
     -- Else its first event is yet to come, and brings this along.
     and exists (select from stripe.subscriptions s where s.id = p_event.subscription_id)
+    and not stripe.apply_next(p_event)
   then
     if stripe.renew_timeline(v_organization_id, p_waits) then
       outcome := 'applied';

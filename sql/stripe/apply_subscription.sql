@@ -88,6 +88,10 @@ begin
     outcome := 'unlinked';
     message := format('customer %s is no organization''s yet', coalesce(p_event.customer_id, '(none)'));
     return;
+  elsif stripe.apply_next(p_event) then
+    outcome := 'applied';
+    message := coalesce(p_event.facts ->> 'status', 'applied');
+    return;
   end if;
   select
     (array_agg(t.event_id order by t.n desc))[1] as last_id,

@@ -9,7 +9,7 @@ set search_path = ''
 as $$
   insert into stripe.subscriptions as s (
     organization_id, id, customer_id, subscription_id, status, plan_code, price_id, current_period_start, current_period_end, trial_end, cancel_at,
-    canceled_at, ended_at, is_live, latest_event_id, latest_event_at
+    canceled_at, ended_at, is_live, facts, latest_event_id, latest_event_at
   )
   select
     p_organization_id, p_id, p_customer_id, stripe.uuid_of(p_id), t.facts ->> 'status', p.plan_code, p.price_id,
@@ -18,14 +18,14 @@ as $$
       stripe.time_in(t.facts -> 'cancel_at'),
       case when (t.facts ->> 'cancel_at_period_end')::boolean then stripe.time_in(t.facts -> 'current_period_end') end
     ),
-    stripe.time_in(t.facts -> 'canceled_at'), stripe.time_in(t.facts -> 'ended_at'), p_is_live, t.event_id, t.at
+    stripe.time_in(t.facts -> 'canceled_at'), stripe.time_in(t.facts -> 'ended_at'), p_is_live, t.facts, t.event_id, t.at
   from (select * from stripe.subscription_states(p_id) order by n desc limit 1) as t
   cross join lateral stripe.plan_of(t.facts -> 'prices') p
   on conflict (organization_id, id) do update
   set
     status = excluded.status, plan_code = excluded.plan_code, price_id = excluded.price_id,
     current_period_start = excluded.current_period_start, current_period_end = excluded.current_period_end, trial_end = excluded.trial_end,
-    cancel_at = excluded.cancel_at, canceled_at = excluded.canceled_at, ended_at = excluded.ended_at,
+    cancel_at = excluded.cancel_at, canceled_at = excluded.canceled_at, ended_at = excluded.ended_at, facts = excluded.facts,
     latest_event_id = excluded.latest_event_id, latest_event_at = excluded.latest_event_at
 $$;
 
