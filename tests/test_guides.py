@@ -23,6 +23,7 @@ GUIDES = (
     "docs/events.md",
     "docs/billing.md",
     "docs/operations.md",
+    "docs/stripe.md",
     "README.md",  # stops the stack
 )
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md")))
