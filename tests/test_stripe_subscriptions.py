@@ -161,6 +161,28 @@ def test_what_is_over_at_stripe_takes_nothing_from_ours(
     assert now_on(superuser, organization) == ("firm", "trialing")
 
 
+def test_what_was_never_paid_at_stripe_takes_nothing_from_ours(
+    superuser: Connection, sidecar: Connection, organization: Organization, life: Life
+) -> None:
+    """A checkout that was begun and left, while a subscription of our own goes on."""
+    began = datetime.fromtimestamp(BEGINNING + 30 * DAY, UTC)
+    as_staff(superuser, organization, "start_subscription", plan="firm", trial_days=60, at=began)
+    before = timeline(superuser, organization)
+    subscription = life.subscribe(31 * DAY, status="incomplete")
+    subscription.change(32 * DAY, status="incomplete_expired", ended_at=BEGINNING + 32 * DAY)
+    send(sidecar, *life.events())
+    assert timeline(superuser, organization) == before
+    # Who pays then is Stripe's from that moment on.
+    life.subscribe(33 * DAY, "sub_b", status="incomplete").change(34 * DAY, status="active")
+    send(sidecar, *reversed(life.events()))
+    assert timeline(superuser, organization) == [
+        ("active", "starter", None),
+        ("trialing", "firm", "goldleaves"),
+        ("active", "pro", "stripe"),
+    ]
+    assert now_on(superuser, organization) == ("pro", "active")
+
+
 def test_what_staff_gave_after_the_end_stays(
     superuser: Connection, sidecar: Connection, organization: Organization, life: Life
 ) -> None:
