@@ -567,3 +567,31 @@ def test_what_comes_of_the_second_that_was_fetched_in_is_fetched_again(
     subscription.change(DAY, plan="firm")
     send(sidecar, life.events()[-1])
     assert asked(superuser, subscription.id) == [("subscription", 1)]
+
+
+# One customer after the other
+
+
+def test_a_second_customer_waits_until_the_first_is_gone(
+    superuser: Connection, sidecar: Connection, organization: Organization, life: Life
+) -> None:
+    """Told in the worst order: what the second one has comes first, and that the first one is gone comes last."""
+    life.subscribe(0, plan="starter").delete(5 * DAY)
+    life.delete_customer(5 * DAY)
+    second = Life(f"{life.token}b")
+    second.check_out(6 * DAY, organization.id)
+    second.subscribe(6 * DAY, plan="firm")
+    first_created, first_ended, first_gone = life.events()
+    checkout, created = second.events()
+    assert send(sidecar, first_created, created, checkout) == ["applied", "unlinked", "pending"]
+    assert str(status_of(superuser, checkout["id"])[1]).startswith("CUSTOMER_LINKED: ")
+    assert send(sidecar, first_gone, first_ended) == ["applied", "applied"]
+    assert now_on(superuser, organization) == ("starter", "canceled")
+    apply_what_is_due(superuser, sidecar, second.token)
+    assert now_on(superuser, organization) == ("firm", "active")
+    assert timeline(superuser, organization) == [
+        ("active", "starter", None),
+        ("active", "starter", "stripe"),
+        ("canceled", "starter", "stripe"),
+        ("active", "firm", "stripe"),
+    ]

@@ -210,8 +210,10 @@ immutable
 parallel safe
 as $$ select p_status not in ('canceled', 'incomplete') $$;
 
--- What the timeline of an organization has to be from p_from on, where it is kept as p_kept until then.
-create or replace function stripe.phases_from(p_organization_id uuid, p_from timestamptz, p_kept billing.subscription_phases)
+-- What the timeline of an organization has to be from p_from on by phases_of(), where it is kept as p_kept until then.
+create or replace function stripe.phases_from(
+  p_phases billing.subscription_phases[], p_from timestamptz, p_kept billing.subscription_phases
+)
 returns setof billing.subscription_phases
 language plpgsql
 stable
@@ -222,12 +224,12 @@ declare
   v_first billing.subscription_phases;
   v_is_theirs boolean := p_kept.organization_id is null or p_kept.made_by = 'stripe';
 begin
-  for v_phase in select p.* from stripe.phases_of(p_organization_id) p order by p.starts_at loop
+  foreach v_phase in array p_phases loop
     -- How long who was past due keeps access was promised by the setting of then.
     select coalesce(f.grace_ends_at, v_phase.grace_ends_at) into v_phase.grace_ends_at
     from (select) as one
     left join billing.subscription_phases f
-      on f.organization_id = p_organization_id
+      on f.organization_id = v_phase.organization_id
       and f.starts_at = greatest(v_phase.starts_at, p_from)
       and f.reason = v_phase.reason
       and v_phase.status = 'past_due';
@@ -271,12 +273,13 @@ set search_path = ''
 as $$
 declare
   v_now timestamptz := clock_timestamp();
+  v_phases billing.subscription_phases[] := array(select p from stripe.phases_of(p_organization_id) p order by p.starts_at);
   v_kept billing.subscription_phases;
   v_wanted billing.subscription_phases[];
   v_from timestamptz;
   v_is_other boolean;
 begin
-  if not exists (select from stripe.phases_of(p_organization_id)) then
+  if cardinality(v_phases) = 0 then
     return false;
   end if;
   -- From there on it is Stripe's: nothing is finalized, and nothing that began by our own hand lies behind it.
@@ -302,7 +305,7 @@ begin
     v_from := v_from + interval '1 microsecond';
   end if;
   select * into v_kept from billing.phase_at(p_organization_id, v_from - interval '1 microsecond');
-  v_wanted := array(select p from stripe.phases_from(p_organization_id, v_from, v_kept) p);
+  v_wanted := array(select p from stripe.phases_from(v_phases, v_from, v_kept) p);
 
   insert into billing.subscriptions as s (organization_id, id, trial_end, has_payment_method, created_by, managed_by)
   select distinct on (p.id)
@@ -351,4 +354,4 @@ $$;
 
 grant execute on function stripe.uuid_of(text), stripe.raise_unknown(text, text), stripe.status_here(text), stripe.plan_of(jsonb),
   stripe.require_known(jsonb), stripe.subscriptions_of(uuid), stripe.phases_of(uuid), stripe.is_live(text),
-  stripe.phases_from(uuid, timestamptz, billing.subscription_phases), stripe.renew_phases(uuid) to goldleaves_kernel;
+  stripe.phases_from(billing.subscription_phases[], timestamptz, billing.subscription_phases), stripe.renew_phases(uuid) to goldleaves_kernel;
