@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 
 from api.cli import app
 from api.database import Database as SidecarDatabase
-from api.stripe.fixtures import Json, price
+from api.stripe.fixtures import Json, invoice, price
+from api.stripe.fixtures import event as event_of
 from api.stripe.inbox import Inbox
 from api.stripe.worker import Reapplying
 from tests.audit_log import entries
@@ -138,6 +139,44 @@ def test_what_fails_is_pending_and_applied_once_it_can_be(
         "select plan_code from billing.subscription_phases where organization_id = %s order by starts_at desc limit 1"
     )
     assert value(superuser, plan, organization.id) == "pro"
+
+
+def test_timelines_of_many_organizations_change_in_one_transaction(
+    shared_database: Database, make_organization: MakeOrganization
+) -> None:
+    customers = [link(shared_database, make_organization(shared_database, roles=("owner",)).id) for _ in range(8)]
+    for n, status in enumerate(("active", "past_due", "active")):
+        told = [changed(one, status, at=NOW - 100 + n) for one in customers]
+        assert receive(shared_database, *told) == ["applied"] * len(customers)
+
+
+def test_what_only_moves_a_period_on_ends_as_if_all_were_worked_out_anew(
+    shared_database: Database, superuser: Connection, customer: str, organization: Organization
+) -> None:
+    at = NOW - 1000
+    paid = event_of(
+        "invoice.paid", invoice(customer=customer, subscription=f"sub_of_{customer}", status="paid"), created=at + 30
+    )
+    unknown = changed(customer, at=at + 35, canceled_at=None, prices=[])
+    del unknown["data"]["object"]["items"], unknown["data"]["object"]["latest_invoice"]
+    told = [
+        changed(customer, at=at, type="created"),
+        changed(customer, at=at + 10),
+        changed(customer, at=at + 20),
+        paid,
+        unknown,
+    ]
+    row = "select to_jsonb(s) from stripe.subscriptions s where s.customer_id = %s"
+    for number, one in enumerate(told):
+        assert receive(shared_database, one) == ["applied"]
+        shown = value(superuser, row, customer)
+        assert shown["latest_event_id"] == one["id"], number
+        superuser.execute(
+            "select stripe.mirror_subscription(%s, %s, %s, false)", [organization.id, customer, shown["id"]]
+        )
+        assert value(superuser, row, customer) == shown
+    phases = "select count(*) from billing.subscription_phases where organization_id = %s and reason is not null"
+    assert value(superuser, phases, organization.id) == 1
 
 
 def test_attempts_become_rarer_and_end(
