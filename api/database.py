@@ -90,6 +90,7 @@ _FAIL_STRIPE_EVENT: Final = "select stripe.fail_event(%s, %s)"
 _STRIPE_BACKLOG: Final = "select pending, dead, unlinked, oldest_seconds from stripe.event_backlog()"
 _BEGIN_CHECKOUT: Final = "select stripe.begin_checkout(%s, %s, %s, %s, %s, %s)"
 _RECORD_CHECKOUT: Final = "select stripe.record_checkout(%s, %s, %s, %s, %s, %s::jsonb)"
+_CHECKOUTS_BESIDE: Final = "select stripe.checkouts_beside(%s, %s)"
 _REQUIRE_ENDED: Final = "select stripe.require_ended(%s, %s)"
 _BEGIN_PORTAL: Final = "select stripe.begin_portal(%s, %s, %s)"
 _RECORD_PORTAL: Final = "select stripe.record_portal(%s, %s, %s, %s::jsonb)"
@@ -768,6 +769,11 @@ class Database:
         """Whether it is one that was not known."""
         row = await self._first(_RECORD_CHECKOUT, user_id, organization_id, session_id, plan, asked, caller)
         return row is not None and bool(row[0])
+
+    async def checkouts_beside(self, organization_id: UUID, session_id: str) -> list[str]:
+        """Others of the organization that may still be open."""
+        rows = await self._rows(_CHECKOUTS_BESIDE, organization_id, session_id, within=QUICK_CALL_TIMEOUT_SECONDS)
+        return [str(row[0]) for row in rows]
 
     async def require_ended(self, organization_id: UUID, subscription_id: str | None) -> None:
         await self._first(_REQUIRE_ENDED, organization_id, subscription_id, within=QUICK_CALL_TIMEOUT_SECONDS)

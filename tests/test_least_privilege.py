@@ -283,6 +283,7 @@ FUNCTIONS: Mapping[str, set[str]] = {
         "stripe.acknowledge_invoice_item",
         "stripe.apply_event",
         "stripe.begin_checkout",
+        "stripe.checkouts_beside",
         "stripe.begin_portal",
         "stripe.build_reports",
         "stripe.claim_invoice_items",

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import UUID
 
+import structlog
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -34,6 +36,8 @@ BODIES_IN_MEMORY: Final = 256
 MOST_TRIES: Final = 5
 LONGEST_WAIT_SECONDS: Final = 2.0  # of somebody who waits for a page
 NOT_STORED: Final = {"Cache-Control": "no-store"}
+
+log = structlog.get_logger(__name__)
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -116,6 +120,7 @@ class Checkout:
                 person.user_id, person.organization_id, made.id, asked.plan, begun.asked, person.caller
             )
             if is_new:
+                await self._close_others(stripe, person.organization_id, made.id)
                 return made
             known = await _look_at(stripe, made.id)
             if known.status == "open":
@@ -126,6 +131,20 @@ class Checkout:
                     person.organization_id, of if of is None or isinstance(of, str) else of.id
                 )
         raise StripeAway("it gives back one checkout that is over after the other")
+
+    async def _close_others(self, stripe: Stripe, organization_id: UUID, session_id: str) -> None:
+        """So that nobody pays two, for two plans. Those that are over already, Stripe refuses to close."""
+        for other in await self._database.checkouts_beside(organization_id, session_id):
+            try:
+                await _expire(stripe, other)
+            except StripeRefused:
+                continue
+            except StripeError as error:
+                log.warning("stripe_checkout_left_open", id=other, error=str(error))
+
+
+async def _expire(stripe: Stripe, session_id: str) -> None:
+    await stripe.ask(lambda s: s.v1.checkout.sessions.expire_async(session_id))
 
 
 async def _look_at(stripe: Stripe, session_id: str) -> Session:

@@ -212,6 +212,24 @@ begin
 end;
 $$;
 
+-- Checkouts of the organization that may still be open beside this one, such as of another plan: whoever paid both would have two
+-- subscriptions. They are over after a day by themselves.
+create or replace function stripe.checkouts_beside(p_organization_id uuid, p_session_id text)
+returns setof text
+language sql
+stable
+security definer
+set search_path = ''
+as $$
+  select s.id
+  from stripe.checkout_sessions s
+  where s.organization_id = p_organization_id
+    and s.id <> p_session_id
+    and s.created_at > now() - interval '25 hours'
+  order by s.created_at desc
+  limit 10
+$$;
+
 -- For a session that Stripe says is complete: whether its subscription is over, so that another one may be bought. When its webhook is still
 -- on its way, nothing is known of it, and it counts as alive: nobody pays twice.
 create or replace function stripe.require_ended(p_organization_id uuid, p_subscription_id text)
@@ -268,11 +286,12 @@ $$;
 
 alter function stripe.begin_checkout(uuid, uuid, text, text, text, boolean) owner to goldleaves_kernel;
 alter function stripe.record_checkout(uuid, uuid, text, text, text, jsonb) owner to goldleaves_kernel;
+alter function stripe.checkouts_beside(uuid, text) owner to goldleaves_kernel;
 alter function stripe.require_ended(uuid, text) owner to goldleaves_kernel;
 alter function stripe.begin_portal(uuid, uuid, boolean) owner to goldleaves_kernel;
 alter function stripe.record_portal(uuid, uuid, text, jsonb) owner to goldleaves_kernel;
 grant execute on function stripe.require_owner(uuid, uuid, text), stripe.price_of(text), stripe.customer_of(uuid), stripe.raise_subscribed(text),
   stripe.email_for(uuid, uuid), stripe.checkout_params(uuid, uuid, text, text, text) to goldleaves_kernel;
 grant execute on function stripe.begin_checkout(uuid, uuid, text, text, text, boolean),
-  stripe.record_checkout(uuid, uuid, text, text, text, jsonb), stripe.require_ended(uuid, text), stripe.begin_portal(uuid, uuid, boolean),
-  stripe.record_portal(uuid, uuid, text, jsonb) to sidecar;
+  stripe.record_checkout(uuid, uuid, text, text, text, jsonb), stripe.checkouts_beside(uuid, text), stripe.require_ended(uuid, text),
+  stripe.begin_portal(uuid, uuid, boolean), stripe.record_portal(uuid, uuid, text, jsonb) to sidecar;
