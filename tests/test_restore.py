@@ -20,9 +20,11 @@ from api.stack.endpoints import SUPERUSER, postgres_url
 from api.stack.installations import binaries
 from tests.conftest import MAJOR, MakeOrganization, embedded_postgres, state_dir
 from tests.harness import Cluster, Database, Organization, RunningStack
+from tests.meters import roll_up_all
 from tests.observe import assert_problem, eventually, metered_ids, wait_until_shipped
 from tests.sql_requests import Caller, enter, request
 from tests.usage import Answer, event, finalize, ingest, moment, month, value
+from tests.usage_reports import Remembered, build, link, posted, register, settle
 
 GUIDE = (PROJECT / "docs/restore.md").read_text()
 BATCH = [event(f"b-{number}", moment(0, minutes=1), quantity=number) for number in range(1, 8)]
@@ -174,6 +176,38 @@ def test_a_dump_in_a_new_cluster_goes_on_where_the_old_one_ended(
     assert set(restored.statuses().values()) == {1}
     assert restored.send(event("newer")).accepted == 1
     assert restored.statuses()["newer"] == 0
+
+
+def test_usage_reported_to_stripe_goes_on_where_it_ended(
+    database: Database, make_organization: MakeOrganization, new_server: Cluster, tmp_path: Path
+) -> None:
+    """Nothing is reported twice, and nothing not at all, though transaction ids begin anew."""
+    organization = make_organization(database, roles=("owner",)).id
+    stripe = Remembered()
+    with database.connect() as superuser, database.connect("sidecar") as sidecar:
+        superuser.execute("do $$ begin for i in 1..20000 loop perform pg_current_xact_id(); commit; end loop; end $$")
+        register(superuser, "api.request")
+        link(superuser, organization)
+        ingest(sidecar, BATCH, organization)
+        roll_up_all(sidecar)
+        assert build(sidecar) == 1
+        settle(superuser, sidecar, stripe)
+        ingest(sidecar, [event("not reported", quantity=0.5)], organization)
+    name = database.name
+    follow_guide("dump", tmp_path, OLD=server_url(database), DATABASE=name)
+    secrets = replace(database.secrets, postgres=new_server.secrets.postgres)
+    restored = Database(name, new_server.host, new_server.port, secrets)
+    follow_guide("restore", tmp_path, NEW=server_url(restored))
+    follow_guide("migrate", tmp_path, MIGRATION_DATABASE_URL=restored.migrator)
+
+    with restored.connect() as superuser, restored.connect("sidecar") as sidecar:
+        ingest(sidecar, [event("new", quantity=2.5)], organization)
+        roll_up_all(sidecar)
+        build(sidecar)
+        settle(superuser, sidecar, stripe)
+        assert stripe.total(superuser, organization, "api.request") == sum(stripe.units.values()) == 28 + 3
+        assert set(posted(superuser, organization)) == {1}
+        assert build(sidecar) == 0
 
 
 def test_a_dump_in_the_same_cluster_needs_no_generation(books: Books, cluster: Cluster, tmp_path: Path) -> None:
