@@ -343,8 +343,7 @@ def test_what_failed_is_told_once_however_often_it_is_replayed(
     before = everything()
     assert [len(one) for one in before] == [1, 1, 1, 1, 1, 1]
     assert before[0][0]["stripe_invoice_id"] == life.name("in")
-    assert before[1][0]["trial_end"] == datetime.fromtimestamp(BEGINNING + 3 * 86_400, UTC).strftime(
-        "%Y-%m-%dT%H:%M:%SZ"
-    )
+    ends_at = datetime.fromisoformat(before[1][0]["trial_end"])
+    assert ends_at == datetime.fromtimestamp(BEGINNING + 3 * 86_400, UTC)
     replay(superuser, told)
     assert everything() == before
