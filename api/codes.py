@@ -658,8 +658,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "STRIPE_PRICE_TAKEN": Code(
         409,
-        "A price at Stripe was said to be a plan, and is another plan's, at which subscriptions were made; or it is set "
-        "for two plans at once.",
+        "A price at Stripe was said to be a plan, and is another plan's, at which subscriptions were made; or it is "
+        "set for two plans at once.",
         "Make another price at Stripe: what was sold at this one stays what it is.",
     ),
     "STRIPE_REFUSED": Code(

@@ -160,8 +160,8 @@ ROWS: Mapping[str, str] = {
     "stripe.meter_event_reports": """
         insert into stripe.meter_event_reports (organization_id, meter_code, bucket_start, sequence, quantity,
           identifier, customer_id, event_name, period_start, status, generation, xid)
-        values (%(org)s, 'api.request', '2020-01-01Z', 1, 12345, %(id)s, %(id)s, 'secret', '2020-01-01Z', 'acknowledged',
-          1, '3')""",
+        values (%(org)s, 'api.request', '2020-01-01Z', 1, 12345, %(id)s, %(id)s, 'secret', '2020-01-01Z',
+          'acknowledged', 1, '3')""",
     "stripe.invoice_items": """
         insert into stripe.invoice_items (organization_id, id, kind, meter_code, customer_id, amount_cents, currency,
           description, period_start, period_end, status)
