@@ -534,7 +534,7 @@ def of_nothing(world: World, function: str, **arguments: object) -> httpx.Respon
     return correcting(world, function, invoice_id=str(invoice), **arguments)
 
 
-def from_paying_a_statement(world: World) -> httpx.Response:
+def from_paying_a_statement(world: World) -> str:
     return refusal_in_sql(
         world,
         "set local session_replication_role = replica",
