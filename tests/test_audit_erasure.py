@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -170,3 +171,26 @@ def test_a_digest_cannot_be_guessed_once_the_data_is_erased(superuser: Connectio
     assert value(superuser, "select audit.digest_of('', %s)", Jsonb(data)) != found
     salts = "select count(distinct salt) = count(*) and min(length(salt)) = 32 from audit.personal"
     assert value(superuser, salts)
+
+
+def test_what_stripe_said_of_an_organization_goes_with_it(
+    shared_database: Database, superuser: Connection, organization: Organization
+) -> None:
+    """Payloads tell of people; and the log forgets the address of a customer like any other."""
+    with shared_database.connect("sidecar") as sidecar:
+        superuser.execute("select stripe.link(%s, 'cus_erased', false)", [organization.id])
+        superuser.execute("update stripe.customers set email = 'payer@example.com' where id = 'cus_erased'")
+        told = {"id": "evt_erased", "type": "customer.updated", "created": 1767225600, "livemode": False}
+        customer = {"id": "cus_erased", "object": "customer", "email": "payer@example.com"}
+        sidecar.execute(
+            "select stripe.receive_events(array[%s], null)", [json.dumps({**told, "data": {"object": customer}})]
+        )
+    assert '"payer@example.com"' in everything(superuser)
+    assert erase(shared_database, "--email", "payer@example.com").startswith("Erased ")
+    assert '"payer@example.com"' not in everything(superuser)
+    assert broken(superuser) == []
+
+    kept = "select count(*) from stripe.webhook_events where id = 'evt_erased'"
+    assert value(superuser, kept) == 1
+    superuser.execute("delete from tenancy.organizations where id = %s", [organization.id])
+    assert value(superuser, kept) == 0
