@@ -13,7 +13,19 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from bench import closing, entitlements, events, gateway, lag, proof, rls, stripe_webhooks, summary, triggers
+from bench import (
+    closing,
+    entitlements,
+    events,
+    gateway,
+    lag,
+    proof,
+    rls,
+    stripe_reports,
+    stripe_webhooks,
+    summary,
+    triggers,
+)
 from bench.figures import COLUMNS, Figure, keep
 from bench.stack import when_and_where
 
@@ -27,6 +39,7 @@ BENCHMARKS: Final[dict[str, Callable[[], Sequence[Figure]]]] = {
     "bench.proof": proof.measure,
     "bench.entitlements": entitlements.measure,
     "bench.stripe_webhooks": stripe_webhooks.measure,
+    "bench.stripe_reports": stripe_reports.measure,
     "bench.rls": rls.measure,
 }
 

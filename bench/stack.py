@@ -76,7 +76,7 @@ class BenchStack:
     @contextmanager
     def another_sidecar(self, **settings: object) -> Iterator[str]:
         """Beside the stack's own, with settings of its own, until the end of the block. Returns its URL."""
-        [port] = _free_ports(1)
+        [port] = free_ports(1)
         known = self.stack.settings.model_copy(update={"gateway_port": port, **settings})
         spool = self.stack.state.root / "another-spool"
         part = replace(sidecar_part(known, self.sidecar_database_url, self.jwt_secret, spool), name="another-sidecar")
@@ -98,7 +98,7 @@ class BenchStack:
 @contextmanager
 def bench_stack() -> Iterator[BenchStack]:
     with tempfile.TemporaryDirectory(prefix="goldleaves-bench-") as directory:
-        gateway, postgrest, postgres = _free_ports(3)
+        gateway, postgrest, postgres = free_ports(3)
         settings = Settings(
             state_dir=Path(directory), gateway_port=gateway, postgrest_port=postgrest, postgres_port=postgres
         )
@@ -128,7 +128,7 @@ def when_and_where() -> str:
     return f"{datetime.now(UTC):%-d %B %Y}, {machine()}, {versions}:"
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:
