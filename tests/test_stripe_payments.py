@@ -278,6 +278,42 @@ def test_what_names_no_invoice_of_the_organization_is_of_stripes(
     assert payments(superuser, other.id) == []
 
 
+@pytest.mark.parametrize(
+    ("currency", "at_stripe", "here"), [("isk", 50_000, 500), ("mga", 500, 50_000), ("kwd", 500, 500)]
+)
+def test_amounts_are_in_our_minor_units(
+    superuser: Connection,
+    sidecar: Connection,
+    organization: Organization,
+    life: Life,
+    currency: str,
+    at_stripe: int,
+    here: int,
+) -> None:
+    """Stripe has two decimals where ISO has none, and the other way round."""
+    send(
+        sidecar,
+        with_currency(paid(life, total=at_stripe), currency),
+        with_currency(refunded(life, at_stripe, 0, 9), currency),
+    )
+    assert (
+        value(superuser, "select sum(amount_cents) from billing.payments where organization_id = %s", organization.id)
+        == here
+    )
+    assert (
+        value(superuser, "select sum(amount_cents) from billing.refunds where organization_id = %s", organization.id)
+        == here
+    )
+    assert (
+        value(superuser, "select total_cents from stripe.invoices where organization_id = %s", organization.id) == here
+    )
+
+
+def with_currency(event: Json, currency: str) -> Json:
+    event["data"]["object"]["currency"] = currency
+    return event
+
+
 def test_nothing_was_paid_of_an_invoice_over_nothing(
     superuser: Connection, sidecar: Connection, organization: Organization, life: Life
 ) -> None:

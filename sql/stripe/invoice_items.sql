@@ -42,34 +42,6 @@ as $$
   ), 500)
 $$;
 
--- In what Stripe takes for the smallest unit of a currency, which is not always ours: ISO has two decimals for the ariary and none for the
--- króna and the Ugandan shilling. Of currencies with three decimals Stripe wants whole tens. Source: docs.stripe.com/currencies.
-create or replace function stripe.amount_at_stripe(p_amount_cents numeric, p_currency text)
-returns numeric
-language sql
-stable
-set search_path = ''
-as $$
-  select case
-    when s.minor_units = 3 then round(a.amount, -1)
-    else round(a.amount)
-  end
-  from (
-    select case
-      when p_currency in (
-        'bif', 'clp', 'djf', 'gnf', 'jpy', 'kmf', 'krw', 'mga', 'pyg', 'rwf', 'vnd', 'vuv', 'xaf', 'xof', 'xpf'
-      ) then 0
-      when p_currency in ('bhd', 'jod', 'kwd', 'omr', 'tnd') then 3
-      else 2
-    end as minor_units
-  ) as s
-  cross join lateral (
-    select p_amount_cents * 10::numeric ^ (s.minor_units - coalesce(
-      (select c.minor_units from billing.currencies c where c.code = p_currency), 2
-    )) as amount
-  ) as a
-$$;
-
 -- After a day Stripe may have forgotten an idempotency key; less some time for what is on its way.
 create or replace function stripe.key_lasts()
 returns interval
@@ -301,7 +273,7 @@ alter function stripe.reject_invoice_item(uuid, uuid, integer, text) owner to go
 alter function stripe.renew_invoice_item(uuid, uuid, integer) owner to goldleaves_kernel;
 alter function stripe.invoice_item_backlog() owner to goldleaves_kernel;
 grant execute on function stripe.queue_invoice_items(billing.invoices, billing.invoice_lines[], text),
-  stripe.item_description(billing.invoice_lines, text), stripe.amount_at_stripe(numeric, text), stripe.key_lasts(),
+  stripe.item_description(billing.invoice_lines, text), stripe.key_lasts(),
   stripe.resend_invoice_items(uuid) to goldleaves_kernel;
 grant execute on function stripe.claim_invoice_items(integer, interval, boolean), stripe.acknowledge_invoice_item(uuid, uuid, text),
   stripe.retry_invoice_item(uuid, uuid, integer, text), stripe.postpone_invoice_item(uuid, uuid, integer, interval),

@@ -71,11 +71,13 @@ begin
     end,
     255
   );
-  v_event.facts := stripe.facts_of(v_event.type, v_object);
+  v_event.facts := stripe.with_amounts_here(stripe.facts_of(v_event.type, v_object), v_object ->> 'currency');
   v_previous := p_payload #> '{data,previous_attributes}';
   -- Empty, too: then nothing has changed of what we use.
   if jsonb_typeof(v_previous) = 'object' and v_event.facts <> '{}' then
-    v_event.facts := v_event.facts || jsonb_build_object('_previous', stripe.facts_of(v_event.type, v_previous));
+    v_event.facts := v_event.facts || jsonb_build_object(
+      '_previous', stripe.with_amounts_here(stripe.facts_of(v_event.type, v_previous), v_object ->> 'currency')
+    );
   end if;
   perform stripe.check_facts(v_event.facts);
   return v_event;
