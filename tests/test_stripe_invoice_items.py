@@ -296,6 +296,41 @@ def test_what_was_sent_after_a_backup_is_not_sent_once_more(
     assert [one["method"] for one in stripe.requests(PATH)] == (["GET"] if sent else ["GET", "POST"])
 
 
+def test_a_month_that_was_closed_after_a_backup_is_not_charged_twice(
+    superuser: Connection, shared_database: Database, stripe: StripeServer, organization: UUID
+) -> None:
+    """A database that was restored closes it again, and makes another statement of it. What is of later months is sent as ever."""
+    customer = link(superuser, organization)
+    close(superuser, organization)
+    send(shared_database, stripe)
+    with superuser.transaction():
+        superuser.execute("set local session_replication_role = replica")
+        for table in ("stripe.invoice_items", "billing.invoice_lines", "billing.invoices"):
+            superuser.execute(f"delete from {table} where organization_id = %s".encode(), [organization])
+        superuser.execute(
+            "update billing.billing_periods set status = 'open', finalized_at = null where organization_id = %s",
+            [organization],
+        )
+    for made in stripe.all("invoiceitem"):
+        stripe.remove("invoiceitem", id=made["id"])
+        stripe.put({**made, "date": made["date"] - 5 * 86400})
+    finalize(superuser, organization, month(1))
+    value(
+        superuser,
+        """
+        insert into metering.generations (generation, system_identifier, began_at) values (99, 1, now() - interval '1 minute')
+        returning generation
+        """,
+    )
+    try:
+        stripe.forget_requests()
+        send(shared_database, stripe, steps=3)
+    finally:
+        superuser.execute("delete from metering.generations where generation = 99")
+    assert (at_stripe(stripe, customer), statuses(superuser, organization)) == ([100], ["acknowledged"])
+    assert [one["method"] for one in stripe.requests(PATH)] == ["GET"]
+
+
 def test_an_error_of_stripes_that_it_repeats_for_a_day_ends(
     superuser: Connection, shared_database: Database, stripe: StripeServer, organization: UUID
 ) -> None:

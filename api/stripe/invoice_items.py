@@ -176,7 +176,8 @@ async def _create(client: StripeClient, item: ClaimedItem) -> str:
 
 async def _find(client: StripeClient, item: ClaimedItem) -> str | None:
     """The one that was made of it, by its metadata; None: there is none."""
-    since = int((item.created_at - MARGIN).timestamp())
+    # In a database that was restored it may have been made, and sent, before it was made anew.
+    since = int((min(item.created_at, item.period_end) - MARGIN).timestamp())
     page = await client.v1.invoice_items.list_async(
         params={"customer": item.customer_id, "created": {"gte": since}, "limit": 100}
     )

@@ -2,6 +2,21 @@
 -- some, sends each under its id as the idempotency key, and says what came of it. Who dies in between has it sent again under the same key,
 -- which counts once for a day. What nobody knows the end of by then is looked for at Stripe, and sent anew if it is not there.
 
+-- The same for the same amount, also where a database that was restored closes a period that was closed before: there it has another statement.
+create or replace function stripe.item_id(
+  p_organization_id uuid, p_kind text, p_period_start timestamptz, p_payer_user_id uuid, p_line_number integer, p_meter_code text
+)
+returns uuid
+language sql
+immutable
+parallel safe
+set search_path = ''
+as $$
+  select stripe.uuid_of(jsonb_build_array(
+    'item', p_organization_id, p_kind, extract(epoch from p_period_start)::bigint, p_payer_user_id, p_line_number, p_meter_code
+  )::text)
+$$;
+
 -- The lines of a statement that Stripe is to charge. With stripe_items all that was rated here; with stripe_meters Stripe rates the usage
 -- itself, and fees are left. Never a fee that Stripe charges already, and no tax: that is Stripe's to add. A line is one item, for ever.
 create or replace function stripe.queue_invoice_items(p_invoice billing.invoices, p_lines billing.invoice_lines[], p_invoice_mode text)
@@ -11,10 +26,12 @@ volatile
 set search_path = ''
 as $$
   insert into stripe.invoice_items (
-    organization_id, kind, invoice_id, line_number, amount_cents, currency, description, period_start, period_end
+    organization_id, id, kind, invoice_id, line_number, amount_cents, currency, description, period_start, period_end
   )
   select
-    p_invoice.organization_id, 'line', p_invoice.id, l.line_number, l.amount_cents, p_invoice.currency,
+    p_invoice.organization_id,
+    stripe.item_id(p_invoice.organization_id, 'line', p_invoice.period_start, p_invoice.payer_user_id, l.line_number, null),
+    'line', p_invoice.id, l.line_number, l.amount_cents, p_invoice.currency,
     stripe.item_description(l, p_invoice.timezone), p_invoice.period_start, p_invoice.period_end
   from unnest(p_lines) l
   where l.amount_cents <> 0
@@ -95,9 +112,9 @@ begin
     ), chosen as (
       select
         d.*,
-        -- In a database that was restored it may have been sent after the backup.
+        -- In a database that was restored it may have been sent after the backup, also what is made anew of a period that was over by then.
         coalesce(i.first_sent_at < clock_timestamp() - stripe.key_lasts(), false)
-          or coalesce(i.looked_for_at, i.created_at) < r.restored_at as is_lost,
+          or coalesce(i.looked_for_at, least(i.created_at, i.period_end)) < r.restored_at as is_lost,
         case when i.first_sent_at is null then c.id else i.customer_id end as customer_id,
         case
           when i.first_sent_at is not null then i.subscription_id
@@ -273,7 +290,7 @@ alter function stripe.reject_invoice_item(uuid, uuid, integer, text) owner to go
 alter function stripe.renew_invoice_item(uuid, uuid, integer) owner to goldleaves_kernel;
 alter function stripe.invoice_item_backlog() owner to goldleaves_kernel;
 grant execute on function stripe.queue_invoice_items(billing.invoices, billing.invoice_lines[], text),
-  stripe.item_description(billing.invoice_lines, text), stripe.key_lasts(),
+  stripe.item_id(uuid, text, timestamptz, uuid, integer, text), stripe.item_description(billing.invoice_lines, text), stripe.key_lasts(),
   stripe.resend_invoice_items(uuid) to goldleaves_kernel;
 grant execute on function stripe.claim_invoice_items(integer, interval, boolean), stripe.acknowledge_invoice_item(uuid, uuid, text),
   stripe.retry_invoice_item(uuid, uuid, integer, text), stripe.postpone_invoice_item(uuid, uuid, integer, interval),

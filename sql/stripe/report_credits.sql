@@ -173,10 +173,10 @@ as $$
     left join lateral billing.rate(r.terms, 0, greatest(t.units - p_units, 0), greatest(t.units - p_units, 0)) k on r.terms is not null
   )
   insert into stripe.invoice_items (
-    organization_id, kind, meter_code, customer_id, amount_cents, currency, description, period_start, period_end
+    organization_id, id, kind, meter_code, customer_id, amount_cents, currency, description, period_start, period_end
   )
   select
-    p_organization_id, 'credit', p_meter_code, c.id, -d.amount_cents, p.currency,
+    p_organization_id, stripe.item_id(p_organization_id, 'credit', p_period_start, null, null, p_meter_code), 'credit', p_meter_code, c.id, -d.amount_cents, p.currency,
     format('%s, taken back after it was reported', m.description), p.period_start, p.period_end
   from period p
   cross join credit d
