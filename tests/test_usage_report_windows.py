@@ -68,6 +68,56 @@ def test_a_time_is_within_what_stripe_takes(superuser: Connection) -> None:
 
 
 @pytest.mark.parametrize(
+    ("begun", "trial", "billed", "status", "is_moved"),
+    [
+        (500, None, 20, "active", True),
+        (500, None, 20, "past_due", True),
+        (500, None, 0.5, "active", False),
+        (500, None, 90, "active", False),
+        (20, None, 20, "active", False),
+        (500, 20, 20, "active", False),
+        (500, None, 20, "canceled", False),
+    ],
+    ids=["billed", "past due", "a draft still", "not billed", "before it began", "in its trial", "canceled"],
+)
+def test_usage_of_a_time_that_stripe_has_billed_is_told_of_the_time_that_runs(
+    superuser: Connection,
+    sidecar: Connection,
+    organization: UUID,
+    begun: float,
+    trial: float | None,
+    billed: float,
+    status: str,
+    is_moved: bool,
+) -> None:
+    """What comes late for a time whose invoice is closed would be on none: Stripe's months begin on other days."""
+    second = NOW.replace(microsecond=0)
+    began = second - timedelta(hours=billed)
+    superuser.execute(
+        """
+        insert into stripe.subscriptions (
+          organization_id, id, customer_id, subscription_id, status, current_period_start, trial_end, is_live, facts, latest_event_id,
+          latest_event_at
+        )
+        values (%s, %s, %s, gen_random_uuid(), %s, %s, %s, false, jsonb_build_object('start_date', %s), 'evt', now())
+        """,
+        [
+            organization,
+            f"sub_{organization.hex}",
+            f"cus_{organization.hex}",
+            status,
+            began,
+            None if trial is None else second - timedelta(hours=trial),
+            int((second - timedelta(hours=begun)).timestamp()),
+        ],
+    )
+    use(sidecar, organization, event("late", HOUR - timedelta(hours=60)))
+    build(sidecar, organization)
+    (report,) = claim(sidecar, organization)
+    assert report["happened_at"] == (began if is_moved else HOUR - timedelta(hours=59, seconds=1))
+
+
+@pytest.mark.parametrize(
     ("bucket", "queued", "is_due"),
     [
         (timedelta(minutes=62), timedelta(minutes=30), True),

@@ -20,6 +20,25 @@ as $$
   ))
 $$;
 
+-- Stripe closes an invoice an hour after its time, and what it is told of that time later is on none. So usage of a time that it has billed is told
+-- to be of the beginning of the one that runs. Not what lies before a subscription, or in its trial: that is not charged.
+create or replace function stripe.time_not_billed_yet(p_organization_id uuid, p_customer_id text, p_at timestamptz)
+returns timestamptz
+language sql
+stable
+set search_path = ''
+as $$
+  select coalesce(max(s.current_period_start), p_at)
+  from stripe.subscriptions s
+  where s.organization_id = p_organization_id
+    and s.customer_id = p_customer_id
+    and s.status not in ('canceled', 'incomplete', 'incomplete_expired')
+    and s.current_period_start > p_at
+    and s.current_period_start <= now() - interval '50 minutes'
+    and coalesce(stripe.time_in(s.facts -> 'start_date'), stripe.time_in(s.facts -> 'created')) <= p_at
+    and coalesce(s.trial_end, '-infinity') <= p_at
+$$;
+
 -- How long to wait after so many attempts that were not answered: in a day it is asked some thirty times.
 create or replace function stripe.report_pause(p_attempts integer)
 returns interval
@@ -99,7 +118,10 @@ begin
         claimed_until = clock_timestamp() + p_lease,
         attempts = r.attempts + 1,
         first_sent_at = coalesce(r.first_sent_at, clock_timestamp()),
-        happened_at = coalesce(r.happened_at, stripe.time_of_report(r.bucket_start, b.period_end))
+        happened_at = coalesce(
+          r.happened_at,
+          stripe.time_not_billed_yet(r.organization_id, r.customer_id, stripe.time_of_report(r.bucket_start, b.period_end))
+        )
       from due d
       join billing.billing_periods b
         on b.organization_id = d.organization_id and b.period_start <= d.bucket_start and b.period_end > d.bucket_start
@@ -315,7 +337,8 @@ alter function stripe.claim_reports(boolean, integer, integer, interval, uuid) o
 alter function stripe.record_reports(jsonb) owner to goldleaves_kernel;
 alter function stripe.tend_reports(boolean, boolean) owner to goldleaves_kernel;
 alter function stripe.report_backlog(uuid) owner to goldleaves_kernel;
-grant execute on function stripe.time_of_report(timestamptz, timestamptz), stripe.report_pause(integer),
+grant execute on function stripe.time_of_report(timestamptz, timestamptz),
+  stripe.time_not_billed_yet(uuid, text, timestamptz), stripe.report_pause(integer),
   stripe.may_be_sent(stripe.meter_event_reports), stripe.give_up_reports(), stripe.resend_reports(uuid, text[]) to goldleaves_kernel;
 grant execute on function stripe.claim_reports(boolean, integer, integer, interval, uuid), stripe.record_reports(jsonb),
   stripe.tend_reports(boolean, boolean), stripe.report_backlog(uuid) to sidecar;
