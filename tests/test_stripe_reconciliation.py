@@ -442,6 +442,25 @@ def test_lines_of_usage_are_compared_with_the_statement(books: Books) -> None:
         assert (number(row["drift"]), row["cause"]) == (drift, cause)
 
 
+def test_what_no_line_could_have_is_no_drift_of_its_amount(books: Books) -> None:
+    """A fraction is on our statement, and is reported with the next month; how much there is has a row of its own."""
+    books.use(12.5, at=moment(1, days=3))
+    books.report()
+    finalize(books.superuser, books.id, month(1))
+    price = fixtures.price("price_metered", meter=f"mtr_{METER}", unit_amount=25)
+    books.stripe.put(price)
+    start, end = int(moment(1).timestamp()), int(moment().timestamp())
+    for amount, drift, cause in (
+        (300, 0, "the quantity differs: the statement has 12.5, and 313 usd"),
+        (330, 30, "the price differs: 12 cost 300 usd here"),
+    ):
+        put_invoice(books, fixtures.invoice_line("il_1", price=price, quantity=12, amount=amount, start=start, end=end))
+        found = books.found("--period", str(month(1)))
+        assert number(found[f"in_1 {METER}"]["drift"]) == 0
+        row = found[f"in_1 {METER} amount"]
+        assert (number(row["drift"]), row["cause"]) == (drift, cause)
+
+
 def test_amounts_are_looked_for_among_stripes_items(books: Books) -> None:
     books.superuser.execute(
         "update billing.billing_terms set invoice_mode = 'stripe_items' where organization_id = %s", [books.id]

@@ -460,6 +460,7 @@ set search_path = ''
 as $$
 declare
   v_line record;
+  v_ours record;
   v_row stripe.reconciliations;
   v_late numeric;
 begin
@@ -519,9 +520,16 @@ begin
     v_row.drift := v_row.theirs + v_row.explained - v_row.ours;
     return next v_row;
 
-    -- And in money, where our statement is of the same time.
+    -- And in money, where our statement is of the same time. It has fractions, and what was told in another time: how much there is was compared
+    -- above, and here what that much costs. Where several prices made the amount of ours, nobody can say what another quantity would cost.
     select
-      sum(stripe.amount_at_stripe(l.amount_cents, i.currency)) into v_row.ours
+      sum(stripe.amount_at_stripe(l.amount_cents, i.currency)) as amount, sum(l.quantity) as quantity,
+      case
+        when sum(l.quantity) = v_line.quantity then sum(stripe.amount_at_stripe(l.amount_cents, i.currency))
+        when count(*) = 1 and min(l.kind) = 'usage'
+          then stripe.amount_at_stripe(billing.amount_of((array_agg(l.price))[1], v_line.quantity), v_line.currency)
+      end as rated
+    into v_ours
     from billing.invoices i
     join billing.invoice_lines l on l.organization_id = i.organization_id and l.invoice_id = i.id
     where i.organization_id = p_period.organization_id
@@ -531,15 +539,20 @@ begin
       and l.kind in ('usage', 'adjustment')
       and abs(extract(epoch from v_line.line_start - i.period_start)) < 86400
       and abs(extract(epoch from v_line.line_end - i.period_end)) < 86400;
-    if v_row.ours is not null and v_line.status <> 'draft' then
+    if v_ours.amount is not null and v_line.status <> 'draft' then
       v_row.subject := v_row.subject || ' amount';
+      v_row.ours := v_ours.amount;
       v_row.theirs := v_line.amount;
-      v_row.explained := 0;
-      v_row.drift := v_row.theirs - v_row.ours;
+      v_row.explained := v_ours.amount - coalesce(v_ours.rated, v_line.amount);
+      v_row.drift := v_row.theirs + v_row.explained - v_row.ours;
       v_row.cause := case
-        when v_row.drift = 0 then 'in step'
-        when v_line.quantity = coalesce(v_line.reported, 0) then format('the price differs: the statement has %s %s', v_row.ours, v_line.currency)
-        else 'the quantity differs'
+        when v_row.drift <> 0 and v_row.explained = 0
+          then format('the price differs: the statement has %s %s', v_row.ours, v_line.currency)
+        when v_row.drift <> 0
+          then format('the price differs: %s cost %s %s here', stripe.units(v_line.quantity), v_ours.rated, v_line.currency)
+        when v_row.explained <> 0
+          then format('the quantity differs: the statement has %s, and %s %s', stripe.units(v_ours.quantity), v_row.ours, v_line.currency)
+        else 'in step'
       end;
       return next v_row;
     end if;
