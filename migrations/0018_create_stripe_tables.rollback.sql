@@ -21,6 +21,7 @@ alter table billing.payments force row level security;
 alter table billing.subscriptions force row level security;
 revoke usage on schema stripe from sidecar;
 revoke usage on schema ops from monitor;
+alter table stripe.report_marks drop column reported;
 alter table billing.payments drop column stripe_invoice_id, alter column invoice_id set not null;
 alter table billing.subscription_phases drop column fee_by_stripe;
 alter table billing.subscriptions drop column managed_by;

@@ -411,6 +411,9 @@ alter table billing.invoices
   add column kind text not null default 'invoice' check (kind in ('invoice', 'statement')),
   add check ((kind = 'statement') = (number is null));
 
+-- Times whose usage is Stripe's to bill: below the mark there may also be usage that our own invoices bill, which Stripe was never told of.
+alter table stripe.report_marks add column reported tstzmultirange not null default '{(,)}';
+
 -- stripe: its phases follow from what Stripe says of it, and may be made anew as long as no period is finalized that they lie in.
 alter table billing.subscriptions
   add column managed_by text not null default 'goldleaves' check (managed_by in ('goldleaves', 'stripe'));

@@ -14,4 +14,4 @@ create policy report_marks_staff on stripe.report_marks for select to platform_a
 create policy report_marks_kernel on stripe.report_marks to goldleaves_kernel using (true) with check (true);
 
 grant select on stripe.report_marks to member, platform_admin;
-grant select, insert, update (acknowledged_generation, acknowledged_xid) on stripe.report_marks to goldleaves_kernel;
+grant select, insert, update (acknowledged_generation, acknowledged_xid, reported) on stripe.report_marks to goldleaves_kernel;

@@ -177,6 +177,23 @@ def test_what_lies_behind_a_report_that_waits_is_not_posted(
     assert posted(superuser, organization) == [1, 1, 1]
 
 
+def test_what_our_own_invoice_bills_is_not_posted(
+    superuser: Connection, sidecar: Connection, shared_database: Database, make_organization: MakeOrganization
+) -> None:
+    """Also where Stripe has acknowledged what was recorded after it."""
+    turned = make_organization(shared_database, roles=("owner",)).id
+    link(superuser, turned, mode="local")
+    use(sidecar, turned, event("ours", moment(1, days=2)))
+    superuser.execute(
+        "update billing.billing_terms set invoice_mode = 'stripe_meters' where organization_id = %s", [turned]
+    )
+    use(sidecar, turned, event("ours, too", moment(1, days=3)))
+    use(sidecar, turned, event("theirs"))
+    build(sidecar, turned)
+    settle(superuser, sidecar, Remembered(), turned)
+    assert posted(superuser, turned) == [0, 0, 1]
+
+
 def test_one_sidecar_at_a_time_has_the_reports_of_a_meter(
     superuser: Connection, sidecar: Connection, shared_database: Database, organization: UUID
 ) -> None:

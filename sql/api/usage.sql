@@ -66,7 +66,7 @@ select
   end as dimensions,
   coalesce((
     select min((
-      (e.recorded_generation, e.recorded_xid) < (r.acknowledged_generation, r.acknowledged_xid)
+      (e.recorded_generation, e.recorded_xid) < (r.acknowledged_generation, r.acknowledged_xid) and r.reported @> e.occurred_at
     )::integer)
     from metering.meters m
     join stripe.report_marks r on r.meter_code = m.code

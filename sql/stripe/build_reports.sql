@@ -335,15 +335,23 @@ begin
 end;
 $$;
 
--- What Stripe has acknowledged is posted, up to the first report that it has not. Never back.
+-- What Stripe has acknowledged is posted, up to the first report that it has not. Never back. And only of periods that are told to it: which those
+-- are stays as it is for all that lies below the mark.
 create or replace function stripe.move_report_mark(p_organization_id uuid, p_meter_code text)
 returns void
 language sql
 volatile
 set search_path = ''
 as $$
-  insert into stripe.report_marks as k (organization_id, meter_code, acknowledged_generation, acknowledged_xid)
-  select p_organization_id, p_meter_code, s.generation, s.xid
+  insert into stripe.report_marks as k (organization_id, meter_code, acknowledged_generation, acknowledged_xid, reported)
+  select
+    p_organization_id, p_meter_code, s.generation, s.xid,
+    (
+      select coalesce(range_agg(tstzrange(b.period_start, b.period_end)), '{}')
+      from billing.billing_periods b
+      where b.organization_id = p_organization_id
+        and b.invoice_mode = 'stripe_meters'
+    )
   from (
     select o.generation, o.xid
     from stripe.report_positions o
@@ -360,7 +368,8 @@ as $$
   order by s.generation, s.xid
   limit 1
   on conflict (organization_id, meter_code) do update
-  set acknowledged_generation = excluded.acknowledged_generation, acknowledged_xid = excluded.acknowledged_xid
+  set
+    acknowledged_generation = excluded.acknowledged_generation, acknowledged_xid = excluded.acknowledged_xid, reported = excluded.reported
   where (k.acknowledged_generation, k.acknowledged_xid) < (excluded.acknowledged_generation, excluded.acknowledged_xid)
 $$;
 
