@@ -96,8 +96,8 @@ def test_usage_of_a_time_that_stripe_has_billed_is_told_of_the_time_that_runs(
     superuser.execute(
         """
         insert into stripe.subscriptions (
-          organization_id, id, customer_id, subscription_id, status, current_period_start, trial_end, is_live, facts, latest_event_id,
-          latest_event_at
+          organization_id, id, customer_id, subscription_id, status, current_period_start, trial_end, is_live, facts,
+          latest_event_id, latest_event_at
         )
         values (%s, %s, %s, gen_random_uuid(), %s, %s, %s, false, jsonb_build_object('start_date', %s), 'evt', now())
         """,
