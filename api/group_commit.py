@@ -50,9 +50,14 @@ class Store(Protocol[Taken, Given]):
 
 
 class GroupCommit(Generic[Asked, Said]):
-    def __init__(self, store: Store[Asked, Said], slots: Slots) -> None:
+    """`at_once`: how many groups are in the database beside each other when nothing holds one up. More than one pays where
+    a group keeps Postgres busy for longer than its commit waits for the disk.
+    """
+
+    def __init__(self, store: Store[Asked, Said], slots: Slots, at_once: int = 1) -> None:
         self._into = store
         self._slots = slots
+        self._at_once = at_once
         self._waiting: deque[_Request[Asked, Said]] = deque()
         self._workers: set[asyncio.Task[None]] = set()
         self._held_up: set[asyncio.Task[None]] = set()
@@ -71,7 +76,7 @@ class GroupCommit(Generic[Asked, Said]):
         self._waiting.append(request)
         if len(self._waiting) >= self._enough:
             self._is_enough.set()
-        if not self._workers:
+        if not self._workers or (len(self._workers) < self._at_once and len(self._waiting) >= self._enough):
             self._start_worker()
         return await request.answer
 
@@ -156,7 +161,7 @@ class GroupCommit(Generic[Asked, Said]):
         return await self._into.together(asked)
 
     def _overtake(self) -> None:
-        if self._waiting and len(self._workers) < MOST_GROUPS:
+        if self._waiting and len(self._workers) < max(MOST_GROUPS, self._at_once):
             self._start_worker()
 
     def _expire(self, request: _Request[Asked, Said]) -> None:

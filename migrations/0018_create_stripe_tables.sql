@@ -141,6 +141,8 @@ create table stripe.invoices (
   charge_id text,
   payment_intent_id text,
   is_live boolean not null,
+  -- All of the above as the last event left it, and what else we use.
+  facts jsonb not null default '{}',
   latest_event_id text not null,
   latest_event_at timestamptz not null,
   primary key (organization_id, id),

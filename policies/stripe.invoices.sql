@@ -15,5 +15,5 @@ create policy invoices_kernel on stripe.invoices to goldleaves_kernel using (tru
 
 grant select on stripe.invoices to member, platform_admin;
 grant select, insert, update (subscription_id, number, status, currency, total_cents, amount_due_cents, amount_paid_cents, period_start, period_end, hosted_invoice_url,
-  charge_id, payment_intent_id, latest_event_id, latest_event_at)
+  charge_id, payment_intent_id, facts, latest_event_id, latest_event_at)
   on stripe.invoices to goldleaves_kernel;

@@ -569,6 +569,20 @@ def test_what_comes_of_the_second_that_was_fetched_in_is_fetched_again(
     assert asked(superuser, subscription.id) == [("subscription", 1)]
 
 
+def test_a_deletion_is_for_good(
+    superuser: Connection, sidecar: Connection, organization: Organization, life: Life
+) -> None:
+    """Stripe's servers have clocks of their own: what one says may be a second later than the end, and older."""
+    subscription = life.subscribe(0)
+    subscription.delete(5 * DAY)
+    created, deleted = life.events()
+    late = fixtures.event("customer.subscription.updated", created["data"]["object"], created=deleted["created"] + 1)
+    for events in ([created, deleted, late], [late, deleted, created]):
+        send(sidecar, *events)
+        assert now_on(superuser, organization) == ("pro", "canceled")
+    assert found(superuser, organization.id, life.token)["subscriptions"][0][1] == "canceled"
+
+
 # One customer after the other
 
 

@@ -25,7 +25,7 @@ class Inbox(Collector):
 
     def __init__(self, database: Database, is_live: bool | None) -> None:
         slots = Slots(min(AT_ONCE, database.pool().size), WAIT_SECONDS)
-        self._groups = GroupCommit(_Events(database, is_live), slots)
+        self._groups = GroupCommit(_Events(database, is_live), slots, AT_ONCE)
         self._outcomes: Counter[str] = Counter()
 
     async def receive(self, payload: str) -> Settled:

@@ -7,6 +7,23 @@ volatile
 set search_path = ''
 as $$ select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('goldleaves.stripe.' || coalesce(p_customer_id, ''), 0)) $$;
 
+-- Whether anything is made of events of a type; the others are stored, and that is all.
+create or replace function stripe.is_handled(p_type text)
+returns boolean
+language sql
+immutable
+parallel safe
+as $$
+  select p_type in (
+    'customer.subscription.created', 'customer.subscription.updated', 'customer.subscription.deleted', 'customer.subscription.paused',
+    'customer.subscription.resumed', 'customer.subscription.trial_will_end', 'customer.subscription.snapshot',
+    'invoice.finalized', 'invoice.paid', 'invoice.payment_failed', 'invoice.voided', 'invoice.marked_uncollectible', 'invoice.snapshot',
+    'invoice_payment.paid', 'charge.refunded', 'charge.dispute.created', 'checkout.session.completed', 'customer.created', 'customer.updated',
+    'customer.deleted', 'entitlements.active_entitlement_summary.updated', 'v1.billing.meter.error_report_triggered',
+    'v1.billing.meter.no_meter_found'
+  )
+$$;
+
 -- p_waits: whether it may wait for who closes a period; else it raises lock_not_available.
 create or replace function stripe.apply(p_event stripe.webhook_events, p_waits boolean, out outcome text, out message text)
 language plpgsql
@@ -16,15 +33,17 @@ as $$
 declare
   v_applied record;
 begin
+  if not stripe.is_handled(p_event.type) then
+    outcome := 'ignored';
+    message := format('nothing is made of %s', left(p_event.type, 80));
+    return;
+  end if;
   case
-    when p_event.type in (
-      'customer.subscription.created', 'customer.subscription.updated', 'customer.subscription.deleted', 'customer.subscription.paused',
-      'customer.subscription.resumed', 'customer.subscription.trial_will_end', 'customer.subscription.snapshot'
-    ) then
+    when p_event.type like 'customer.subscription.%' then
       v_applied := stripe.apply_subscription(p_event, p_waits);
-    when p_event.type in (
-      'invoice.finalized', 'invoice.paid', 'invoice.payment_failed', 'invoice.voided', 'invoice.marked_uncollectible', 'invoice.snapshot'
-    ) then
+    when p_event.type like 'customer.%' then
+      v_applied := stripe.apply_customer(p_event, p_waits);
+    when p_event.type like 'invoice.%' then
       v_applied := stripe.apply_invoice(p_event, p_waits);
     when p_event.type = 'invoice_payment.paid' then
       v_applied := stripe.apply_invoice_payment(p_event, p_waits);
@@ -34,16 +53,10 @@ begin
       v_applied := stripe.apply_dispute(p_event);
     when p_event.type = 'checkout.session.completed' then
       v_applied := stripe.apply_checkout(p_event, p_waits);
-    when p_event.type in ('customer.created', 'customer.updated', 'customer.deleted') then
-      v_applied := stripe.apply_customer(p_event, p_waits);
     when p_event.type = 'entitlements.active_entitlement_summary.updated' then
       v_applied := stripe.apply_entitlements(p_event);
-    when p_event.type in ('v1.billing.meter.error_report_triggered', 'v1.billing.meter.no_meter_found') then
-      v_applied := stripe.apply_meter_errors(p_event);
     else
-      outcome := 'ignored';
-      message := format('nothing is made of %s', left(p_event.type, 80));
-      return;
+      v_applied := stripe.apply_meter_errors(p_event);
   end case;
   outcome := v_applied.outcome;
   message := v_applied.message;
@@ -122,5 +135,5 @@ begin
 end;
 $$;
 
-grant execute on function stripe.lock_customer(text), stripe.apply(stripe.webhook_events, boolean),
+grant execute on function stripe.lock_customer(text), stripe.is_handled(text), stripe.apply(stripe.webhook_events, boolean),
   stripe.settle(stripe.webhook_events, boolean), stripe.pause_after(integer), stripe.apply_waiting(text, boolean) to goldleaves_kernel;

@@ -19,11 +19,8 @@ begin
     message := 'the invoice has no id';
     return;
   end if;
-  v_facts := stripe.mirror_invoice(v_organization_id, p_event.customer_id, p_event.object_id, p_event.is_live);
-  outcome := case
-    when p_event.id = (select i.latest_event_id from stripe.invoices i where i.id = p_event.object_id) then 'applied'
-    else 'stale'
-  end;
+  select m.facts, case m.event_id when p_event.id then 'applied' else 'stale' end into v_facts, outcome
+  from stripe.mirror_invoice(v_organization_id, p_event.customer_id, p_event.object_id, p_event.is_live, p_event) m;
   if p_event.type = 'invoice.paid' or p_event.facts ->> 'status' = 'paid' then
     if stripe.record_payment(v_organization_id, p_event, v_facts) then
       outcome := 'applied';

@@ -74,31 +74,53 @@ begin
 end;
 $$;
 
-create or replace function stripe.mirror_invoice(p_organization_id uuid, p_customer_id text, p_id text, p_is_live boolean)
-returns jsonb
-language sql
+-- p_next: the event for which it is done, if it is one of the invoice itself. When it comes after all others, as most do, then what the last one left
+-- is all that has to be known of those. Returns the facts, and which event is the last one.
+create or replace function stripe.mirror_invoice(
+  p_organization_id uuid, p_customer_id text, p_id text, p_is_live boolean, p_next stripe.webhook_events default null,
+  out facts jsonb, out event_id text
+)
+language plpgsql
 volatile
 set search_path = ''
 as $$
+declare
+  v_at timestamptz;
+begin
+  select i.facts || (p_next.facts - '_previous'), p_next.id, p_next.created_at into facts, event_id, v_at
+  from stripe.invoices i
+  where i.organization_id = p_organization_id
+    and i.id = p_id
+    and i.latest_event_at < p_next.created_at
+    and not exists (
+      select
+      from stripe.webhook_events e
+      where e.object_id = p_id
+        and e.id <> p_next.id
+        and (e.created_at >= p_next.created_at or e.status not in ('applied', 'stale', 'ignored'))
+    );
+  if not found then
+    select f.facts, f.event_id, f.at into facts, event_id, v_at from stripe.invoice_facts_now(p_id) f;
+  end if;
   insert into stripe.invoices as i (
     organization_id, id, customer_id, subscription_id, number, status, currency, total_cents, amount_due_cents, amount_paid_cents, period_start,
-    period_end, hosted_invoice_url, charge_id, payment_intent_id, is_live, latest_event_id, latest_event_at
+    period_end, hosted_invoice_url, charge_id, payment_intent_id, is_live, facts, latest_event_id, latest_event_at
   )
-  select
-    p_organization_id, p_id, p_customer_id, f.facts ->> 'subscription', f.facts ->> 'number', f.facts ->> 'status', f.facts ->> 'currency',
-    (f.facts ->> 'total')::numeric, (f.facts ->> 'amount_due')::numeric, (f.facts ->> 'amount_paid')::numeric,
-    stripe.time_in(f.facts -> 'period_start'), stripe.time_in(f.facts -> 'period_end'), f.facts ->> 'hosted_invoice_url', f.facts ->> 'charge',
-    f.facts ->> 'payment_intent', p_is_live, f.event_id, f.at
-  from stripe.invoice_facts_now(p_id) f
+  values (
+    p_organization_id, p_id, p_customer_id, facts ->> 'subscription', facts ->> 'number', facts ->> 'status', facts ->> 'currency',
+    (facts ->> 'total')::numeric, (facts ->> 'amount_due')::numeric, (facts ->> 'amount_paid')::numeric,
+    stripe.time_in(facts -> 'period_start'), stripe.time_in(facts -> 'period_end'), facts ->> 'hosted_invoice_url', facts ->> 'charge',
+    facts ->> 'payment_intent', p_is_live, facts, event_id, v_at
+  )
   on conflict (organization_id, id) do update
   set
     subscription_id = excluded.subscription_id, number = excluded.number, status = excluded.status, currency = excluded.currency,
     total_cents = excluded.total_cents, amount_due_cents = excluded.amount_due_cents, amount_paid_cents = excluded.amount_paid_cents,
     period_start = excluded.period_start, period_end = excluded.period_end, hosted_invoice_url = excluded.hosted_invoice_url,
-    charge_id = excluded.charge_id, payment_intent_id = excluded.payment_intent_id,
-    latest_event_id = excluded.latest_event_id, latest_event_at = excluded.latest_event_at
-  returning (select f.facts from stripe.invoice_facts_now(p_id) f)
+    charge_id = excluded.charge_id, payment_intent_id = excluded.payment_intent_id, facts = excluded.facts,
+    latest_event_id = excluded.latest_event_id, latest_event_at = excluded.latest_event_at;
+end;
 $$;
 
 grant execute on function stripe.mirror_subscription(uuid, text, text, boolean), stripe.invoice_events(text), stripe.invoice_facts_now(text),
-  stripe.mirror_invoice(uuid, text, text, boolean) to goldleaves_kernel;
+  stripe.mirror_invoice(uuid, text, text, boolean, stripe.webhook_events) to goldleaves_kernel;

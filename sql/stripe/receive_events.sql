@@ -71,6 +71,10 @@ begin
     end,
     255
   );
+  v_event.facts := '{}';
+  if not stripe.is_handled(v_event.type) then
+    return v_event;
+  end if;
   v_event.facts := stripe.with_amounts_here(stripe.facts_of(v_event.type, v_object), v_object ->> 'currency');
   v_previous := p_payload #> '{data,previous_attributes}';
   -- Empty, too: then nothing has changed of what we use.
@@ -102,16 +106,15 @@ language plpgsql
 stable
 set search_path = ''
 as $$
-declare
-  v_name text;
 begin
-  foreach v_name in array '{cancel_at,canceled_at,ended_at,trial_end,start_date,created,current_period_start,current_period_end,paid_at,period_start,period_end}'::text[] loop
-    perform stripe.time_in(p_facts -> v_name);
-  end loop;
-  foreach v_name in array '{total,amount,amount_due,amount_paid,amount_refunded}'::text[] loop
-    perform (p_facts ->> v_name)::bigint, (p_facts #>> array['_previous', v_name])::bigint;
-  end loop;
-  perform (p_facts ->> 'cancel_at_period_end')::boolean;
+  perform
+    stripe.time_in(p_facts -> 'cancel_at'), stripe.time_in(p_facts -> 'canceled_at'), stripe.time_in(p_facts -> 'ended_at'),
+    stripe.time_in(p_facts -> 'trial_end'), stripe.time_in(p_facts -> 'start_date'), stripe.time_in(p_facts -> 'created'),
+    stripe.time_in(p_facts -> 'current_period_start'), stripe.time_in(p_facts -> 'current_period_end'), stripe.time_in(p_facts -> 'paid_at'),
+    stripe.time_in(p_facts -> 'period_start'), stripe.time_in(p_facts -> 'period_end'),
+    (p_facts ->> 'total')::bigint, (p_facts ->> 'amount')::bigint, (p_facts ->> 'amount_due')::bigint, (p_facts ->> 'amount_paid')::bigint,
+    (p_facts ->> 'amount_refunded')::bigint, (p_facts #>> '{_previous,amount_refunded}')::bigint,
+    (p_facts ->> 'cancel_at_period_end')::boolean;
 end;
 $$;
 
@@ -162,6 +165,11 @@ begin
   elsif v_event.is_live <> p_is_live then
     v_event.status := 'ignored';
     v_event.message := format('it is of %s mode, and the key of the other one', case when v_event.is_live then 'live' else 'test' end);
+    outcome := 'ignored';
+    message := v_event.message;
+  elsif not stripe.is_handled(v_event.type) then
+    v_event.status := 'ignored';
+    v_event.message := format('nothing is made of %s', left(v_event.type, 80));
     outcome := 'ignored';
     message := v_event.message;
   else
@@ -226,17 +234,17 @@ begin
     perform set_config('statement_timeout', '8s', true);
   end if;
   for v_next in
-    select n as position, v_events[n] as event
-    from generate_subscripts(v_events, 1) as n
-    where (v_events[n]).id is not null
-    order by (v_events[n]).customer_id, (v_events[n]).created_at, (v_events[n]).id, n
+    select e.id, e.ordinality::integer as position
+    from unnest(v_events) with ordinality as e
+    where e.id is not null
+    order by e.customer_id, e.created_at, e.id, e.ordinality
   loop
     position := v_next.position;
-    id := (v_next.event).id;
+    id := v_next.id;
     error_state := null;
     error_message := null;
     begin
-      select r.outcome, r.message into outcome, message from stripe.receive_event(v_next.event, p_is_live, p_waits) r;
+      select r.outcome, r.message into outcome, message from stripe.receive_event(v_events[v_next.position], p_is_live, p_waits) r;
     exception when lock_not_available then
       outcome := null;
       message := null;

@@ -77,6 +77,7 @@ declare
   v_facts jsonb := '{}';
   v_invoice_at timestamptz;
   v_failed_invoice text;
+  v_end jsonb := '{}';
 begin
   n := 0;
   for v_second in select e.* from stripe.subscription_events(p_subscription_id) e loop
@@ -104,8 +105,10 @@ begin
             when v_second.facts[v_i] ->> 'status' = 'incomplete_expired' then '{}'::jsonb
             else '{"status": "canceled"}'
           end;
+          -- For good: what Stripe's servers say of it after that, by clocks of their own, brings it back no more.
+          v_end := stripe.picked(v_facts, '{status,canceled_at,ended_at}');
         else
-          v_facts := v_facts || v_second.facts[v_i];
+          v_facts := v_facts || v_second.facts[v_i] || v_end;
       end case;
       if v_second.rank in (1, 2) then
         v_invoice_at := greatest(v_invoice_at, stripe.time_in(v_second.facts[v_i] -> 'created'));
