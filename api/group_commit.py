@@ -50,8 +50,8 @@ class Store(Protocol[Taken, Given]):
 
 
 class GroupCommit(Generic[Asked, Said]):
-    """`at_once`: how many groups are in the database beside each other when nothing holds one up. More than one pays where
-    a group keeps Postgres busy for longer than its commit waits for the disk.
+    """`at_once`: how many groups are in the database beside each other when nothing holds one up. More than one pays
+    where a group keeps Postgres busy for longer than its commit waits for the disk.
     """
 
     def __init__(self, store: Store[Asked, Said], slots: Slots, at_once: int = 1) -> None:

@@ -56,7 +56,9 @@ def told_in(version: str, story: Story, superuser: Connection, sidecar: Connecti
         if name == "invoices":
             kept = [json.loads(text) for text in texts]
             for row in kept:
-                del row["charge_id"], row["payment_intent_id"]
+                for known_of in (row, row["facts"]):
+                    for name_of_payment in ("charge_id", "payment_intent_id", "charge", "payment_intent"):
+                        known_of.pop(name_of_payment, None)
             everything[name] = kept
     return everything
 
