@@ -57,8 +57,8 @@ def told_in(version: str, story: Story, superuser: Connection, sidecar: Connecti
             kept = [json.loads(text) for text in texts]
             for row in kept:
                 for known_of in (row, row["facts"]):
-                    for name_of_payment in ("charge_id", "payment_intent_id", "charge", "payment_intent"):
-                        known_of.pop(name_of_payment, None)
+                    for told_beside in ("charge_id", "payment_intent_id", "charge", "payment_intent", "invoice"):
+                        known_of.pop(told_beside, None)
             everything[name] = kept
     return everything
 
