@@ -299,7 +299,7 @@ def test_what_was_sent_after_a_backup_is_not_sent_once_more(
 def test_a_month_that_was_closed_after_a_backup_is_not_charged_twice(
     superuser: Connection, shared_database: Database, stripe: StripeServer, organization: UUID
 ) -> None:
-    """A database that was restored closes it again, and makes another statement of it. What is of later months is sent as ever."""
+    """A database that was restored closes it again, and makes another statement of it."""
     customer = link(superuser, organization)
     close(superuser, organization)
     send(shared_database, stripe)
@@ -318,8 +318,8 @@ def test_a_month_that_was_closed_after_a_backup_is_not_charged_twice(
     value(
         superuser,
         """
-        insert into metering.generations (generation, system_identifier, began_at) values (99, 1, now() - interval '1 minute')
-        returning generation
+        insert into metering.generations (generation, system_identifier, began_at)
+        values (99, 1, now() - interval '1 minute') returning generation
         """,
     )
     try:
