@@ -266,6 +266,8 @@ create table stripe.report_positions (
   meter_code text not null references metering.meters (code) on delete restrict,
   generation integer not null,
   xid xid8 not null,
+  -- When people last said that what was uncertain is to be sent again, so that they know what Stripe has.
+  resent_at timestamptz,
   primary key (organization_id, meter_code)
 ) with (fillfactor = 70);
 create index report_positions_meter on stripe.report_positions (meter_code);

@@ -9,4 +9,4 @@ alter table stripe.report_positions force row level security;
 
 create policy report_positions_kernel on stripe.report_positions to goldleaves_kernel using (true) with check (true);
 
-grant select, insert, update (generation, xid) on stripe.report_positions to goldleaves_kernel;
+grant select, insert, update (generation, xid, resent_at) on stripe.report_positions to goldleaves_kernel;

@@ -257,6 +257,28 @@ def test_what_stripe_may_have_forgotten_is_not_sent_again(
     assert value(superuser, "select uncertain from stripe.report_backlog(%s)", organization) == 1
 
 
+def test_what_may_have_been_sent_after_a_backup_is_not_sent_again_unless_people_say_so(
+    superuser: Connection, sidecar: Connection, organization: UUID
+) -> None:
+    """A restored database sends what Stripe still knows the identifiers of, and what it has recorded since."""
+    use(sidecar, organization, event("old", NOW - timedelta(hours=30), quantity=5), event("new", quantity=2))
+    try:
+        superuser.execute("insert into metering.generations (generation, system_identifier) values (99, 1)")
+        build(sidecar, organization)
+        (new,) = claim(sidecar, organization)
+        assert new["quantity"] == 2
+        waiting = value(superuser, "select (pending, uncertain)::text from stripe.report_backlog(%s)", organization)
+        assert waiting == "(1,1)"
+
+        assert value(superuser, "select stripe.resend_reports(%s, '{rejected}')", organization) == 0
+        assert value(superuser, "select stripe.resend_reports(%s, '{rejected,uncertain}')", organization) == 1
+        record(sidecar, new, "sent")
+        build(sidecar, organization)
+        assert [report["quantity"] for report in claim(sidecar, organization)] == [5]
+    finally:
+        superuser.execute("delete from metering.generations where generation = 99")
+
+
 def test_what_was_used_before_is_reported_once_stripe_knows_of_it(
     superuser: Connection, sidecar: Connection, shared_database: Database, make_organization: MakeOrganization
 ) -> None:

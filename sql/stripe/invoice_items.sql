@@ -114,7 +114,7 @@ begin
         d.*,
         -- In a database that was restored it may have been sent after the backup, also what is made anew of a period that was over by then.
         coalesce(i.first_sent_at < clock_timestamp() - stripe.key_lasts(), false)
-          or coalesce(i.looked_for_at, least(i.created_at, i.period_end)) < r.restored_at as is_lost,
+          or coalesce(coalesce(i.looked_for_at, least(i.created_at, i.period_end)) < stripe.restored_at(), false) as is_lost,
         case when i.first_sent_at is null then c.id else i.customer_id end as customer_id,
         case
           when i.first_sent_at is not null then i.subscription_id
@@ -131,9 +131,6 @@ begin
       from due d
       join stripe.invoice_items i on i.organization_id = d.organization_id and i.id = d.id
       left join stripe.customers c on c.organization_id = d.organization_id and c.deleted_at is null and c.is_live = p_is_live
-      cross join (
-        select coalesce(max(g.began_at) filter (where g.generation > 1), '-infinity') as restored_at from metering.generations g
-      ) as r
     ), claimed as (
       update stripe.invoice_items i
       set

@@ -70,6 +70,7 @@ begin
   end if;
   -- Claiming takes some milliseconds. Two at once would not see each other's.
   perform pg_advisory_xact_lock(hashtextextended('goldleaves.stripe.claim_reports', 0));
+  perform stripe.give_up_what_was_restored();
   return query
     with meters as materialized (
       select o.organization_id, o.meter_code
@@ -222,6 +223,41 @@ begin
 end;
 $$;
 
+-- Null: never, as far as we know.
+create or replace function stripe.restored_at()
+returns timestamptz
+language sql
+stable
+set search_path = ''
+as $$ select max(g.began_at) from metering.generations g where g.generation > 1 $$;
+
+-- A database that was restored does not know what was sent after the backup. Usage of hours from before is sent again while Stripe is sure to
+-- know its identifiers, since nobody sends an hour before it has begun; and later only when people have said so.
+create or replace function stripe.give_up_what_was_restored()
+returns void
+language plpgsql
+volatile
+set search_path = ''
+as $$
+declare
+  v_restored_at timestamptz := stripe.restored_at();
+begin
+  if v_restored_at is not null then
+    update stripe.meter_event_reports r
+    set
+      status = 'uncertain', claimed_until = null,
+      last_error = 'it may have been sent before the database was restored, so long ago that Stripe would count it again'
+    from stripe.report_positions o
+    where r.status = 'pending'
+      and r.bucket_start < least(v_restored_at, now() - stripe.key_lasts())
+      and (r.claimed_until is null or r.claimed_until < clock_timestamp())
+      and o.organization_id = r.organization_id
+      and o.meter_code = r.meter_code
+      and coalesce(o.resent_at < v_restored_at, true);
+  end if;
+end;
+$$;
+
 -- Nobody knows of these whether Stripe has them, and it is too late to send them again under their identifiers.
 create or replace function stripe.give_up_reports()
 returns void
@@ -280,6 +316,11 @@ begin
     insert into stripe.report_queue (organization_id, meter_code, bucket_start, generation, xid, queued_at)
     select c.organization_id, c.meter_code, c.bucket_start, c.generation, c.xid, c.created_at
     from canceled c;
+    update stripe.report_positions o
+    set resent_at = clock_timestamp()
+    where o.organization_id = v_meter.organization_id
+      and o.meter_code = v_meter.meter_code
+      and 'uncertain' = any (p_statuses);
     perform audit.append(
       v_meter.organization_id, 'stripe_reports.resent', 'meter', v_meter.meter_code,
       jsonb_build_object('statuses', p_statuses), jsonb_build_object('reports', v_meter.reports), null
@@ -339,6 +380,7 @@ alter function stripe.tend_reports(boolean, boolean) owner to goldleaves_kernel;
 alter function stripe.report_backlog(uuid) owner to goldleaves_kernel;
 grant execute on function stripe.time_of_report(timestamptz, timestamptz),
   stripe.time_not_billed_yet(uuid, text, timestamptz), stripe.report_pause(integer),
-  stripe.may_be_sent(stripe.meter_event_reports), stripe.give_up_reports(), stripe.resend_reports(uuid, text[]) to goldleaves_kernel;
+  stripe.may_be_sent(stripe.meter_event_reports), stripe.restored_at(), stripe.give_up_what_was_restored(), stripe.give_up_reports(),
+  stripe.resend_reports(uuid, text[]) to goldleaves_kernel;
 grant execute on function stripe.claim_reports(boolean, integer, integer, interval, uuid), stripe.record_reports(jsonb),
   stripe.tend_reports(boolean, boolean), stripe.report_backlog(uuid) to sidecar;
