@@ -390,6 +390,21 @@ def test_a_line_of_usage_is_compared_with_what_was_reported(books: Books) -> Non
     assert (number(row["drift"]), number(row["explained"])) == (0, 5)
 
 
+def test_an_invoice_may_have_a_meter_for_several_times(books: Books) -> None:
+    """As where a price of it was changed in the middle of the month."""
+    books.use(12)
+    books.report()
+    start, end = int(moment().timestamp()), int(moment(-1).timestamp())
+    line = metered_line(books, 12, 300)
+    put_invoice(
+        books,
+        line | {"id": "il_1", "quantity": 0, "amount": 0, "period": {"start": start, "end": start + 3}},
+        line | {"id": "il_2", "period": {"start": start + 3, "end": end}},
+    )
+    found = {subject: row for subject, row in books.found().items() if subject.startswith("in_1 ")}
+    assert [(number(row["theirs"]), row["cause"]) for row in found.values()] == [(0, "in step"), (12, "in step")]
+
+
 def test_usage_that_was_reported_after_the_invoice_is_named(books: Books) -> None:
     books.use(12)
     put_invoice(books, metered_line(books, 0, 0), ago=60)
@@ -487,6 +502,22 @@ def test_amounts_are_looked_for_among_stripes_items(books: Books) -> None:
         "update stripe.invoice_items set status = 'uncertain', stripe_id = null where organization_id = %s", [books.id]
     )
     assert found() == (300, 300, 0, "Stripe has it after all")
+    books.stripe.put(item | {"id": "ii_again"})
+    assert found() == (300, 600, 300, "Stripe has it 2 times: delete what is too much there")
+
+
+def test_an_amount_of_another_currency_drifts(books: Books) -> None:
+    """As many of them are another sum of money."""
+    books.superuser.execute(
+        "update billing.billing_terms set invoice_mode = 'stripe_items' where organization_id = %s", [books.id]
+    )
+    books.use(12, at=moment(1, days=3))
+    finalize(books.superuser, books.id, month(1))
+    books.send_items()
+    (item,) = books.stripe.all("invoiceitem")
+    books.stripe.put(item | {"currency": "eur"})
+    (row,) = books.found("--period", str(month(1))).values()
+    assert (row["drift"], row["cause"]) == ("-300", "the currency differs: eur")
 
 
 def test_amounts_that_stripe_refuses_are_named(books: Books) -> None:

@@ -469,11 +469,12 @@ begin
   v_row.kind := 'invoice_line';
   v_row.checked_at := clock_timestamp();
 
-  -- By usage. The tiers of a price are a line each.
+  -- By usage. The tiers of a price are a line each, and so are times of an invoice that are charged apart.
   for v_line in
     select
       l.invoice, l.status, to_timestamp(max(l.finalized_at)) as finalized_at, m.meter_code, l.currency,
       to_timestamp(l.period_start) as line_start, to_timestamp(l.period_end) as line_end, sum(l.quantity) as quantity, sum(l.amount) as amount,
+      row_number() over (partition by l.invoice, m.meter_code order by l.period_start, l.period_end) as n,
       (
         select sum(r.quantity)
         from stripe.meter_event_reports r
@@ -491,7 +492,7 @@ begin
     group by l.invoice, l.status, m.meter_code, l.currency, l.period_start, l.period_end
     order by l.period_start, l.invoice, m.meter_code
   loop
-    v_row.subject := format('%s %s', v_line.invoice, v_line.meter_code);
+    v_row.subject := concat_ws(' ', v_line.invoice, v_line.meter_code, nullif(v_line.n, 1));
     v_row.ours := coalesce(v_line.reported, 0);
     v_row.theirs := v_line.quantity;
     v_row.explained := 0;
@@ -609,7 +610,8 @@ as $$
     case when t.amount is null and i.status = 'pending' then a.ours else 0 end,
     coalesce(t.amount, case when i.status = 'pending' then a.ours else 0 end) - a.ours,
     case
-      when t.currency <> i.currency then format('the currency differs: %s', t.currency)
+      when t.currencies is not null then format('the currency differs: %s', t.currencies)
+      when t.times > 1 then format('Stripe has it %s times: delete what is too much there', t.times)
       when t.amount = a.ours and i.status in ('acknowledged', 'pending') then 'in step'
       when t.amount = a.ours then 'Stripe has it after all'
       when t.amount is not null then 'the amount differs: somebody has changed it at Stripe'
@@ -624,8 +626,15 @@ as $$
     null::timestamptz, clock_timestamp()
   from stripe.invoice_items i
   cross join lateral (select stripe.amount_at_stripe(i.amount_cents, i.currency)) as a (ours)
-  left join jsonb_to_recordset(p_items) as t (id text, item text, amount numeric, currency text)
-    on t.id = i.stripe_id or t.item = i.id::text
+  -- What is of another currency is nothing of ours.
+  cross join lateral (
+    select
+      count(*) as times, sum(case when x.currency <> i.currency then 0 else x.amount end) as amount,
+      string_agg(distinct x.currency, ', ') filter (where x.currency <> i.currency) as currencies
+    from jsonb_to_recordset(p_items) as x (id text, item text, amount numeric, currency text)
+    where x.id = i.stripe_id
+      or x.item = i.id::text
+  ) as t
   where i.organization_id = p_period.organization_id
     and i.period_start = p_period.period_start
 $$;
