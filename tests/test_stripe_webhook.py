@@ -122,6 +122,14 @@ def test_who_cannot_sign_leaves_nothing(stripe: Stripe, customer: str) -> None:
     assert stripe.row(event["id"]) is None
 
 
+def test_the_time_is_read_as_stripes_library_reads_it(stripe: Stripe, customer: str) -> None:
+    body, headers = signed(changed(customer), SECRET)
+    at, _, signature = headers["stripe-signature"].partition(",")
+    for header in (f"{at}=9,{signature}", f"t= {at[2:]},{signature}", f"{signature},{at}", f"{signature},{at},t=x"):
+        answer = stripe.http.post(PATH, content=body, headers={"stripe-signature": header})
+        assert answer.status_code == 200, (header, answer.text)
+
+
 @pytest.mark.parametrize("skew", [-TOLERANCE - 30, TOLERANCE + 30, -86400 * 365, 10**9])
 def test_what_was_signed_at_another_time_is_refused(stripe: Stripe, customer: str, skew: int) -> None:
     event = changed(customer)
