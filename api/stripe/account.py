@@ -4,8 +4,6 @@ plan. `url` is that of goldleaves_migrator, or of a superuser.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +13,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from api.stripe.failed import StripeCommandFailed
+from api.stripe.kernel import as_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +27,13 @@ class Price:
 
 def link(url: str, organization: str, customer_id: str, is_live: bool | None) -> None:
     """Raises StripeCommandFailed for an organization that there is not, psycopg.Error for what may not be linked."""
-    with _kernel(url) as conn:
+    with as_kernel(url) as conn:
         conn.execute("select stripe.link(%s, %s, %s)", [_organization(conn, organization), customer_id, is_live])
 
 
 def organization_id(url: str, organization: str) -> UUID:
     """By its id or slug. Raises StripeCommandFailed for one that there is not."""
-    with _kernel(url) as conn:
+    with as_kernel(url) as conn:
         return _organization(conn, organization)
 
 
@@ -48,23 +47,11 @@ def _organization(conn: psycopg.Connection[tuple[Any, ...]], organization: str) 
 
 def set_price(url: str, plan: str, price_id: str) -> None:
     """Raises psycopg.Error for a plan that there is not, and a price that is another plan's."""
-    with _kernel(url) as conn:
+    with as_kernel(url) as conn:
         conn.execute("select stripe.set_price(%s, %s)", [plan, price_id])
 
 
 def prices(url: str, plan: str | None) -> list[Price]:
     """The newest ones of each plan first."""
-    with _kernel(url) as conn, conn.cursor(row_factory=class_row(Price)) as cursor:
+    with as_kernel(url) as conn, conn.cursor(row_factory=class_row(Price)) as cursor:
         return cursor.execute("select plan, price_id, since from stripe.prices_of(%s)", [plan]).fetchall()
-
-
-@contextmanager
-def _kernel(url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-    """One transaction, in UTC, as the role that owns these functions."""
-    with psycopg.connect(url, application_name="goldleaves stripe") as conn:
-        row = conn.execute("select to_regprocedure('stripe.set_price(text, text)') is not null").fetchone()
-        if not row or not row[0]:
-            raise StripeCommandFailed("This database knows nothing of Stripe yet. Run `goldleaves migrate` first.")
-        conn.execute("set local timezone = 'UTC'")
-        conn.execute("set local role goldleaves_kernel")
-        yield conn

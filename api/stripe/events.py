@@ -5,17 +5,16 @@ What replaying is says sql/stripe/replay_events.sql. `url` is that of goldleaves
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-import psycopg
 from psycopg.rows import class_row
 
 from api.stripe.failed import StripeCommandFailed
+from api.stripe.kernel import as_kernel
 
 STATUSES: Final = ("received", "applied", "stale", "ignored", "unlinked", "failed", "dead")
 
@@ -49,32 +48,20 @@ def events(url: str, status: str | None, most: int) -> list[Event]:
     """Those that came last first. Raises StripeCommandFailed for a status that there is not."""
     if status is not None and status not in STATUSES:
         raise StripeCommandFailed(f"{status!r} is no status of events. Take one of {', '.join(STATUSES)}.")
-    with _kernel(url) as conn, conn.cursor(row_factory=class_row(Event)) as cursor:
+    with as_kernel(url) as conn, conn.cursor(row_factory=class_row(Event)) as cursor:
         return cursor.execute(_EVENTS, {"status": status, "most": most}).fetchall()
 
 
 def replay(url: str, ids: Sequence[str]) -> int:
     """All of them, or none. Raises psycopg.Error for one that there is not."""
-    with _kernel(url) as conn:
+    with as_kernel(url) as conn:
         for one in sorted(set(ids)):
             conn.execute("select stripe.replay_event(%s)", [one])
     return len(set(ids))
 
 
 def replay_dead(url: str, since: datetime | None) -> int:
-    with _kernel(url) as conn:
+    with as_kernel(url) as conn:
         row = conn.execute("select stripe.replay_dead_events(%s)", [since]).fetchone()
     assert row is not None  # noqa: S101 - the function returns one row
     return int(row[0])
-
-
-@contextmanager
-def _kernel(url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-    """One transaction, in UTC, as the role that owns these functions. Raises StripeCommandFailed without any."""
-    with psycopg.connect(url, application_name="goldleaves stripe") as conn:
-        row = conn.execute("select to_regprocedure('stripe.replay_event(text)') is not null").fetchone()
-        if not row or not row[0]:
-            raise StripeCommandFailed("This database hears nothing of Stripe yet. Run `goldleaves migrate` first.")
-        conn.execute("set local timezone = 'UTC'")
-        conn.execute("set local role goldleaves_kernel")
-        yield conn

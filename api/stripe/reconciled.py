@@ -65,7 +65,7 @@ async def reconcile_all(
                     "counts (INVOICE_MODE)."
                 )
     except StripeError as error:
-        raise StripeCommandFailed(f"Stripe: {error}. What was said before is stored.") from None
+        raise StripeCommandFailed(f"Stripe: {str(error).rstrip('.')}. What was said before is stored.") from None
     finally:
         await stripe.close()
 

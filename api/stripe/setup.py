@@ -63,7 +63,7 @@ async def set_up_account(secret_key: str, base: str | None, url: str, *, dry_run
                 if not dry_run:
                     _register(conn, found[-1])
     except StripeError as error:
-        raise StripeCommandFailed(f"Stripe: {error}. Run it again: what was made is found.") from None
+        raise StripeCommandFailed(f"Stripe: {str(error).rstrip('.')}. Run it again: what was made is found.") from None
     finally:
         await stripe.close()
     return found

@@ -30,13 +30,16 @@ def setup(
     settings = load_settings()
     if settings.stripe_secret_key is None:
         raise StripeCommandFailed("STRIPE_SECRET_KEY is not set: it is the secret key of your account at Stripe.")
+    from api.stripe.kernel import require_migrated
     from api.stripe.setup import set_up_account  # the SDK takes a while to import
 
+    url = migration_url(settings)
+    require_migrated(url)
     found = asyncio.run(
         set_up_account(
             settings.stripe_secret_key.get_secret_value(),
             settings.stripe_api_base,
-            migration_url(settings),
+            url,
             dry_run=dry_run,
         )
     )

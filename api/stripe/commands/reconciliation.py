@@ -45,8 +45,11 @@ def reconcile(
     settings = load_settings()
     if settings.stripe_secret_key is None:
         raise StripeCommandFailed("STRIPE_SECRET_KEY is not set: it is the secret key of your account at Stripe.")
+    from api.stripe.kernel import require_migrated
     from api.stripe.reconciled import reconcile_all  # the SDK takes a while to import
 
+    url = migration_url(settings)
+    require_migrated(url)
     periods = drifting = 0
 
     def tell(one: Reconciled) -> None:
@@ -59,7 +62,7 @@ def reconcile(
         reconcile_all(
             settings.stripe_secret_key.get_secret_value(),
             settings.stripe_api_base,
-            migration_url(settings),
+            url,
             period.replace(tzinfo=UTC) if period is not None else None,
             organization,
             tell,
