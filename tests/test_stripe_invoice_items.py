@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from api.database import Database as Calls
 from api.stripe.client import Stripe
 from api.stripe.invoice_items import InvoiceItems
+from api.stripe.reported import resend_items
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Database
 from tests.observe import eventually
@@ -247,7 +248,7 @@ def test_what_stripe_refuses_is_kept_with_why_and_sent_again_once_that_is_mended
     due(superuser, organization)
     send(shared_database, stripe)
     assert at_stripe(stripe, customer) == []
-    assert value(superuser, "select stripe.resend_invoice_items(%s)", organization) == 1
+    assert resend_items(shared_database.migrator, organization) == 1
     send(shared_database, stripe, steps=2)
     assert (at_stripe(stripe, customer), statuses(superuser, organization)) == ([100], ["acknowledged"])
 

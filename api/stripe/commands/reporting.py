@@ -20,7 +20,12 @@ commands = typer.Typer()
 def report(
     organization: Annotated[str | None, typer.Option(metavar="SLUG", help="Only this one, by slug or id.")] = None,
     resend: Annotated[
-        bool, typer.Option("--resend", help="First make anew what Stripe rejected, once the reason for it is mended.")
+        bool,
+        typer.Option(
+            "--resend",
+            help="First make anew what Stripe rejected, once the reason for it is mended; amounts for its invoices, "
+            "too.",
+        ),
     ] = False,
     resend_uncertain: Annotated[
         bool,
@@ -41,12 +46,16 @@ def report(
     if settings.stripe_secret_key is None:
         raise StripeCommandFailed("STRIPE_SECRET_KEY is not set: it is the secret key of your account at Stripe.")
     from api.stripe import account, reported  # the SDK takes a while to import
+    from api.stripe.kernel import require_migrated
 
     url = migration_url(settings)
+    require_migrated(url)
     organization_id = account.organization_id(url, organization) if organization is not None else None
     if resend or resend_uncertain:
         statuses = [*(["rejected"] if resend else []), *(["uncertain"] if resend_uncertain else [])]
         say(f"{reported.resend(url, organization_id, statuses)} made anew.")
+    if resend and (items := reported.resend_items(url, organization_id)):
+        say(f"{items} of the amounts for Stripe's invoices, which the sidecar sends again.")
     key = settings.stripe_secret_key.get_secret_value()
     done = asyncio.run(reported.report(key, settings.stripe_api_base, url, organization_id))
     say(f"{done.tally.sent} sent, {done.waiting.pending} wait, {done.waiting.rejected} rejected.")
