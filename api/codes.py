@@ -647,8 +647,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "STRIPE_NOT_CONFIGURED": Code(
         503,
-        "A webhook of Stripe came, or usage was to be reported, and the sidecar has no STRIPE_WEBHOOK_SECRET, or no "
-        "STRIPE_SECRET_KEY.",
+        "A webhook of Stripe came, and the sidecar has no STRIPE_WEBHOOK_SECRET.",
         "Operators: set it. Stripe sends its webhooks again for three days.",
     ),
     "STRIPE_PRICE_MISSING": Code(

@@ -29,7 +29,7 @@ comment on column api.stripe_invoices.subscription_id is 'The subscription at St
 comment on column api.stripe_invoices.number is 'Stripe''s number; null in drafts.';
 comment on column api.stripe_invoices.status is 'As Stripe has it: draft, open, paid, void or uncollectible; null when no event has told yet.';
 comment on column api.stripe_invoices.currency is 'ISO 4217, lowercase, such as usd.';
-comment on column api.stripe_invoices.total_cents is 'In what Stripe takes for the smallest unit of currency.';
+comment on column api.stripe_invoices.total_cents is 'In whole minor units of currency: 30100 is 301.00 usd.';
 comment on column api.stripe_invoices.amount_due_cents is 'What was to be paid when it was finalized.';
 comment on column api.stripe_invoices.amount_paid_cents is 'What was paid.';
 comment on column api.stripe_invoices.period_start is 'As Stripe has it (UTC): of what was charged for later.';
