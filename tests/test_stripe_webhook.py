@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 
 from api.routes import STRIPE_WEBHOOK_ROUTES
 from api.stripe.fixtures.signing import headers_of, signed
+from api.stripe.webhook import BODIES_IN_MEMORY, BODY_SECONDS
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack
 from tests.observe import assert_problem, database_away, eventually
@@ -202,6 +204,24 @@ def test_a_megabyte_is_the_most(stripe: Stripe, customer: str, is_chunked: bool)
     too_large = changed(customer)
     assert_problem(post(padded(too_large, MOST_BYTES + 1)), 413, "BODY_TOO_LARGE")
     assert stripe.row(str(too_large["id"])) is None
+
+
+def test_who_cannot_sign_and_holds_on_keeps_no_event_out(open_stack: OpenStack) -> None:
+    """A body that came fast may take its time otherwise: of many at once all the memory there is for bodies is full."""
+    request = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nStripe-Signature: t={int(time.time())},v1={'0' * 64}\r\n"
+    request += f"Content-Length: {MOST_BYTES}\r\n\r\n"
+    with open_stack(stripe_webhook_secret=SecretStr(SECRET)) as stack, hearing(stack) as stripe, ExitStack() as held:
+        url = httpx.URL(stack.gateway_url)
+        # Large ones, and small ones for what they leave: who finds no room is sent away, and gives back what it had.
+        for size in [MOST_BYTES - 1] * (BODIES_IN_MEMORY - 1) + [65_000] * 18 + [500] * 150:
+            raw = held.enter_context(socket.create_connection((url.host, url.port)))
+            raw.sendall(request.encode() + b" " * size)
+        answer = eventually(
+            lambda: stripe.send(changed("cus_1")), lambda said: said.status_code == 200, seconds=BODY_SECONDS + 5
+        )
+        assert answer.status_code == 200, answer.text
+        held.close()
+        assert stripe.outcome(changed("cus_1")) == "unlinked"
 
 
 def test_what_nothing_is_made_of_is_stored_and_ignored(stripe: Stripe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES: Final = 1024 * 1024
 BODIES_IN_MEMORY: Final = 64  # of that size, or very many of the usual one
+# However fast some of it came: whoever sends has proved nothing yet, and what is held keeps others' bodies out.
+BODY_SECONDS: Final = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +47,7 @@ class StripeWebhook:
     async def receive(self, request: Request) -> Response:
         """Store an event, apply it, then say that it was received. Safe to receive twice.
 
-        Errors: 400 INVALID_SIGNATURE, INVALID_BODY; 413; 503 STRIPE_NOT_CONFIGURED, INGEST_BUSY, and without Postgres:
+        Errors: 400 INVALID_SIGNATURE, INVALID_BODY; 408; 413; 503 STRIPE_NOT_CONFIGURED, INGEST_BUSY, without Postgres:
         Stripe sends it again, for three days. Source: docs.stripe.com/webhooks.
         """
         if self._signatures is None:
@@ -67,12 +70,16 @@ class StripeWebhook:
     @staticmethod
     async def _body(request: Request, share: Share) -> bytes:
         chunks, size = [], 0
-        async for piece in pieces(request, _AS_IT_COMES):
-            size += len(piece)
-            if size > MOST_BYTES:
-                raise too_large(MOST_BYTES)
-            share.take(len(piece))
-            chunks.append(piece)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for piece in pieces(request, _AS_IT_COMES):
+                    size += len(piece)
+                    if size > MOST_BYTES:
+                        raise too_large(MOST_BYTES)
+                    share.take(len(piece))
+                    chunks.append(piece)
+        except TimeoutError:
+            raise problem("REQUEST_TIMEOUT", f"the body did not come within {BODY_SECONDS:.0f} s") from None
         return b"".join(chunks)
 
     async def _settle(self, text: str) -> Settled:
