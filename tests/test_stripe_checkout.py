@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -238,6 +239,25 @@ def test_who_has_paid_a_moment_ago_does_not_pay_twice(
     assert "completed" in answer.json()["message"]
 
 
+def test_who_has_paid_another_plan_a_moment_ago_does_not_pay_twice(
+    stack: RunningStack, stripe: StripeServer, organization: Organization
+) -> None:
+    """Not this page, either, when it was there before."""
+    session = buy(stack, organization, "starter").json()["checkout_url"].rpartition("/")[2]
+    stripe.fail(path=f"{SESSIONS}/{session}/expire", kind="status", status=500)
+    page = buy(stack, organization).json()["checkout_url"].rpartition("/")[2]
+    stripe.send_webhooks_to("http://127.0.0.1:9/nowhere")
+    try:
+        stripe.pay(session)
+    finally:
+        stripe.send_webhooks_to(f"{stack.gateway_url}/api/billing/stripe_webhook")
+    for coupon in ({}, {"coupon": "HALF"}):
+        assert_problem(buy(stack, organization, **coupon), 409, "SUBSCRIPTION_EXISTS")
+    open_ones = [one["id"] for one in stripe.all("checkout.session") if one["status"] == "open"]
+    made = "select array_agg(id) from stripe.checkout_sessions where organization_id = %s"
+    assert not set(open_ones) & set(read(stack, made, organization.id)), page
+
+
 def test_a_second_subscription_is_the_same_customers_and_has_no_trial(
     stack: RunningStack, stripe: StripeServer, organization: Organization
 ) -> None:
@@ -346,6 +366,15 @@ def test_backends_keys_and_nobody_buy_nothing(
         forged = client.post(PATH, json=body, headers={"Authorization": "Bearer a.b.c"})
         assert_problem(forged, 401, "INVALID_TOKEN")
     assert asked(stripe) == []
+
+
+def test_nobody_is_refused_before_a_body_is_taken_in(stack: RunningStack) -> None:
+    """Bodies have so much memory together, and a small one may come over half a minute."""
+    url = httpx.URL(stack.gateway_url)
+    with socket.create_connection((url.host, url.port), timeout=5) as raw:
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16000\r\n\r\n"
+        raw.sendall(head.encode() + b"{")
+        assert raw.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
 def test_a_plan_that_there_is_not_or_is_not_sold(

@@ -8,6 +8,7 @@ is looked at, and another one is made where it is over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
 
@@ -65,6 +66,7 @@ class Checkout:
 
         Source: docs.stripe.com/api/checkout/sessions/create.
         """
+        self._people.require_somebody(request)
         asked = await self._read(request)
         person = await self._people.find(request, asked.tenant_id)
         try:
@@ -119,32 +121,48 @@ class Checkout:
             is_new = await self._database.record_checkout(
                 person.user_id, person.organization_id, made.id, asked.plan, begun.asked, person.caller
             )
-            if is_new:
-                await self._close_others(stripe, person.organization_id, made.id)
-                return made
-            known = await _look_at(stripe, made.id)
+            known = made if is_new else await _look_at(stripe, made.id)
             if known.status == "open":
+                await self._close_others(stripe, person.organization_id, known.id)
                 return known
             if known.status == "complete":
-                of = known.subscription
-                await self._database.require_ended(
-                    person.organization_id, of if of is None or isinstance(of, str) else of.id
-                )
+                await self._require_ended(person.organization_id, known)
         raise StripeAway("it gives back one checkout that is over after the other")
 
     async def _close_others(self, stripe: Stripe, organization_id: UUID, session_id: str) -> None:
-        """So that nobody pays two, for two plans. Those that are over already, Stripe refuses to close."""
+        """So that nobody pays two, for two plans. Where somebody has paid one, and its webhooks are still on their way,
+        this one is closed. Raises SUBSCRIPTION_EXISTS (409).
+        """
         for other in await self._database.checkouts_beside(organization_id, session_id):
             try:
-                await _expire(stripe, other)
-            except StripeRefused:
+                closed = await _close(stripe, other)
+            except StripeRefused:  # there is none any more
                 continue
             except StripeError as error:
                 log.warning("stripe_checkout_left_open", id=other, error=str(error))
+                continue
+            if closed.status == "complete":
+                try:
+                    await self._require_ended(organization_id, closed)
+                except DatabaseError:
+                    with contextlib.suppress(StripeError):
+                        await _close(stripe, session_id)
+                    raise
+
+    async def _require_ended(self, organization_id: UUID, session: Session) -> None:
+        of = session.subscription
+        await self._database.require_ended(organization_id, of if of is None or isinstance(of, str) else of.id)
 
 
-async def _expire(stripe: Stripe, session_id: str) -> None:
-    await stripe.ask(lambda s: s.v1.checkout.sessions.expire_async(session_id))
+async def _close(stripe: Stripe, session_id: str) -> Session:
+    """As it is then: expired, or complete where somebody has paid it."""
+    known = await _look_at(stripe, session_id)
+    if known.status != "open":
+        return known
+    try:
+        return await stripe.ask(lambda s: s.v1.checkout.sessions.expire_async(session_id))
+    except StripeRefused:  # it was paid at this moment
+        return await _look_at(stripe, session_id)
 
 
 async def _look_at(stripe: Stripe, session_id: str) -> Session:

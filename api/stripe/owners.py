@@ -34,12 +34,10 @@ class People:
         self._allowances = allowances
         self._rate_limits = rate_limits
 
-    async def find(self, request: Request, organization: str) -> Person:
-        """Raises INVALID_TOKEN (401), ROLE_REQUIRED, SCOPE_REQUIRED, NOT_A_MEMBER (403), RATE_LIMITED (429): each
-        request is one to Stripe, which takes so many of all our tenants together.
-        """
-        context = context_of(request.scope)
-        principal = context.principal
+    @staticmethod
+    def require_somebody(request: Request) -> None:
+        """Before anything of a body is taken in. Raises INVALID_TOKEN (401), ROLE_REQUIRED, SCOPE_REQUIRED (403)."""
+        principal = context_of(request.scope).principal
         if principal.key is not None:
             raise problem(
                 "SCOPE_REQUIRED",
@@ -54,6 +52,14 @@ class People:
                 f"an owner of the organization does this, and not {principal.role}",
                 hint="Staff does it at Stripe.",
             )
+
+    async def find(self, request: Request, organization: str) -> Person:
+        """Raises what require_somebody() does, and NOT_A_MEMBER (403), RATE_LIMITED (429): each request is one to
+        Stripe, which takes so many of all our tenants together.
+        """
+        self.require_somebody(request)
+        context = context_of(request.scope)
+        principal = context.principal
         try:
             tenant = (await self._tenants.resolve(principal, organization)).tenant
             if tenant is None or tenant.user_id is None:
