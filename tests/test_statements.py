@@ -238,6 +238,16 @@ def test_and_who_turns_an_invoice_into_one(superuser: Connection, organization: 
     assert {"digest", "audit log", "kind"} <= {what for what, _ in told}
 
 
+@pytest.mark.parametrize(("mode", "other"), [("stripe_items", "stripe_meters"), ("stripe_meters", "stripe_items")])
+def test_who_has_a_month_told_to_stripe_once_more_is_found(
+    superuser: Connection, organization: Organization, mode: str, other: str
+) -> None:
+    """What was sent as items would be reported as usage, too."""
+    statement = close(superuser, organization.id, mode)
+    changed = f"update billing.billing_periods set invoice_mode = '{other}' where organization_id = %(org)s"
+    assert "period" in {what for what, _ in forged(superuser, statement, changed, organization.id)}
+
+
 def forged(superuser: Connection, invoice: UUID, statement: str, organization: UUID) -> list[tuple[str, str]]:
     """What verification says once somebody has written that, whom no trigger stops. It is taken back."""
     with superuser.transaction(force_rollback=True):

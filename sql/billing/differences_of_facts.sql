@@ -83,6 +83,15 @@ as $$
   from (select billing.phases_of(p_invoice.organization_id, p_invoice.period_start, p_invoice.period_end) as facts) as f
   where p_invoice.facts is not null
     and coalesce(p_invoice.facts -> 'phases', 'null') is distinct from coalesce(f.facts -> 'phases', 'null')
+  union all
+  -- Whether it is ours that counts is in its kind.
+  select
+    'period', p_invoice.facts ->> 'invoice_mode', p.invoice_mode, 'Stripe''s invoice of the period is made by other means than it was'
+  from billing.billing_periods p
+  where p.organization_id = p_invoice.organization_id
+    and p.period_start = p_invoice.period_start
+    and p_invoice.kind = 'statement'
+    and p_invoice.facts ->> 'invoice_mode' is distinct from p.invoice_mode
 $$;
 
 -- p_differing: what metering.differing_rollups() found. Where the invoice rests on what the events are, the rollups are wrong; elsewhere

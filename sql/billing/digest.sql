@@ -2,7 +2,8 @@
 -- and not only that something does.
 
 -- Of a period: what its events came to (a row a meter, version and payer, with the sum of their digests), the versions of the meters that
--- counted them, the weights of operations, who paid since when, and the phases of the subscription. Reads rollups and what is not rolled up yet, not all events.
+-- counted them, the weights of operations, who paid since when, the phases of the subscription, and by what means Stripe's invoice is made, if
+-- that is what counts. Reads rollups and what is not rolled up yet, not all events.
 create or replace function billing.facts_of(p_organization_id uuid, p_period_start timestamptz, p_period_end timestamptz)
 returns jsonb
 language sql
@@ -52,6 +53,16 @@ as $$
     )
   )
     || billing.phases_of(p_organization_id, p_period_start, p_period_end)
+    || coalesce(
+      (
+        select jsonb_build_object('invoice_mode', p.invoice_mode)
+        from billing.billing_periods p
+        where p.organization_id = p_organization_id
+          and p.period_start = p_period_start
+          and p.invoice_mode <> 'local'
+      ),
+      '{}'
+    )
 $$;
 
 -- {"phases": […]}; {} where there is no subscription, so that facts of before subscriptions stay what they are.
