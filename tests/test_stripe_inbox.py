@@ -211,6 +211,17 @@ def dead(database: Database, superuser: Connection, customer: str, **members: An
     return event
 
 
+def test_the_last_attempt_may_be_one_that_stripe_sends_again(
+    shared_database: Database, superuser: Connection, stripe: Stripe, customer: str
+) -> None:
+    event = failing(customer)
+    assert receive(shared_database, event) == ["pending"]
+    superuser.execute("update stripe.webhook_events set attempts = %s where id = %s", [PAUSES, event["id"]])
+    assert receive(shared_database, event) == ["pending"]  # as the contract has it
+    row = stripe.row(event["id"])
+    assert row is not None and (row["status"], row["attempts"]) == ("dead", PAUSES + 1)
+
+
 def test_a_dead_one_that_stripe_sends_again_is_tried_again(
     shared_database: Database, superuser: Connection, stripe: Stripe, customer: str
 ) -> None:

@@ -200,7 +200,8 @@ begin
       end if;
     end if;
   end if;
-  select s.outcome, s.message into outcome, message from stripe.settle(v_event, p_waits) s;
+  -- Stripe is told no more than that it is stored.
+  select replace(s.outcome, 'dead', 'pending'), s.message into outcome, message from stripe.settle(v_event, p_waits) s;
 end;
 $$;
 
