@@ -107,6 +107,7 @@ def test_the_example_holds_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None
             "redis://:hunter2@h:x",
             "expected a URL such as redis://:password@host:6379/0, or rediss:// for TLS",
         ),
+        ("STRIPE_PUBLISHABLE_KEY", "sk_live_hunter2", "expected a publishable key of Stripe, such as pk_test_…"),
         ("DATABASE_URL", "postgres:/x:hunter2@", "expected a URL such as postgresql://role@host:5432/database"),
     ],
 )

@@ -233,6 +233,14 @@ class Settings(BaseSettings):
             raise ValueError("expected a secret key of Stripe, such as sk_test_…")
         return value
 
+    @field_validator("stripe_publishable_key")
+    @classmethod
+    def _may_be_told(cls, value: str | None) -> str | None:
+        """It is shown to whoever asks for a checkout: the secret key must not stand here by a slip."""
+        if value is not None and not re.fullmatch(r"pk_(test|live)_\w+", value):
+            raise ValueError("expected a publishable key of Stripe, such as pk_test_…")
+        return value
+
     @field_validator("stripe_webhook_secret")
     @classmethod
     def _verifies_stripe(cls, value: SecretStr | None) -> SecretStr | None:
