@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -403,6 +403,59 @@ def test_an_invoice_may_have_a_meter_for_several_times(books: Books) -> None:
     )
     found = {subject: row for subject, row in books.found().items() if subject.startswith("in_1 ")}
     assert [(number(row["theirs"]), row["cause"]) for row in found.values()] == [(0, "in step"), (12, "in step")]
+
+
+@pytest.mark.parametrize(
+    ("begun", "trial", "renewed", "is_found"),
+    [(60, None, 0, True), (60, None, -3, False), (60, 0, 0, False), (0, None, 0, False)],
+    ids=["billed", "not billed yet", "in its trial", "before it began"],
+)
+def test_usage_that_stripe_has_no_price_for_is_found(
+    books: Books, begun: int, trial: int | None, renewed: int, is_found: bool
+) -> None:
+    """It has all of it, and no invoice has a line of it: who did not put a metered price on the subscription."""
+
+    def ago(days: float) -> datetime:
+        return moment(1) - timedelta(days=days)
+
+    books.superuser.execute(
+        """
+        insert into stripe.subscriptions (
+          organization_id, id, customer_id, subscription_id, status, current_period_start, trial_end, is_live, facts,
+          latest_event_id, latest_event_at
+        )
+        values (
+          %s, %s, %s, gen_random_uuid(), 'active', %s, %s, false, jsonb_build_object('start_date', %s), 'evt', now()
+        )
+        """,
+        [
+            books.id,
+            f"sub_{books.id.hex}",
+            books.customer,
+            ago(renewed) if renewed >= 0 else datetime.now(UTC),
+            None if trial is None else ago(trial),
+            int(ago(begun).timestamp()),
+        ],
+    )
+    books.use(12, at=moment(2, days=10))
+    books.report()
+    # As it is sent in time.
+    books.superuser.execute(
+        "update stripe.meter_event_reports set happened_at = %s where organization_id = %s",
+        [moment(2, days=10, hours=1), books.id],
+    )
+    subject = f"no invoice {METER}"
+    row = books.found("--period", str(month(2))).get(subject)
+    assert (row is not None) == is_found
+    if row is not None:
+        assert (number(row["drift"]), row["cause"]) == (
+            -12,
+            "on no invoice of Stripe's: the subscription there has no price of this meter",
+        )
+    start, end = int(moment(2, days=-5).timestamp()), int(moment(1, days=-5).timestamp())
+    line = metered_line(books, 12, 300) | {"period": {"start": start, "end": end}}
+    put_invoice(books, line, ago=int((datetime.now(UTC) - moment(1)).total_seconds()))
+    assert subject not in books.found("--period", str(month(2)))
 
 
 def test_usage_that_was_reported_after_the_invoice_is_named(books: Books) -> None:

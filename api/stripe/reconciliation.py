@@ -130,10 +130,12 @@ class Reconciliation:
                     lambda s, page, id=invoice["id"]: s.v1.invoices.line_items.list_async(id, page)  # type: ignore[misc]
                 )
             for line in lines:
-                price = _price_of(line)
-                starts_in_period = question["lines_since"] <= line["period"]["start"] < question["lines_until"]
-                if price is not None and starts_in_period and not _is_item(line):
-                    yield _told(invoice, line, price, await self._meter_of(price))
+                price, start, end = _price_of(line), line["period"]["start"], line["period"]["end"]
+                starts_in_period = question["lines_since"] <= start < question["lines_until"]
+                touches_period = start < question["lines_until"] and end > question["lines_since"]
+                if price is not None and (starts_in_period or touches_period) and not _is_item(line):
+                    told = _told(invoice, line, price, await self._meter_of(price))
+                    yield told | {"is_of_period": starts_in_period}
 
     async def _items(self, customer: str, question: Json) -> AsyncIterator[Json]:
         created = {"gte": question["invoices_since"]}

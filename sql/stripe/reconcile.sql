@@ -451,7 +451,8 @@ end;
 $$;
 
 -- p_lines: of Stripe's invoices, those of this period: [{"invoice", "status", "finalized_at", "line", "period_start", "period_end", "quantity",
--- "amount", "currency", "price_id", "meter_id", "unit_amount", "is_prorated"}, …], times and amounts as Stripe has them.
+-- "amount", "currency", "price_id", "meter_id", "unit_amount", "is_prorated", "is_of_period"}, …], times and amounts as Stripe has them;
+-- is_of_period: false of those that have begun before it.
 create or replace function stripe.reconcile_lines(p_period billing.billing_periods, p_lines jsonb)
 returns setof stripe.reconciliations
 language plpgsql
@@ -486,9 +487,10 @@ begin
       ) as reported
     from jsonb_to_recordset(p_lines) as l (
       invoice text, status text, finalized_at bigint, period_start bigint, period_end bigint, quantity numeric, amount numeric, currency text,
-      meter_id text
+      meter_id text, is_of_period boolean
     )
     join stripe.meters m on m.id = l.meter_id
+    where l.is_of_period
     group by l.invoice, l.status, m.meter_code, l.currency, l.period_start, l.period_end
     order by l.period_start, l.invoice, m.meter_code
   loop
@@ -564,7 +566,7 @@ begin
     select l.*, to_timestamp(l.period_start) as line_start, s.plan_code, f.unit_amount_cents
     from jsonb_to_recordset(p_lines) as l (
       invoice text, status text, line text, period_start bigint, quantity numeric, amount numeric, currency text, price_id text, meter_id text,
-      unit_amount numeric, is_prorated boolean
+      unit_amount numeric, is_prorated boolean, is_of_period boolean
     )
     left join stripe.plan_prices s on s.price_id = l.price_id
     left join lateral (
@@ -575,6 +577,7 @@ begin
     ) as f on s.plan_code is not null
     where l.price_id is not null
       and l.meter_id is null
+      and l.is_of_period
       -- A part of a fee, or back: its time is Stripe's to reckon.
       and not coalesce(l.is_prorated, false)
     order by l.period_start, l.invoice, l.line
@@ -593,6 +596,47 @@ begin
       end;
     end if;
     v_row.drift := v_row.theirs - v_row.ours;
+    return next v_row;
+  end loop;
+
+  -- Stripe has it, and bills none of it: of what it has a price for there is a line, also where nothing was used.
+  for v_line in
+    select r.meter_code, sum(r.quantity) as reported
+    from stripe.meter_event_reports r
+    join stripe.meters m on m.meter_code = r.meter_code
+    where p_period.invoice_mode = 'stripe_meters'
+      and r.organization_id = p_period.organization_id
+      and r.period_start = p_period.period_start
+      and r.status = 'acknowledged'
+      and exists (
+        select
+        from stripe.subscriptions s
+        where s.organization_id = r.organization_id
+          and s.customer_id = r.customer_id
+          and s.status not in ('canceled', 'incomplete', 'incomplete_expired')
+          -- Whose time was over after this period, so that there is an invoice of it among those that were looked at.
+          and s.current_period_start between p_period.period_end and least(now() - interval '1 day', p_period.period_end + interval '32 days')
+          and r.happened_at < s.current_period_start
+          and r.happened_at >= coalesce(stripe.time_in(s.facts -> 'start_date'), stripe.time_in(s.facts -> 'created'))
+          and r.happened_at >= coalesce(s.trial_end, '-infinity')
+      )
+      and exists (
+        select
+        from billing.prices p
+        where p.meter_code = r.meter_code
+          and p.model <> 'none'
+          and p.effective_from < p_period.period_end
+      )
+      and not exists (select from jsonb_to_recordset(p_lines) as l (meter_id text) where l.meter_id = m.id)
+    group by 1
+    order by 1
+  loop
+    v_row.subject := format('no invoice %s', v_line.meter_code);
+    v_row.ours := v_line.reported;
+    v_row.theirs := 0;
+    v_row.explained := 0;
+    v_row.drift := - v_row.ours;
+    v_row.cause := 'on no invoice of Stripe''s: the subscription there has no price of this meter';
     return next v_row;
   end loop;
 end;
