@@ -347,3 +347,23 @@ def test_events_of_the_other_mode_are_ignored(open_stack: OpenStack, make_organi
         assert stripe.outcome(changed(customer) | {"livemode": True}) == "ignored"
         assert value(stripe.superuser, "select count(*) from stripe.subscriptions") == 0
         assert stripe.outcome(changed(customer)) == "applied"
+
+
+def test_whoever_is_held_up_with_a_customer_holds_up_no_others(
+    stack: RunningStack, stripe: Stripe, make_organization: MakeOrganization
+) -> None:
+    """Its events are stored, and applied once whoever is at it is done."""
+    theirs, others = (link(stack.database, make_organization(stack.database).id) for _ in range(2))
+    held = [changed(theirs, "past_due", at=NOW - 50 + n, type="created" if n == 0 else "updated") for n in range(3)]
+    with stack.database.connect(autocommit=False) as holder, ThreadPoolExecutor(len(held)) as pool:
+        holder.execute("select stripe.lock_customer(%s)", [theirs])
+        answers = [pool.submit(stripe.send, event) for event in held]
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert [stripe.outcome(changed(others, at=NOW - 50 + n)) for n in range(3)] == ["applied"] * 3
+        assert time.monotonic() < began + 3
+        for answer in answers:
+            assert (answer.result().status_code, answer.result().json()["outcome"]) == (200, "pending")
+        holder.rollback()
+    waiting = "select count(*) from stripe.webhook_events where customer_id = %s and status in ('received', 'failed')"
+    assert eventually(lambda: value(stripe.superuser, waiting, theirs), (0).__eq__) == 0

@@ -39,6 +39,8 @@ as $$
 declare
   v_event stripe.webhook_events;
 begin
+  -- Nobody waits for long with a customer in its hands, for whom others wait: it is tried again.
+  perform set_config('statement_timeout', '8s', true), set_config('lock_timeout', '5s', true);
   -- The customer first, as whoever receives an event does, and the row in a later statement, which sees what that waited for.
   perform stripe.lock_customer((select e.customer_id from stripe.webhook_events e where e.id = p_id));
   select e.* into v_event

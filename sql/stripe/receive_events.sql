@@ -153,8 +153,16 @@ set search_path = ''
 as $$
 declare
   v_event stripe.webhook_events := p_event;
+  v_is_locked boolean := true;
 begin
-  perform stripe.lock_customer(v_event.customer_id);
+  begin
+    perform stripe.lock_customer(v_event.customer_id);
+  exception when lock_not_available then
+    if not p_waits then
+      raise;
+    end if;
+    v_is_locked := false;
+  end;
   v_event.organization_id := stripe.organization_of(v_event.customer_id);
   v_event.received_at := clock_timestamp();
   v_event.next_attempt_at := v_event.received_at;
@@ -172,18 +180,28 @@ begin
     v_event.message := format('nothing is made of %s', left(v_event.type, 80));
     outcome := 'ignored';
     message := v_event.message;
+  elsif not v_is_locked then
+    v_event.status := 'received';
+    v_event.next_attempt_at := v_event.received_at + stripe.pause_after(1);
+    outcome := 'pending';
+    message := 'another event of its customer is being applied';
   else
     -- As most turn out to be; what becomes of the others is written once that is known.
     v_event.status := 'applied';
   end if;
-  v_event.attempts := case v_event.status when 'dead' then 0 else 1 end;
-  v_event.settled_at := case when v_event.status <> 'dead' then v_event.received_at end;
+  v_event.attempts := case when v_event.status in ('dead', 'received') then 0 else 1 end;
+  v_event.settled_at := case when v_event.status not in ('dead', 'received') then v_event.received_at end;
   insert into stripe.webhook_events select v_event.* on conflict do nothing;
   if found then
     if v_event.status <> 'applied' then
       return;
     end if;
     v_event.attempts := 0;
+  elsif not v_is_locked then
+    -- It is stored already. Whoever is on its row may wait for the customer.
+    outcome := 'pending';
+    message := 'another event of its customer is being applied';
+    return;
   else
     select e.* into strict v_event from stripe.webhook_events e where e.id = p_event.id for update;
     if v_event.status in ('applied', 'stale', 'ignored') then
@@ -207,7 +225,7 @@ $$;
 
 -- Several at once, in one transaction, for the sidecar: in the order of their customers and ids, so that two such transactions do not wait for
 -- each other in a circle. error_state is an SQLSTATE where one was not stored, which costs the others nothing: of 55P03 it is to be sent by
--- itself, since somebody closes a period of its organization.
+-- itself, since somebody closes a period of its organization, or waits for that.
 create or replace function stripe.receive_events(p_payloads text[], p_is_live boolean, p_waits boolean default false)
 returns table ("position" integer, id text, outcome text, message text, error_state text, error_message text)
 language plpgsql
@@ -234,6 +252,8 @@ begin
     -- Nobody here waits for longer: who waits for a period is let go before that, and what it came with is stored and tried again later.
     perform set_config('statement_timeout', '8s', true);
   end if;
+  -- Whoever has a customer in its hands for that long waits for somebody else: that must not hold up all others here.
+  perform set_config('lock_timeout', '1s', true);
   for v_next in
     select e.id, e.ordinality::integer as position
     from unnest(v_events) with ordinality as e
@@ -251,6 +271,10 @@ begin
       message := null;
       error_state := sqlstate;
       error_message := sqlerrm;
+      if not p_waits then
+        -- There may be many of the same customer.
+        perform set_config('lock_timeout', '5ms', true);
+      end if;
     end;
     return next;
   end loop;
