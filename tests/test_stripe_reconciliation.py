@@ -559,6 +559,26 @@ def test_amounts_are_looked_for_among_stripes_items(books: Books) -> None:
     assert found() == (300, 600, 300, "Stripe has it 2 times: delete what is too much there")
 
 
+def test_an_amount_on_an_invoice_that_was_voided_drifts(books: Books) -> None:
+    """Nobody pays it, until somebody makes the item once more."""
+    books.superuser.execute(
+        "update billing.billing_terms set invoice_mode = 'stripe_items' where organization_id = %s", [books.id]
+    )
+    books.use(12, at=moment(1, days=3))
+    finalize(books.superuser, books.id, month(1))
+    books.send_items()
+    (item,) = books.stripe.all("invoiceitem")
+    books.stripe.put(item | {"invoice": "in_void"})
+    made = fixtures.invoice("in_void", customer=books.customer, status="void", created=int(moment().timestamp()))
+    told = fixtures.event("invoice.voided", made, created=int(moment().timestamp()))
+    books.superuser.execute("select stripe.receive_events(%s, false)", [[json.dumps(told)]])
+    (row,) = books.found("--period", str(month(1))).values()
+    assert (row["drift"], row["cause"]) == ("-300", "its invoice was voided at Stripe")
+    books.stripe.put(item | {"id": "ii_again", "invoice": "in_next"})
+    (row,) = books.found("--period", str(month(1))).values()
+    assert (row["drift"], row["cause"]) == ("0", "in step")
+
+
 def test_an_amount_of_another_currency_drifts(books: Books) -> None:
     """As many of them are another sum of money."""
     books.superuser.execute(

@@ -147,6 +147,7 @@ class Reconciliation:
                 "item": (item.get("metadata") or {}).get("goldleaves_item"),
                 "amount": item["amount"],
                 "currency": item["currency"],
+                "invoice": _id_of(item.get("invoice")),
             }
 
     async def _meter_of(self, price: str) -> str | None:
@@ -301,6 +302,12 @@ def _is_item(line: Json) -> bool:
 def _is_prorated(line: Json) -> bool:
     details = (line.get("parent") or {}).get("subscription_item_details") or {}
     return bool(details.get("proration") or line.get("proration"))
+
+
+def _id_of(reference: Any) -> str | None:
+    """Of what may be an id, or a whole object."""
+    found: str | None = reference["id"] if isinstance(reference, dict) else reference
+    return found
 
 
 def _told(invoice: Json, line: Json, price: str, meter: str | None) -> Json:

@@ -642,7 +642,7 @@ begin
 end;
 $$;
 
--- p_items: those that Stripe has of the organization's customers: [{"id", "amount", "currency"}, …].
+-- p_items: those that Stripe has of the organization's customers: [{"id", "item", "amount", "currency", "invoice"}, …].
 create or replace function stripe.reconcile_items(p_period billing.billing_periods, p_items jsonb)
 returns setof stripe.reconciliations
 language sql
@@ -655,6 +655,7 @@ as $$
     coalesce(t.amount, case when i.status = 'pending' then a.ours else 0 end) - a.ours,
     case
       when t.currencies is not null then format('the currency differs: %s', t.currencies)
+      when t.is_void then 'its invoice was voided at Stripe'
       when t.times > 1 then format('Stripe has it %s times: delete what is too much there', t.times)
       when t.amount = a.ours and i.status in ('acknowledged', 'pending') then 'in step'
       when t.amount = a.ours then 'Stripe has it after all'
@@ -670,12 +671,14 @@ as $$
     null::timestamptz, clock_timestamp()
   from stripe.invoice_items i
   cross join lateral (select stripe.amount_at_stripe(i.amount_cents, i.currency)) as a (ours)
-  -- What is of another currency is nothing of ours.
+  -- What is of another currency, or on an invoice that nobody pays, is nothing of ours.
   cross join lateral (
     select
-      count(*) as times, sum(case when x.currency <> i.currency then 0 else x.amount end) as amount,
+      count(*) filter (where v.id is null) as times, sum(case when x.currency <> i.currency or v.id is not null then 0 else x.amount end) as amount,
+      bool_and(v.id is not null) as is_void,
       string_agg(distinct x.currency, ', ') filter (where x.currency <> i.currency) as currencies
-    from jsonb_to_recordset(p_items) as x (id text, item text, amount numeric, currency text)
+    from jsonb_to_recordset(p_items) as x (id text, item text, amount numeric, currency text, invoice text)
+    left join stripe.invoices v on v.organization_id = i.organization_id and v.id = x.invoice and v.status = 'void'
     where x.id = i.stripe_id
       or x.item = i.id::text
   ) as t
