@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from email.utils import format_datetime
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
 
+from api.database import Refetch
 from api.stripe import fixtures
+from api.stripe.refetch import Refetching
 from tests.conftest import MakeOrganization, OpenStack
 from tests.harness import Organization, RunningStack
 from tests.observe import eventually
@@ -278,3 +283,20 @@ def test_without_a_key_they_wait_and_are_forgotten_in_the_end(open_stack: OpenSt
 def is_later(row: dict[str, Any], seconds: int) -> bool:
     at = datetime.fromisoformat(row["next_attempt_at"])
     return at > datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+class SlowStripe:
+    """It says at once how a subscription is, and is slow to send that."""
+
+    async def ask(self, call: object) -> SimpleNamespace:
+        await asyncio.sleep(3.5)
+        return SimpleNamespace(data={"object": "subscription"}, headers={"date": format_datetime(datetime.now(UTC))})
+
+
+def test_what_changes_while_stripe_is_slow_to_answer_comes_later() -> None:
+    """What is fetched is of when it was asked for, and not of when the answer came."""
+    refetching = Refetching(cast("Any", None), cast("Any", SlowStripe()))
+    began = datetime.now(UTC)
+    _, at = asyncio.run(refetching._objects(Refetch("subscription", "sub_1", 1)))
+    # In whole seconds; not before it was asked, since what asked for it is in it.
+    assert began.replace(microsecond=0) <= at <= began + timedelta(seconds=2)
