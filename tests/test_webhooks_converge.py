@@ -348,3 +348,27 @@ def test_eight_who_deliver_lives_at_once_end_in_the_same_rows(
         assert found(superuser, organization, life.token) == expected(life), name
         assert rows(superuser, life, organization) == _rows[name], name
         assert_settled(superuser, life)
+
+
+def test_a_customer_of_very_many_events_can_be_linked(superuser: Connection, sidecar: Connection) -> None:
+    """Each is worked out of all of them: the sidecar applies what would take too long."""
+
+    def busy(life: Life, organization: UUID) -> None:
+        subscription = life.subscribe(0)
+        for number in range(1, 400):
+            subscription.change(number * 60, plan=("firm", "starter", "pro")[number % 3])
+
+    life, organization = begin(superuser, busy)
+    tell(life, organization, range(len(life.events())), superuser, sidecar, at_once=100)
+    superuser.execute("set statement_timeout = '12s'")
+    try:
+        link(superuser, organization, life.customer)
+    finally:
+        superuser.execute("reset statement_timeout")
+    assert found(superuser, organization, life.token) == expected(life)
+    # The sidecar would do the rest, which takes a while, and changes nothing.
+    superuser.execute(
+        "update stripe.webhook_events set status = 'applied' where status = 'received' and id like %s",
+        [f"%_{life.token}"],
+    )
+    assert_settled(superuser, life)

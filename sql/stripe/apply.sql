@@ -112,7 +112,8 @@ as $$
   select ('{5 seconds,30 seconds,2 minutes,10 minutes,1 hour,6 hours,12 hours,24 hours}'::interval[])[p_attempts]
 $$;
 
--- What waited for a customer to be linked, or for a payment to be known.
+-- What waited for a customer to be linked, or for a payment to be known. After two seconds the rest is left to the sidecar: there may be very
+-- many, and each is worked out of all of them, so that what is applied by then is right already.
 create or replace function stripe.apply_waiting(p_customer_id text, p_waits boolean)
 returns void
 language plpgsql
@@ -121,6 +122,7 @@ set search_path = ''
 as $$
 declare
   v_event stripe.webhook_events;
+  v_until timestamptz := clock_timestamp() + interval '2 seconds';
 begin
   for v_event in
     select e.*
@@ -130,6 +132,13 @@ begin
     order by e.created_at, e.id
     for update
   loop
+    if clock_timestamp() > v_until then
+      update stripe.webhook_events e
+      set status = 'received', message = null, attempts = 0, next_attempt_at = clock_timestamp(), settled_at = null
+      where e.customer_id = p_customer_id
+        and e.status = 'unlinked';
+      return;
+    end if;
     perform stripe.settle(v_event, p_waits);
   end loop;
 end;
