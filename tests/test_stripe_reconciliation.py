@@ -494,6 +494,20 @@ def test_a_fee_is_compared_with_the_catalog(books: Books) -> None:
     assert (number(row["drift"]), row["cause"]) == (0, "price price_other is no plan of ours")
 
 
+def test_a_fee_that_the_catalog_leaves_to_stripe_is_no_drift(books: Books) -> None:
+    """As of the plans that there are from the start."""
+    books.superuser.execute(
+        "insert into stripe.plan_prices (price_id, plan_code) values (%s, 'pro')", [f"price_{books.id.hex}"]
+    )
+    price = fixtures.price(f"price_{books.id.hex}", unit_amount=4900)
+    books.stripe.put(price)
+    books.use(1)
+    start, end = int(moment().timestamp()), int(moment(-1).timestamp())
+    put_invoice(books, fixtures.invoice_line("il_1", price=price, amount=4900, start=start, end=end))
+    row = books.found()["in_1 il_1"]
+    assert (number(row["drift"]), row["cause"]) == (0, "plan pro has no fee here")
+
+
 def test_lines_of_usage_are_compared_with_the_statement(books: Books) -> None:
     books.use(12, at=moment(1, days=3))
     books.report()

@@ -563,7 +563,9 @@ begin
 
   -- Whatever is used: the fee of a plan, against the catalog.
   for v_line in
-    select l.*, to_timestamp(l.period_start) as line_start, s.plan_code, f.unit_amount_cents
+    select
+      l.*, to_timestamp(l.period_start) as line_start, s.plan_code, f.unit_amount_cents,
+      exists (select from billing.prices p where p.plan_code = s.plan_code and p.meter_code is null) as has_fee
     from jsonb_to_recordset(p_lines) as l (
       invoice text, status text, line text, period_start bigint, quantity numeric, amount numeric, currency text, price_id text, meter_id text,
       unit_amount numeric, is_prorated boolean, is_of_period boolean
@@ -588,6 +590,10 @@ begin
     if v_line.plan_code is null then
       v_row.ours := v_line.unit_amount;
       v_row.cause := format('price %s is no plan of ours', v_line.price_id);
+    elsif not v_line.has_fee then
+      -- As the plans are that come with it: who leaves fees to Stripe has nothing to compare.
+      v_row.ours := v_line.unit_amount;
+      v_row.cause := format('plan %s has no fee here', v_line.plan_code);
     else
       v_row.ours := coalesce(stripe.amount_at_stripe(v_line.unit_amount_cents, v_line.currency), 0);
       v_row.cause := case
